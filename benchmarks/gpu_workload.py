@@ -1,0 +1,104 @@
+"""Every kernel once or twice on small inputs, checked against the CPU: the program compute-sanitizer watches.
+
+Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that every tensor is an allocation of its own and an access just
+outside one is seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
+
+from policy_cases import inputs, pack, random_network
+from unmask_cases import MODES, STATE, assert_same, make_state, random_canvas
+
+from unmask.ops import policy_forward, topk_confidence, unmask_
+
+
+def topk() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for vocab, dtype, k, temperature in (
+        (4099, torch.float32, 1, 0.0),
+        (4099, torch.bfloat16, 8, 0.0),
+        (20000, torch.bfloat16, 1, 1.0),
+        (20000, torch.float16, 64, 0.7),
+        (111, torch.float32, 3, 1.0),
+    ):
+        logits = (4 * torch.randn(6, vocab, generator=generator)).to(dtype)
+        rows = torch.rand(6, generator=generator) < 0.7
+        for select in (None, rows):
+            here = topk_confidence(logits, k, rows=select, temperature=temperature, exclude=(2, 77), entropy=True)
+            there = topk_confidence(
+                logits.cuda(),
+                k,
+                rows=None if select is None else select.cuda(),
+                temperature=temperature,
+                exclude=(2, 77),
+                entropy=True,
+            )
+            assert torch.equal(there.token.cpu(), here.token)
+            assert torch.equal(there.sample.cpu(), here.sample)
+            torch.testing.assert_close(there.confidence.cpu(), here.confidence, rtol=0, atol=1e-6)
+
+
+def policy() -> None:
+    for hidden, heads, ffn, k, batch, length in (
+        (128, 2, 512, 1, 1, 96),
+        (128, 2, 512, 1, 40, 33),
+        (64, 4, 128, 50, 2, 40),
+        (256, 2, 1024, 8, 1, 20),
+    ):
+        weights = pack(random_network(hidden, heads, ffn, k))
+        mask, confidence, time = inputs(batch, length, k)
+        here = policy_forward(weights, mask, confidence, time, rows=mask)
+        there = policy_forward(
+            weights._replace(packed=weights.packed.cuda()),
+            mask.cuda(),
+            confidence.cuda(),
+            time.cuda(),
+            rows=mask.cuda(),
+        )
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)
+
+
+def unmask() -> None:
+    for mode in MODES:
+        results = []
+        for device in ("cpu", "cuda"):
+            generator = torch.Generator().manual_seed(1)
+            state = make_state(random_canvas(generator, 5, 50, 3, 40, 0.6), 3, 40, 16)
+            token = torch.randint(10, 90, (5, 40), generator=generator).to(device)
+            state = {name: value.to(device) for name, value in state.items()}
+            for _ in range(3):
+                score = torch.randn(5, 40, generator=generator).to(device)
+                names = {name: state[name] for name in STATE}
+                rank = unmask_(
+                    state["tokens"],
+                    token,
+                    score,
+                    **names,
+                    start=3,
+                    block_length=16,
+                    max_steps=9,
+                    mode=mode,
+                    eos=12,
+                    seed=4,
+                )
+            results.append({name: value.cpu() for name, value in {**state, "rank": rank}.items()})
+        assert_same(results[1], results[0])
+
+
+def main() -> None:
+    topk()
+    policy()
+    unmask()
+    torch.cuda.synchronize()
+    print("all equal")
+
+
+if __name__ == "__main__":
+    main()

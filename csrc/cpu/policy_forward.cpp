@@ -1,0 +1,64 @@
+#include "ops/policy_forward.h"
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/policy_forward_plan.h"
+
+namespace unmask {
+namespace cpu {
+
+UNMASK_DECLARE_ISAS(void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end,
+                                        const PolicyScratch& scratch, const RotaryTable& rotary))
+
+namespace {
+
+// Memory that a thread keeps between calls: a step of decoding allocates nothing once it is warm.
+struct ThreadMemory {
+  std::vector<char> scratch;
+  std::vector<float> rotary;
+  int64_t head_size = 0, positions = 0;
+
+  char* scratch_of(int64_t bytes) {
+    if (static_cast<int64_t>(scratch.size()) < bytes + 64) scratch.assign(static_cast<size_t>(bytes + 64), 0);
+    const auto address = reinterpret_cast<uintptr_t>(scratch.data());
+    return scratch.data() + (64 - address % 64) % 64;
+  }
+
+  RotaryTable table(int64_t size, int64_t length) {
+    if (size != head_size || length > positions) {
+      head_size = 0;  // nothing valid, should the allocation fail
+      const int64_t half = size / 2, stride = round_up(length, kMaxChunk);
+      rotary.assign(static_cast<size_t>(2 * half * stride), 0.0f);
+      for (int64_t i = 0; i < half; ++i) {
+        const double frequency =
+            static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(size)));
+        for (int64_t j = 0; j < stride; ++j) {
+          const double angle = static_cast<double>(j) * frequency;
+          rotary[static_cast<size_t>(i * stride + j)] = static_cast<float>(std::cos(angle));
+          rotary[static_cast<size_t>((half + i) * stride + j)] = static_cast<float>(std::sin(angle));
+        }
+      }
+      head_size = size;
+      positions = stride;
+    }
+    return RotaryTable{rotary.data(), rotary.data() + head_size / 2 * positions, positions};
+  }
+};
+
+}  // namespace
+
+void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end) {
+  static const auto kernel = pick_isa(portable::policy_forward, avx2::policy_forward, avx512::policy_forward);
+  static thread_local ThreadMemory memory;
+  if (begin >= end) return;
+  Arena count{nullptr};
+  PolicyScratch measured(params, count);
+  Arena arena{memory.scratch_of(count.used)};
+  const PolicyScratch scratch(params, arena);
+  kernel(params, begin, end, scratch, memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+}
+
+}  // namespace cpu
+}  // namespace unmask

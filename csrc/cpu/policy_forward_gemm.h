@@ -1,0 +1,180 @@
+// Matrix products and elementwise functions of policy_forward. No include guard: compiled once per instruction set.
+//
+// Activations of many rows are stored (channel, row), so that the lanes of a vector are rows: products broadcast
+// weights straight from torch's (out, in) layout, and whatever runs over channels (layer norm, softmax over keys) needs
+// no sums across lanes. A handful of vectors (conditioning, bases) is stored row by row instead, and multiplied by
+// `dots`, which reads every weight once.
+namespace unmask {
+namespace cpu {
+namespace UNMASK_ISA {
+
+// Terms summed in registers before they join the result: short chains round less, which attention scores in the hundreds
+// need; the feed-forward's long sums do not.
+UNMASK_INLINE int64_t chain_length(int64_t terms) { return terms > 256 ? 128 : 32; }
+
+// y[r, lane] = bias[r] + sum_k w[r * ws + k * wk] x[k, lane] for R outputs and V vectors of lanes.
+template <int R, int V>
+UNMASK_INLINE void product_tile(int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs, float* y,
+                                int64_t ys, const float* bias) {
+  const int64_t chain = chain_length(in);
+  for (int64_t done = 0; done == 0 || done < in; done += chain) {
+    vf sum[R][V];
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) sum[r][v] = splat(done == 0 && bias ? bias[r] : 0.0f);
+    }
+    const int64_t end = in - done < chain ? in - done : chain;
+    for (int64_t k = 0; k < end; ++k, x += xs, w += wk) {
+      vf column[V];
+      for (int v = 0; v < V; ++v) column[v] = load(x + v * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const vf weight = splat(w[r * ws]);
+        for (int v = 0; v < V; ++v) sum[r][v] = mul_add(weight, column[v], sum[r][v]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < V; ++v) {
+        float* out = y + r * ys + v * kLanes;
+        store(out, done == 0 ? sum[r][v] : load(out) + sum[r][v]);
+      }
+    }
+  }
+}
+
+template <int R, int V>
+static void product_lanes(int64_t out, int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs,
+                          float* y, int64_t ys, const float* bias) {
+  int64_t o = 0;
+  for (; o + R <= out; o += R) {
+    product_tile<R, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
+  }
+  if (o < out && out >= R) {  // the last ones once more, together with their predecessors
+    o = out - R;
+    product_tile<R, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
+  } else {
+    for (; o < out; ++o) product_tile<1, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
+  }
+}
+
+// y (out, lanes) = W x (in, lanes) + bias, with W[r, k] at w[r * ws + k * wk]; lanes a multiple of kLanes.
+static void product(int64_t out, int64_t in, int64_t lanes, const float* w, int64_t ws, int64_t wk, const float* x,
+                    int64_t xs, float* y, int64_t ys, const float* bias) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) product_lanes<6, 2>(out, in, w, ws, wk, x + i, xs, y + i, ys, bias);
+  if (i < lanes) product_lanes<8, 1>(out, in, w, ws, wk, x + i, xs, y + i, ys, bias);
+}
+
+// Sums of the lanes of each of `count` vectors (a multiple of 4).
+template <int count>
+UNMASK_INLINE void sum_lanes(const vf* v, float* sums) {
+#if UNMASK_LANES == 4
+  for (int i = 0; i < count; ++i) sums[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+#else
+  for (int i = 0; i < count; i += 4) {
+    __m256 half[4];
+    for (int j = 0; j < 4; ++j) {
+#if UNMASK_LANES == 16
+      const __m512 whole = (__m512)v[i + j];
+      half[j] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#else
+      half[j] = (__m256)v[i + j];
+#endif
+    }
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+    _mm_storeu_ps(sums + i, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+  }
+#endif
+}
+
+// y[n, r] = bias[r] + <w[r], x[n]> for N vectors and R outputs, R * N a multiple of 4.
+template <int R, int N>
+UNMASK_INLINE void dots_tile(int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y, int64_t ys,
+                             const float* bias) {
+  vf sum[R * N];
+  for (int i = 0; i < R * N; ++i) sum[i] = splat(0.0f);
+  int64_t k = 0;
+  for (; k + kLanes <= in; k += kLanes) {
+    vf vector[N];
+    for (int n = 0; n < N; ++n) vector[n] = load(x + n * xs + k);
+    for (int r = 0; r < R; ++r) {
+      const vf weight = load(w + r * ws + k);
+      for (int n = 0; n < N; ++n) sum[r * N + n] = mul_add(weight, vector[n], sum[r * N + n]);
+    }
+  }
+  float sums[R * N];
+  sum_lanes<R * N>(sum, sums);
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      float total = sums[r * N + n] + (bias ? bias[r] : 0.0f);
+      for (int64_t i = k; i < in; ++i) total += w[r * ws + i] * x[n * xs + i];
+      y[n * ys + r] = total;
+    }
+  }
+}
+
+template <int R, int N>
+static void dots_rows(int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y,
+                      int64_t ys, const float* bias) {
+  for (int64_t o = 0; o < out; o += R) {
+    if (o + R > out) o = out - R;  // out >= 16 > R
+    dots_tile<R, N>(in, w + o * ws, ws, x, xs, y + o, ys, bias ? bias + o : nullptr);
+  }
+}
+
+// y (count, out) = x (count, in) W^T + bias, W (out, in) with rows ws apart; out >= 16.
+static void dots(int64_t count, int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y,
+                 int64_t ys, const float* bias) {
+  for (; count >= 4; count -= 4, x += 4 * xs, y += 4 * ys) dots_rows<3, 4>(out, in, w, ws, x, xs, y, ys, bias);
+  if (count == 3) dots_rows<4, 3>(out, in, w, ws, x, xs, y, ys, bias);
+  if (count == 2) dots_rows<6, 2>(out, in, w, ws, x, xs, y, ys, bias);
+  if (count == 1) dots_rows<8, 1>(out, in, w, ws, x, xs, y, ys, bias);
+}
+
+// x * Phi(x), the exact GELU, to 3e-7: max(x, 0) - |x| Phi(-|x|) with log2 Phi(-a) a polynomial on [0, 6.5].
+UNMASK_INLINE vf gelu(vf x) {
+  const vf positive = maximum(splat(0.0f), x);
+  const vf size = maximum(x, -x);
+  const vf a = minimum(size, splat(6.5f));
+  vf p = splat(3.30927869072184e-05f);
+  p = mul_add(p, a, splat(-0.0007692194194532931f));
+  p = mul_add(p, a, splat(0.00808071531355381f));
+  p = mul_add(p, a, splat(-0.05341210216283798f));
+  p = mul_add(p, a, splat(-0.4587709605693817f));
+  p = mul_add(p, a, splat(-1.1512017250061035f));
+  p = mul_add(p, a, splat(-0.999993085861206f));
+  return mul_add(-size, exp2_fast(p), positive);
+}
+
+// x * sigmoid(x).
+UNMASK_INLINE vf silu(vf x) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  const vf e = exp2_fast(minimum(x, -x) * kLog2e);  // e^-|x|
+  const vf s = 1.0f / (1.0f + e);
+  return x * (x >= 0.0f ? s : e * s);
+}
+
+UNMASK_INLINE vf inverse_deviation(vf variance) {
+  vf r;
+  for (int i = 0; i < kLanes; ++i) r[i] = 1.0f / __builtin_sqrtf(variance[i] + 1e-5f);
+  return r;
+}
+
+// Mean and 1 / sqrt(variance + 1e-5) over d channels of each lane of one vector; x[c * xs] is channel c.
+UNMASK_INLINE void layer_statistics(const float* x, int64_t d, int64_t xs, vf* mean, vf* inverse) {
+  vf sum[4] = {}, square[4] = {};
+  for (int64_t c = 0; c < d; c += 4) {  // d is a multiple of 16
+    for (int j = 0; j < 4; ++j) sum[j] += load(x + (c + j) * xs);
+  }
+  const vf m = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<float>(d);
+  for (int64_t c = 0; c < d; c += 4) {
+    for (int j = 0; j < 4; ++j) {
+      const vf centred = load(x + (c + j) * xs) - m;
+      square[j] = mul_add(centred, centred, square[j]);
+    }
+  }
+  *mean = m;
+  *inverse = inverse_deviation(((square[0] + square[1]) + (square[2] + square[3])) / static_cast<float>(d));
+}
+
+}  // namespace UNMASK_ISA
+}  // namespace cpu
+}  // namespace unmask

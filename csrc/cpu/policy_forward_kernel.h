@@ -1,0 +1,402 @@
+// policy_forward for one instruction set; policy_forward_gemm.h comes before it. No include guard.
+namespace unmask {
+namespace cpu {
+namespace UNMASK_ISA {
+
+constexpr int64_t kChunk = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
+constexpr float kLog2E = 1.4426950408889634f;
+
+// One sequence in hand.
+struct PolicySequence {
+  const PolicyForwardParams& p;
+  const PolicyWeightView& w;
+  const PolicyScratch& s;
+  RotaryTable rotary;
+  const uint8_t* mask;      // (L)
+  const float* confidence;  // (L, K)
+  const float* ada;         // (2, 6D): gamma1, beta1, alpha1, gamma2, beta2, alpha2 for mask 0 and 1
+
+  const float* modulation(int m, int part) const { return ada + (6 * m + part) * p.sizes.hidden; }
+};
+
+UNMASK_INLINE int64_t round_to_lanes(int64_t n) { return round_up(n, kLanes); }
+
+static float mean_of(const float* x, int64_t count, int64_t step) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(x[i * step]);
+  return static_cast<float>(sum / static_cast<double>(count));
+}
+
+// ada(cond) for both mask values of each of `count` sequences, into s.ada (2 * count, 6D).
+static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, const PolicyScratch& s,
+                      const int64_t* sequences, int64_t count) {
+  const int64_t d = p.sizes.hidden;
+  for (int64_t n = 0; n < count; ++n) {
+    const double time = static_cast<double>(p.time[sequences[n]]);
+    float* cosine = s.embedding + n * d;
+    float* sine = cosine + d / 2;
+    for (int64_t i = 0; i < d / 2; ++i) {
+      const bool repeated = i > 0 && w.frequencies[i] == w.frequencies[i - 1];
+      const double angle = time * static_cast<double>(w.frequencies[i]);
+      cosine[i] = repeated ? cosine[i - 1] : static_cast<float>(cos(angle));
+      sine[i] = repeated ? sine[i - 1] : static_cast<float>(sin(angle));
+    }
+  }
+  dots(count, d, d, w.time_in.weight, d, s.embedding, d, s.shared_in, d, w.time_in.bias);
+  for (int64_t i = 0; i < count * d; i += kLanes) store(s.shared_in + i, silu(load(s.shared_in + i)));
+  dots(count, d, d, w.time_out.weight, d, s.shared_in, d, s.shared, d, w.time_out.bias);
+  for (int64_t n = 0; n < count; ++n) {
+    for (int64_t c = 0; c < d; ++c) {
+      const float shared = s.shared[n * d + c] + (p.cond ? p.cond[sequences[n] * d + c] : 0.0f);
+      s.cond[2 * n * d + c] = shared + w.mask_embedding[c];
+      s.cond[(2 * n + 1) * d + c] = shared + w.mask_embedding[d + c];
+    }
+  }
+  dots(2 * count, 6 * d, d, w.ada.weight, d, s.cond, d, s.ada, 6 * d, w.ada.bias);
+}
+
+// Confidences of `lanes` rows, transposed to (K, kChunk); lanes beyond `count` repeat the last row. rows null: from `first`.
+static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count, int64_t lanes) {
+  const int64_t k = q.p.sizes.confidences;
+  for (int64_t i = 0; i < lanes; ++i) {
+    const int64_t j = i < count ? i : count - 1;
+    const float* row = q.confidence + (rows ? rows[j] : first + j) * k;
+    for (int64_t a = 0; a < k; ++a) q.s.confidence[a * kChunk + i] = row[a];
+  }
+}
+
+// One vector of positions: the attention's input as coefficients on the basis of each position's mask value.
+UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const float* confidence, vf inverse, float* out) {
+  const int64_t span = q.s.span, stride = q.s.stride;
+  const vf zero = {};
+  for (int64_t a = 0; a < span; ++a) {
+    vf c = inverse;
+    if (a < span - 2) c = load(confidence + a * kChunk) * inverse;
+    if (a == span - 1) c = splat(1.0f);
+    store(out + a * stride, masked ? zero : c);
+    store(out + (span + a) * stride, masked ? c : zero);
+  }
+}
+
+// One vector of positions: the attention's input itself.
+UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const float* x, vf mean, vf inverse, float* out) {
+  const int64_t d = q.p.sizes.hidden, stride = q.s.stride;
+  const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
+  const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
+  for (int64_t c = 0; c < d; ++c) {
+    const vf normed = mul_add((load(x + c * kChunk) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
+    const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
+    const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
+    store(out + c * stride, mul_add(normed, scale, shift));
+  }
+}
+
+// s.input (inputs, L): what the attention reads at every position.
+static void attention_input(const PolicySequence& q) {
+  const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences, length = q.p.length;
+  for (int64_t first = 0; first < length; first += kChunk) {
+    const int64_t count = length - first < kChunk ? length - first : kChunk, lanes = round_to_lanes(count);
+    gather_confidence(q, nullptr, first, count, lanes);
+    product(d, k, lanes, q.w.confidence.weight, k, 1, q.s.confidence, kChunk, q.s.x, kChunk, q.w.confidence.bias);
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      vi masked = {};
+      for (int64_t i = 0; i < kLanes && v + i < count; ++i) masked[i] = q.mask[first + v + i] ? -1 : 0;
+      vf mean, inverse;
+      layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+      float* out = q.s.input + first + v;
+      if (q.s.low_rank) {
+        input_coefficients(q, masked, q.s.confidence + v, inverse, out);
+      } else {
+        input_channels(q, masked, q.s.x + v, mean, inverse, out);
+      }
+    }
+  }
+}
+
+// The basis of the attention's input for both mask values, and its projections by q, k, v and v's by out.
+static void project_basis(const PolicySequence& q) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences, heads = q.p.sizes.heads, size = d / heads;
+  const int64_t stride = s.basis_stride, lanes = round_to_lanes(2 * s.span);
+  for (int64_t a = 0; a <= k; ++a) {
+    const float* column = a < k ? q.w.confidence.weight + a : q.w.confidence.bias;
+    const int64_t step = a < k ? k : 1;
+    const float mean = mean_of(column, d, step);
+    for (int m = 0; m < 2; ++m) {
+      const float* gamma = q.modulation(m, 0);
+      float* out = s.basis + m * s.span + a;
+      for (int64_t c = 0; c < d; ++c) {
+        out[c * stride] = (column[c * step] - mean) * (q.w.norm1.weight[c] * (1.0f + gamma[c]));
+      }
+    }
+  }
+  for (int m = 0; m < 2; ++m) {
+    const float *gamma = q.modulation(m, 0), *beta = q.modulation(m, 1);
+    float* out = s.basis + m * s.span + k + 1;
+    for (int64_t c = 0; c < d; ++c) out[c * stride] = q.w.norm1.bias[c] * (1.0f + gamma[c]) + beta[c];
+  }
+  product(d, d, lanes, q.w.query.weight, d, 1, s.basis, stride, s.basis_q, stride, nullptr);
+  product(d, d, lanes, q.w.key.weight, d, 1, s.basis, stride, s.basis_k, stride, nullptr);
+  product(d, d, lanes, q.w.value.weight, d, 1, s.basis, stride, s.basis_v, stride, nullptr);
+  for (int64_t h = 0; h < heads; ++h) {
+    product(d, size, lanes, q.w.out.weight + h * size, d, 1, s.basis_v + h * size * stride, stride,
+            s.basis_out + h * d * stride, stride, nullptr);
+  }
+  // A row's attention weights sum to 1, so the bias of v passes through.
+  dots(1, d, d, q.w.out.weight, d, q.w.value.bias, d, s.out_bias, d, q.w.out.bias);
+}
+
+// Rotary embedding of x (D, lanes) in place, rows 2i and 2i + 1 of each head; tables (D / heads / 2, lanes).
+static void rotate(const PolicySizes& sizes, float* x, int64_t xs, const float* cosine, const float* sine, int64_t ts,
+                   int64_t lanes) {
+  const int64_t half = sizes.hidden / sizes.heads / 2;
+  for (int64_t i = 0; i < sizes.hidden / 2; ++i) {
+    float *even = x + 2 * i * xs, *odd = even + xs;
+    const float *c = cosine + i % half * ts, *s = sine + i % half * ts;
+    for (int64_t j = 0; j < lanes; j += kLanes) {
+      const vf a = load(even + j), b = load(odd + j);
+      store(even + j, a * load(c + j) - b * load(s + j));
+      store(odd + j, a * load(s + j) + b * load(c + j));
+    }
+  }
+}
+
+// Keys (D, L), rotated, and where `values` are not the input coefficients themselves, values (D, L).
+static void keys_and_values(const PolicySequence& q) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, lanes = round_to_lanes(q.p.length);
+  if (s.low_rank) {
+    product(d, s.inputs, lanes, s.basis_k, s.basis_stride, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
+  } else {
+    product(d, d, lanes, q.w.key.weight, d, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
+    product(d, d, lanes, q.w.value.weight, d, 1, s.input, s.stride, s.value, s.stride, q.w.value.bias);
+  }
+  rotate(q.p.sizes, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
+}
+
+// low_rank: x after attention as a combination of s.residual (D, residuals), for rows of mask value m.
+static void residual_basis(const PolicySequence& q, int m) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
+  const float* alpha = q.modulation(m, 2);
+  for (int64_t c = 0; c < d; ++c) {
+    float* row = s.residual + c * s.residual_stride;
+    for (int64_t a = 0; a < k; ++a) *row++ = q.w.confidence.weight[c * k + a];
+    *row++ = q.w.confidence.bias[c] + (1.0f + alpha[c]) * s.out_bias[c];
+    for (int64_t h = 0; h < q.p.sizes.heads; ++h) {
+      const float* out = s.basis_out + (h * d + c) * s.basis_stride;
+      for (int64_t a = 0; a < s.values; ++a) *row++ = (1.0f + alpha[c]) * out[a];
+    }
+  }
+}
+
+// The feed-forward's first layer on that basis, normed, and on the shift as a further column: s.up_low (F, residuals + 1).
+static void project_residual(const PolicySequence& q, int m) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn, stride = s.residual_stride;
+  const int64_t lanes = round_to_lanes(s.residuals + 1);
+  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4);
+  for (int64_t v = 0; v < lanes; v += kLanes) {
+    vf sum[2] = {};
+    for (int64_t c = 0; c < d; ++c) sum[c & 1] += load(s.residual + c * stride + v);
+    const vf mean = (sum[0] + sum[1]) / static_cast<float>(d);
+    for (int64_t c = 0; c < d; ++c) {
+      const float scale = q.w.norm2.weight[c] * (1.0f + gamma[c]);
+      store(s.up_input + c * stride + v, (load(s.residual + c * stride + v) - mean) * scale);
+    }
+  }
+  for (int64_t c = 0; c < d; ++c) {
+    s.up_input[c * stride + s.residuals] = q.w.norm2.bias[c] * (1.0f + gamma[c]) + beta[c];
+  }
+  product(f, d, lanes, q.w.up.weight, d, 1, s.up_input, stride, s.up_low, stride, nullptr);
+  for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
+}
+
+// Queries (D, kChunk) of some rows of mask value m, rotated, divided by sqrt(head size).
+static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, half = d / q.p.sizes.heads / 2;
+  const int64_t inputs = s.low_rank ? s.span : d;
+  const float* source = s.low_rank ? s.input + m * s.span * s.stride : s.input;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(2 * half));
+  for (int64_t i = 0; i < lanes; ++i) {
+    const int64_t row = rows[i < count ? i : count - 1];
+    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kChunk + i] = source[a * s.stride + row];
+    for (int64_t a = 0; a < half; ++a) {
+      s.cosine[a * kChunk + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
+      s.sine[a * kChunk + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
+    }
+  }
+  if (s.low_rank) {
+    product(d, inputs, lanes, s.basis_q + m * s.span, s.basis_stride, 1, s.query_input, kChunk, s.query, kChunk,
+            q.w.query.bias);
+  } else {
+    product(d, d, lanes, q.w.query.weight, d, 1, s.query_input, kChunk, s.query, kChunk, q.w.query.bias);
+  }
+  rotate(q.p.sizes, s.query, kChunk, s.cosine, s.sine, kChunk, lanes);
+}
+
+// exp(score - row's maximum) in place for one vector of rows; returns 1 / their sum.
+UNMASK_INLINE vf exponentials(float* scores, int64_t length) {
+  vf best = load(scores);
+  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kChunk));
+  vf sum[2] = {};
+  for (int64_t j = 0; j < length; ++j) {
+    const vf e = exp2_fast((load(scores + j * kChunk) - best) * kLog2E);
+    store(scores + j * kChunk, e);
+    sum[j & 1] += e;
+  }
+  return 1.0f / (sum[0] + sum[1]);
+}
+
+// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kChunk) at `out`.
+static void attend(const PolicySequence& q, int64_t lanes, float* out) {
+  const PolicyScratch& s = q.s;
+  const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
+  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kChunk) {
+    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kChunk, kChunk, s.scores,
+            kChunk, nullptr);
+    vf inverse[2];
+    for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
+    const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
+    product(s.values, length, lanes, values, s.stride, 1, s.scores, kChunk, out, kChunk, nullptr);
+    for (int64_t a = 0; a < s.values; ++a) {
+      for (int64_t v = 0; v < lanes; v += kLanes) {
+        store(out + a * kChunk + v, load(out + a * kChunk + v) * inverse[v / kLanes]);
+      }
+    }
+  }
+}
+
+// s.x (D, kChunk): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
+static void attention_block(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
+  queries(q, m, rows, count, lanes);
+  gather_confidence(q, rows, 0, count, lanes);
+  if (s.low_rank) {
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kChunk + v, load(s.confidence + a * kChunk + v));
+      store(s.mixed + k * kChunk + v, splat(1.0f));
+    }
+    attend(q, lanes, s.mixed + (k + 1) * kChunk);
+    product(d, s.residuals, lanes, s.residual, s.residual_stride, 1, s.mixed, kChunk, s.x, kChunk, nullptr);
+    return;
+  }
+  attend(q, lanes, s.mixed);
+  product(d, k, lanes, q.w.confidence.weight, k, 1, s.confidence, kChunk, s.x, kChunk, q.w.confidence.bias);
+  product(d, d, lanes, q.w.out.weight, d, 1, s.mixed, kChunk, s.update, kChunk, q.w.out.bias);
+  const float* alpha = q.modulation(m, 2);
+  for (int64_t c = 0; c < d; ++c) {
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      float* x = s.x + c * kChunk + v;
+      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
+    }
+  }
+}
+
+// Adds the feed-forward to s.x; `low` = its first layer works on the coefficients in s.mixed.
+static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn;
+  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4), *alpha = q.modulation(m, 5);
+  for (int64_t v = 0; v < lanes; v += kLanes) {
+    vf mean, inverse;
+    layer_statistics(s.x + v, d, kChunk, &mean, &inverse);
+    for (int64_t a = 0; low && a < s.residuals; ++a) {
+      store(s.h + a * kChunk + v, load(s.mixed + a * kChunk + v) * inverse);
+    }
+    if (low) store(s.h + s.residuals * kChunk + v, splat(1.0f));
+    for (int64_t c = 0; !low && c < d; ++c) {
+      const vf centred = (load(s.x + c * kChunk + v) - mean) * inverse;
+      const vf normed = mul_add(centred, splat(q.w.norm2.weight[c]), splat(q.w.norm2.bias[c]));
+      store(s.h + c * kChunk + v, mul_add(normed, splat(1.0f + gamma[c]), splat(beta[c])));
+    }
+  }
+  if (low) {
+    product(f, s.residuals + 1, lanes, s.up_low, s.residual_stride, 1, s.h, kChunk, s.ffn, kChunk, nullptr);
+  } else {
+    product(f, d, lanes, q.w.up.weight, d, 1, s.h, kChunk, s.ffn, kChunk, q.w.up.bias);
+  }
+  for (int64_t c = 0; c < f; ++c) {
+    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kChunk + v, gelu(load(s.ffn + c * kChunk + v)));
+  }
+  product(d, f, lanes, q.w.down.weight, f, 1, s.ffn, kChunk, s.update, kChunk, q.w.down.bias);
+  for (int64_t c = 0; c < d; ++c) {
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      float* x = s.x + c * kChunk + v;
+      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
+    }
+  }
+}
+
+static void output_logits(const PolicySequence& q, const int32_t* rows, int64_t count, int64_t lanes, float* logits) {
+  const int64_t d = q.p.sizes.hidden;
+  for (int64_t v = 0; v < lanes; v += kLanes) {
+    vf mean, inverse, sum = {}, constant = {};
+    layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+    for (int64_t c = 0; c < d; ++c) {
+      const float out = q.w.output.weight[c];
+      sum = mul_add(load(q.s.x + c * kChunk + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
+      constant = mul_add(splat(q.w.final_norm.bias[c]), splat(out), constant);
+    }
+    const vf logit = mul_add(sum, inverse, constant + q.w.output.bias[0]);
+    for (int64_t i = 0; i < kLanes && v + i < count; ++i) logits[rows[v + i]] = logit[i];
+  }
+}
+
+// Logits of one sequence whose ada is ready; at least one row is selected.
+static void policy_sequence(const PolicySequence& q, const uint8_t* select, float* logits) {
+  const PolicyScratch& s = q.s;
+  const int64_t d = q.p.sizes.hidden;
+  attention_input(q);
+  if (s.low_rank) project_basis(q);
+  keys_and_values(q);
+  for (int m = 0; m < 2; ++m) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < q.p.length; ++i) {
+      if ((!select || select[i]) && (q.mask[i] != 0) == (m == 1)) s.rows[count++] = static_cast<int32_t>(i);
+    }
+    if (count == 0) continue;
+    // Worth it once what the rows save pays for projecting the basis.
+    const int64_t columns = s.residuals + 1, rows = round_to_lanes(count);
+    const bool low = s.low_rank && round_to_lanes(columns) * d + rows * columns < rows * d;
+    if (s.low_rank) residual_basis(q, m);
+    if (low) project_residual(q, m);
+    for (int64_t first = 0; first < count; first += kChunk) {
+      const int64_t some = count - first < kChunk ? count - first : kChunk, lanes = round_to_lanes(some);
+      attention_block(q, m, s.rows + first, some, lanes);
+      feed_forward(q, m, low, lanes);
+      output_logits(q, s.rows + first, some, lanes, logits);
+    }
+  }
+}
+
+void policy_forward(const PolicyForwardParams& p, int64_t begin, int64_t end, const PolicyScratch& s,
+                    const RotaryTable& rotary) {
+  const PolicyWeightView w(p.weights, p.sizes);
+  const int64_t length = p.length;
+  int64_t sequence = begin;
+  while (sequence < end) {
+    int64_t group[kMaxGroup], count = 0;
+    for (; sequence < end && count < kMaxGroup; ++sequence) {
+      bool wanted = !p.select;
+      for (int64_t i = 0; i < length; ++i) {
+        wanted = wanted || p.select[sequence * length + i];
+        p.logits[sequence * length + i] = -__builtin_inff();
+      }
+      if (wanted) group[count++] = sequence;
+    }
+    if (count) condition(p, w, s, group, count);
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t row = group[n] * length;
+      const PolicySequence one{
+          p, w, s, rotary, p.mask + row, p.confidence + row * p.sizes.confidences, s.ada + 2 * n * 6 * p.sizes.hidden};
+      policy_sequence(one, p.select ? p.select + row : nullptr, p.logits + row);
+    }
+  }
+}
+
+}  // namespace UNMASK_ISA
+}  // namespace cpu
+}  // namespace unmask

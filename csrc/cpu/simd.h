@@ -1,0 +1,168 @@
+// Vectors of UNMASK_LANES 32-bit numbers in GCC's vector extension, for the instruction set that isa_begin.h opened.
+// No include guard: each thin file gets its own copy in its own namespace. a + b, a < b, a & b, c ? a : b and a[i] are
+// the compiler's; a comparison gives vi lanes of 0 or -1.
+namespace unmask {
+namespace cpu {
+namespace UNMASK_ISA {
+
+#define UNMASK_INLINE static inline __attribute__((always_inline, unused))
+
+constexpr int kLanes = UNMASK_LANES;
+typedef float vf __attribute__((vector_size(UNMASK_LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(UNMASK_LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(UNMASK_LANES * 4)));
+typedef float vf_unaligned __attribute__((vector_size(UNMASK_LANES * 4), aligned(4), may_alias));
+
+UNMASK_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
+UNMASK_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
+UNMASK_INLINE vf splat(float x) { return x - (vf){}; }
+UNMASK_INLINE vi splat_int(int32_t x) { return x - (vi){}; }
+UNMASK_INLINE vu splat_uint(uint32_t x) { return x - (vu){}; }
+
+// a * b + c, fused where the instruction set has it, else rounded twice: for results that need not be the same bits.
+UNMASK_INLINE vf mul_add(vf a, vf b, vf c) {
+#if UNMASK_LANES == 16
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif UNMASK_LANES == 8
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// a * b + c rounded once on every instruction set.
+UNMASK_INLINE vf fused(vf a, vf b, vf c) {
+#if UNMASK_LANES == 4
+  float r[kLanes];
+  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return load(r);
+#else
+  return mul_add(a, b, c);
+#endif
+}
+
+// Larger of each lane; the second argument's where one of them is NaN.
+UNMASK_INLINE vf maximum(vf a, vf b) {
+#if UNMASK_LANES == 16
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif UNMASK_LANES == 8
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+UNMASK_INLINE vf minimum(vf a, vf b) {
+#if UNMASK_LANES == 16
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif UNMASK_LANES == 8
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+UNMASK_INLINE bool any(vi condition) {
+#if UNMASK_LANES == 16
+  return _mm512_movepi32_mask((__m512i)condition) != 0;
+#elif UNMASK_LANES == 8
+  return _mm256_movemask_ps((__m256)condition) != 0;
+#else
+  int32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= condition[i];
+  return bits != 0;
+#endif
+}
+
+UNMASK_INLINE float horizontal_max(vf v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+UNMASK_INLINE double horizontal_sum(vf v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += static_cast<double>(v[i]);
+  return sum;
+}
+
+// 2^f on [-1/2, 1/2]; relative error 9e-8 before rounding, exact at 0.
+UNMASK_INLINE vf exp2_polynomial(vf f) {
+  vf p = splat(1.326469355e-3f);
+  p = mul_add(p, f, splat(9.671514854e-3f));
+  p = mul_add(p, f, splat(5.550733954e-2f));
+  p = mul_add(p, f, splat(2.402224243e-1f));
+  p = mul_add(p, f, splat(6.931470037e-1f));
+  return mul_add(p, f, splat(1.0f));
+}
+
+// 2^x for x up to 127: 0 below about -126.5, NaN for NaN. Relative error below 2e-7.
+UNMASK_INLINE vf exp2_fast(vf x) {
+  x = maximum(splat(-127.0f), x);
+  // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the biased exponent of the result, in the lowest bits.
+  const vf shifted = x + 12583039.0f;
+  const vf f = x - (shifted - 12583039.0f);  // in [-1/2, 1/2]
+  return exp2_polynomial(f) * (vf)((vi)shifted << 23);
+}
+
+// High and low halves of the 64-bit products of 32-bit lanes with a constant.
+UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
+#if UNMASK_LANES == 16
+  const __m512i k = _mm512_set1_epi32((int)constant);
+  const __m512i even = _mm512_mul_epu32((__m512i)a, k);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), k);
+  *low = (vu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+  *high = (vu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+#elif UNMASK_LANES == 8
+  const __m256i k = _mm256_set1_epi32((int)constant);
+  const __m256i even = _mm256_mul_epu32((__m256i)a, k);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), k);
+  *low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  *high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    const uint64_t product = static_cast<uint64_t>(constant) * a[i];
+    (*low)[i] = static_cast<uint32_t>(product);
+    (*high)[i] = static_cast<uint32_t>(product >> 32);
+  }
+#endif
+}
+
+// philox4x32 of csrc/ops/random.h for kLanes values of index, the other counters being equal.
+UNMASK_INLINE void philox_lanes(uint64_t seed, vu index, uint32_t position, uint32_t step, uint32_t sequence,
+                                vu word[4]) {
+  vu c0 = index, c1 = splat_uint(position), c2 = splat_uint(step), c3 = splat_uint(sequence);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    vu high0, low0, high1, low1;
+    multiply_wide(c0, 0xD2511F53u, &high0, &low0);
+    multiply_wide(c2, 0xCD9E8D57u, &high1, &low1);
+    c0 = high1 ^ c1 ^ k0;
+    c2 = high0 ^ c3 ^ k1;
+    c1 = low1;
+    c3 = low0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  word[0] = c0;
+  word[1] = c1;
+  word[2] = c2;
+  word[3] = c3;
+}
+
+// Lanes with an even and with an odd place in the sequence a, b.
+UNMASK_INLINE void deinterleave(vf a, vf b, vf* even, vf* odd) {
+#if UNMASK_LANES == 16
+  const vi e = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+#elif UNMASK_LANES == 8
+  const vi e = {0, 2, 4, 6, 8, 10, 12, 14};
+#else
+  const vi e = {0, 2, 4, 6};
+#endif
+  *even = __builtin_shuffle(a, b, e);
+  *odd = __builtin_shuffle(a, b, e + 1);
+}
+
+}  // namespace UNMASK_ISA
+}  // namespace cpu
+}  // namespace unmask

@@ -1,0 +1,358 @@
+// topk_confidence for one instruction set; see isa.h for how this is compiled and ops/topk_confidence.h for what it does.
+//
+// A row is read once from memory, in blocks that stay in the first-level cache between three passes over them:
+//   1. the block's maximum;
+//   2. candidates for the k largest, only if the maximum beats the k-th so far; the Gumbel-max sample, likewise;
+//   3. sum of exp(x - m), m the largest value so far, while prefetching ahead (this pass takes longest, so the memory
+//      never idles); sums are rescaled when m grows, and kept in double.
+#include "cpu/topk_confidence_dtypes.h"
+
+namespace unmask {
+namespace cpu {
+namespace UNMASK_ISA {
+
+constexpr int kBlock = 1024;  // elements per block; a multiple of every kChunk
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// What is known of a row after some of its blocks.
+struct RowState {
+  float maximum;        // of all entries; -inf at the start
+  double sum;           // of exp(x - maximum)
+  double weighted_sum;  // of exp(x - maximum) * (x - maximum) * log2(e), if the entropy is wanted
+  int found;            // candidates above -inf in the list
+  float value[kMaxTopK];
+  int64_t token[kMaxTopK];
+  float best_score;     // of the sample
+  int64_t sample;
+  float sample_value;
+};
+
+// The draws of a row.
+struct Draw {
+  uint64_t seed;
+  uint32_t sequence, position, step;
+};
+
+static inline bool is_excluded(const TopkConfidenceParams& params, int64_t token) {
+  for (int i = 0; i < params.num_exclude; ++i) {
+    if (params.exclude[i] == token) return true;
+  }
+  return false;
+}
+
+template <typename Type>
+static float block_maximum(const typename Type::Element* x, int count) {
+  vf best[4];
+  for (int w = 0; w < 4; ++w) best[w] = splat(kMinusInfinity);
+  for (int i = 0; i < count; i += kChunk) {
+    vf v[4];
+    Type::load4(x + i, v);
+    for (int w = 0; w < 4; ++w) best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
+  }
+  return horizontal_max(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
+}
+
+// exp(x - m) of a block, summed, for any m; `weighted` gets exp(x - m) * (x - m) * log2(e). NaN in x makes both NaN.
+template <typename Type, bool kEntropy>
+static void sum_exp_plain(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
+  vf total[4], total_weighted[4];
+  for (int w = 0; w < 4; ++w) total[w] = total_weighted[w] = splat(0.0f);
+  for (int i = 0; i < count; i += kChunk) {
+    vf v[4];
+    Type::load4(x + i, v);
+    prefetch<Type>(x + i);
+    for (int w = 0; w < 4; ++w) {
+      // Not x * log2e - m * log2e, which would round at the size of m. Clamped so that -inf * 0 does not come up.
+      const vf t = maximum(splat(-127.0f), (v[w] - m) * kLog2E);
+      const vf e = exp2_fast(t);
+      total[w] += e;
+      if (kEntropy) total_weighted[w] = mul_add(e, t, total_weighted[w]);
+    }
+  }
+  *sum = horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
+  *weighted = horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
+}
+
+#if UNMASK_LANES > 4
+// The same in fewer steps where there is a fused multiply-add. With L = float(log2 e) and c = round(m L), an integer:
+// x L - c = n + f with n = round(x L - c), which adding 1.5 * 2^23 - c to x L does in one instruction, and f from another.
+// Neither rounds at the size of x or m. The factor 2^(m L - c) that all terms have too much is taken out of the sum.
+constexpr float kFusedLimit = 1e6f;  // |m| up to which 1.5 * 2^23 - c stays in [2^23, 2^24)
+
+template <typename Type, bool kEntropy>
+static void sum_exp_fused(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
+  const double scaled = static_cast<double>(m) * static_cast<double>(kLog2E);  // exact
+  const float c = static_cast<float>(nearbyint(scaled));
+  const vf magic = splat(12583039.0f - c);  // 127 more: the lowest bits of the sum are the exponent field of 2^n
+  const vf lowest = splat(m - 87.0f);  // below it the terms are 2^-125, which is nothing beside 1
+  vf total[4], total_weighted[4];
+  for (int w = 0; w < 4; ++w) total[w] = total_weighted[w] = splat(0.0f);
+  for (int i = 0; i < count; i += kChunk) {
+    vf v[4];
+    Type::load4(x + i, v);
+    prefetch<Type>(x + i);
+    for (int w = 0; w < 4; ++w) {
+      const vf y = maximum(lowest, v[w]);
+      const vf shifted = mul_add(y, splat(kLog2E), magic);
+      const vf f = mul_add(y, splat(kLog2E), magic - shifted);
+      const vf power = (vf)((vi)shifted << 23);
+      const vf p = exp2_polynomial(f);
+      if (kEntropy) {
+        const vf e = p * power;
+        total[w] += e;
+        total_weighted[w] = mul_add(e, y - m, total_weighted[w]);
+      } else {
+        total[w] = mul_add(p, power, total[w]);
+      }
+    }
+  }
+  const double factor = exp2(c - scaled);
+  *sum = factor * horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
+  *weighted = factor * kLog2E *
+              horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
+}
+#endif
+
+// Adds exp(x - maximum) of the block to the sums; `largest` is the block's maximum. A NaN makes the sum NaN.
+template <typename Type, bool kEntropy>
+static void accumulate(const typename Type::Element* x, int count, float largest, RowState* row) {
+  if (largest > row->maximum) {
+    if (row->maximum > kMinusInfinity) {
+      const double growth = static_cast<double>(largest) - static_cast<double>(row->maximum);
+      const double factor = exp(-growth);
+      if (kEntropy) {
+        row->weighted_sum = factor == 0.0 ? 0.0 : factor * (row->weighted_sum - growth * kLog2E * row->sum);
+      }
+      row->sum *= factor;
+    }
+    row->maximum = largest;
+  }
+  // Nothing but -inf so far: any finite number keeps -inf - m from being NaN.
+  const float m = row->maximum > kMinusInfinity ? row->maximum : 0.0f;
+  double sum, weighted;
+#if UNMASK_LANES > 4
+  if (m < kFusedLimit && m > -kFusedLimit) {
+    sum_exp_fused<Type, kEntropy>(x, count, m, &sum, &weighted);
+  } else {
+    sum_exp_plain<Type, kEntropy>(x, count, m, &sum, &weighted);
+  }
+#else
+  sum_exp_plain<Type, kEntropy>(x, count, m, &sum, &weighted);
+#endif
+  row->sum += sum;
+  if (kEntropy) row->weighted_sum += weighted;
+}
+
+// Puts a candidate into the descending list; among equal values the earlier, lower id stays in front.
+static void insert(RowState* row, int k, float value, int64_t token) {
+  int place = row->found < k ? row->found++ : k - 1;
+  for (; place > 0 && row->value[place - 1] < value; --place) {
+    row->value[place] = row->value[place - 1];
+    row->token[place] = row->token[place - 1];
+  }
+  row->value[place] = value;
+  row->token[place] = token;
+}
+
+// Value that a candidate must exceed to enter the list.
+static inline float entry_value(const RowState& row, int k) { return row.found < k ? kMinusInfinity : row.value[k - 1]; }
+
+template <typename Type>
+static void update_list(const TopkConfidenceParams& params, const typename Type::Element* x, int count, int64_t first,
+                        RowState* row) {
+  float entry = entry_value(*row, params.k);
+  for (int i = 0; i < count; i += kChunk) {
+    vf v[4];
+    Type::load4(x + i, v);
+    const vf best = maximum(maximum(v[0], v[1]), maximum(v[2], v[3]));
+    // A NaN can hide a value here, but then the row is poisoned anyway.
+    if (!any(best > entry)) continue;
+    for (int j = i; j < i + kChunk; ++j) {
+      const float value = Type::to_float(x[j]);
+      if (!(value > entry) || is_excluded(params, first + j)) continue;
+      insert(row, params.k, value, first + j);
+      entry = entry_value(*row, params.k);
+    }
+  }
+}
+
+// Gumbel-max over a block. A token beats the best score b only if its gumbel exceeds b - x/T, that is, if its uniform
+// draw is below 1 - exp(-exp(x/T - b)) <= exp(x/T - b). That is checked for all lanes first, with slack for rounding;
+// the few that pass are scored by the definition. So the result is the same on every instruction set.
+template <typename Type>
+static void update_sample(const TopkConfidenceParams& params, const Draw& draw, const typename Type::Element* x,
+                          int count, int64_t first, RowState* row) {
+  vu lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<uint32_t>(i);
+  for (int i = 0; i < count; i += kChunk) {
+    vf v[4], bound[4];
+    load_by_four<Type>(x + i, v);
+    const float best = row->best_score;
+    const float slack = best > kMinusInfinity ? 1e-3f + 1e-6f * (best < 0 ? -best : best) : 0.0f;
+    vi possible = splat_int(0);
+    for (int w = 0; w < 4; ++w) {
+      const vf t = mul_add(v[w], splat(params.inverse_temperature), splat(slack - best));
+      bound[w] = exp2_fast(minimum(t, splat(1.0f)) * kLog2E);
+      possible |= bound[w] > 5.8e-11f;  // below any uniform draw, which is at least 2^-33
+    }
+    if (!any(possible)) continue;
+    vu word[4];
+    const uint32_t group = static_cast<uint32_t>((first + i) / 4);
+    philox_lanes(draw.seed, lane + group, draw.position, draw.step, draw.sequence, word);
+    vi pass[4];
+    possible = splat_int(0);
+    for (int w = 0; w < 4; ++w) {
+      // Rounded down, so never above the uniform draw.
+      const vf below = __builtin_convertvector((vi)(word[w] >> 8), vf) * 5.9604644775390625e-8f;
+      pass[w] = below < bound[w];
+      possible |= pass[w];
+    }
+    if (!any(possible)) continue;
+    for (int j = 0; j < kChunk; ++j) {
+      const int64_t token = first + i + j;
+      if (!pass[j % 4][j / 4] || is_excluded(params, token)) continue;
+      const float value = v[j % 4][j / 4];
+      const float score = __builtin_fmaf(value, params.inverse_temperature, gumbel(word[j % 4][j / 4]));
+      if (!(score > row->best_score)) continue;
+      row->best_score = score;
+      row->sample = token;
+      row->sample_value = value;
+    }
+  }
+}
+
+// All passes over `count` elements (a multiple of kChunk) from id `first` on. False if the row is poisoned.
+template <typename Type, bool kEntropy>
+static bool update(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x, int count,
+                   int64_t first, RowState* row) {
+  const float largest = block_maximum<Type>(x, count);
+  if (largest == __builtin_inff()) return false;
+  if (largest > entry_value(*row, params.k)) update_list<Type>(params, x, count, first, row);
+  if (draw != nullptr) {
+    const float bound = __builtin_fmaf(largest, params.inverse_temperature, kGumbelMax);
+    if (bound > row->best_score) update_sample<Type>(params, *draw, x, count, first, row);
+  }
+  accumulate<Type, kEntropy>(x, count, largest, row);
+  return true;
+}
+
+// Fills up the list with the lowest ids whose entry is -inf, where fewer than k candidates are above it.
+template <typename Type>
+static void complete_list(const TopkConfidenceParams& params, const typename Type::Element* x, RowState* row) {
+  for (int64_t token = 0; token < params.vocab && row->found < params.k; ++token) {
+    if (Type::to_float(x[token]) > kMinusInfinity || is_excluded(params, token)) continue;
+    row->value[row->found] = kMinusInfinity;
+    row->token[row->found++] = token;
+  }
+}
+
+// Where every score is -inf, the lowest id is the sample.
+template <typename Type>
+static void complete_sample(const TopkConfidenceParams& params, const typename Type::Element* x, RowState* row) {
+  if (row->sample >= 0) return;
+  int64_t token = 0;
+  while (is_excluded(params, token)) ++token;
+  row->sample = token;
+  row->sample_value = Type::to_float(x[token]);
+}
+
+template <typename Type, bool kEntropy>
+static bool process_row(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x,
+                        RowState* row) {
+  row->maximum = row->best_score = kMinusInfinity;
+  row->sum = row->weighted_sum = 0.0;
+  row->found = 0;
+  row->sample = -1;
+  const int64_t whole = params.vocab / kChunk * kChunk;
+  for (int64_t first = 0; first < whole; first += kBlock) {
+    const int count = static_cast<int>(whole - first < kBlock ? whole - first : kBlock);
+    if (!update<Type, kEntropy>(params, draw, x + first, count, first, row)) return false;
+  }
+  if (whole < params.vocab) {
+    typename Type::Element rest[kChunk];
+    for (int i = 0; i < kChunk; ++i) rest[i] = whole + i < params.vocab ? x[whole + i] : Type::kLowest;
+    if (!update<Type, kEntropy>(params, draw, rest, kChunk, whole, row)) return false;
+  }
+  if (!(row->maximum > kMinusInfinity) || row->sum != row->sum) return false;
+  if (row->sum < 1.0) row->sum = 1.0;  // only by rounding: the largest term is 1, and no probability may exceed 1
+  if (row->found < params.k) complete_list<Type>(params, x, row);
+  if (draw != nullptr) complete_sample<Type>(params, x, row);
+  return true;
+}
+
+static void fill(const TopkConfidenceParams& params, int64_t index, float confidence, float statistic, int64_t id) {
+  for (int i = 0; i < params.k; ++i) {
+    params.confidence[index * params.k + i] = confidence;
+    params.token[index * params.k + i] = id;
+  }
+  params.sample[index] = id;
+  params.sample_confidence[index] = confidence;
+  if (params.logsumexp != nullptr) params.logsumexp[index] = statistic;
+  if (params.entropy != nullptr) params.entropy[index] = statistic;
+}
+
+static inline float probability(const RowState& row, float value) {
+  return static_cast<float>(exp(static_cast<double>(value) - static_cast<double>(row.maximum)) / row.sum);
+}
+
+static void write_row(const TopkConfidenceParams& params, int64_t index, const RowState& row, bool sampled) {
+  for (int i = 0; i < params.k; ++i) {
+    params.confidence[index * params.k + i] = probability(row, row.value[i]);
+    params.token[index * params.k + i] = row.token[i];
+  }
+  params.sample[index] = sampled ? row.sample : row.token[0];
+  params.sample_confidence[index] = probability(row, sampled ? row.sample_value : row.value[0]);
+  const double log_sum = log(row.sum);
+  if (params.logsumexp != nullptr) params.logsumexp[index] = static_cast<float>(row.maximum + log_sum);
+  if (params.entropy != nullptr) {
+    const double entropy = log_sum - 0.69314718055994530942 * row.weighted_sum / row.sum;
+    params.entropy[index] = static_cast<float>(entropy > 0.0 ? entropy : 0.0);
+  }
+}
+
+template <typename Type, bool kEntropy>
+static void process_rows(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
+  const auto* logits = static_cast<const typename Type::Element*>(params.logits);
+  const bool sampled = params.inverse_temperature > 0.0f;
+  RowState row;
+  for (int64_t index = begin; index < end; ++index) {
+    if (params.select != nullptr && params.select[index] == 0) {
+      fill(params, index, 0.0f, 0.0f, -1);
+      continue;
+    }
+    const int64_t source = params.rows != nullptr ? params.rows[index] : index;
+    const int64_t offset =
+        source / params.inner * params.stride_outer + source % params.inner * params.stride_inner;
+    Draw draw{};
+    if (sampled) {
+      const int64_t* counter = params.counter != nullptr ? params.counter + 3 * index : nullptr;
+      draw.seed = static_cast<uint64_t>(*params.seed);
+      draw.sequence = counter != nullptr ? static_cast<uint32_t>(counter[0]) : 0;
+      draw.position = static_cast<uint32_t>(counter != nullptr ? counter[1] : source);
+      draw.step = counter != nullptr ? static_cast<uint32_t>(counter[2]) : 0;
+    }
+    if (process_row<Type, kEntropy>(params, sampled ? &draw : nullptr, logits + offset, &row)) {
+      write_row(params, index, row, sampled);
+    } else {
+      fill(params, index, __builtin_nanf(""), __builtin_nanf(""), -1);
+    }
+  }
+}
+
+void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
+  const bool entropy = params.entropy != nullptr;
+  switch (params.dtype) {
+    case DType::kFloat32:
+      return entropy ? process_rows<Float32, true>(params, begin, end) : process_rows<Float32, false>(params, begin, end);
+    case DType::kBFloat16:
+      return entropy ? process_rows<BFloat16, true>(params, begin, end)
+                     : process_rows<BFloat16, false>(params, begin, end);
+    case DType::kFloat16:
+      return entropy ? process_rows<Float16, true>(params, begin, end) : process_rows<Float16, false>(params, begin, end);
+  }
+}
+
+}  // namespace UNMASK_ISA
+}  // namespace cpu
+}  // namespace unmask

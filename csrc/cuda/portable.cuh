@@ -1,0 +1,187 @@
+// What every kernel here needs from the device, in one place: launches (with clusters where the device has them), a
+// block's dynamic shared memory, cluster barriers and peers' shared memory, asynchronous copies, special loads.
+//
+// With UNMASK_CUDA_EMULATION the same names come from tests/cuda_emulation/emulator.h, and the .cu files compile as
+// plain C++: kernels then run as fibers on the CPU. So kernels use nothing of CUDA but what is named in one of the two.
+#pragma once
+#include <stdint.h>
+
+#ifdef UNMASK_CUDA_EMULATION
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+#include <string.h>
+
+#define UNMASK_DEVICE __device__ __forceinline__
+#define UNMASK_DEVICE_COLD __device__ __noinline__
+#endif
+
+namespace unmask {
+namespace cuda {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// The device a launch goes to.
+struct DeviceInfo {
+  int multiprocessors;
+  int shared_bytes;  // most dynamic shared memory of a block
+  bool clusters;     // thread block clusters (compute capability 9.0 and up)
+};
+
+struct LaunchShape {
+  unsigned grid_x;
+  unsigned grid_y;
+  unsigned threads;
+  unsigned cluster;  // blocks of a cluster, along x; 1 = none
+  int shared_bytes;
+  void* stream;
+};
+
+#ifndef UNMASK_CUDA_EMULATION
+
+inline cudaError_t query_device(DeviceInfo* info) {
+  int device = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  info->clusters = major >= 9;
+  return error;
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
+  if (shape.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x, shape.grid_y, 1);
+  config.blockDim = dim3(shape.threads, 1, 1);
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(shape.stream);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = shape.cluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char storage[];
+  return storage;
+}
+
+// 2^x to about 2 ulp; results below the normal range are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+
+// 16 bytes that will not be read again soon: past L1.
+__device__ __forceinline__ uint4 load_streaming(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// 16 bytes from global to shared memory, behind the calling thread's back: commit_copies() closes a group, and
+// wait_copies<N>() returns once at most the N newest groups of this thread are still under way.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kNewest>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Cluster primitives. A kernel compiled for a device without clusters is only ever launched with clusters of one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// The address of `p`, an object in this block's shared memory, in block `rank` of the cluster.
+template <typename T>
+__device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
+  uint64_t mapped;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
+  return reinterpret_cast<T*>(mapped);
+}
+#else
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+template <typename T>
+__device__ __forceinline__ T* cluster_map(T* p, unsigned) {
+  return p;
+}
+#endif
+
+#endif  // UNMASK_CUDA_EMULATION
+
+// A float as an unsigned integer of the same order (both zeros must be +0; NaN sorts outside the infinities). No
+// number maps to 0, which therefore stands for "nothing".
+UNMASK_DEVICE uint32_t ordered_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+UNMASK_DEVICE float from_ordered_bits(uint32_t ordered) {
+  const uint32_t bits = ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+// Larger is better: the value first, then the lower id.
+UNMASK_DEVICE uint64_t make_key(float value, uint32_t id) {
+  return static_cast<uint64_t>(ordered_bits(value + 0.0f)) << 32 | static_cast<uint32_t>(~id);
+}
+UNMASK_DEVICE float key_value(uint64_t key) { return from_ordered_bits(static_cast<uint32_t>(key >> 32)); }
+UNMASK_DEVICE uint32_t key_id(uint64_t key) { return ~static_cast<uint32_t>(key); }
+
+// Over the lanes of a warp, or over groups of `lanes` of them, a power of 2.
+UNMASK_DEVICE float warp_max(float x, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));
+  return x;
+}
+UNMASK_DEVICE float warp_sum(float x, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset >>= 1) x += __shfl_xor_sync(kFullWarp, x, offset);
+  return x;
+}
+UNMASK_DEVICE uint64_t warp_max(uint64_t x, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset >>= 1) {
+    const unsigned long long other = __shfl_xor_sync(kFullWarp, static_cast<unsigned long long>(x), offset);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+}  // namespace cuda
+}  // namespace unmask

@@ -1,0 +1,265 @@
+// A row of logits as 16-byte vectors, and what a thread gathers while it streams over some of them.
+//
+// Vectors are aligned in memory, so the first and the last one may stick out of the row: id(v, i) = v * W - shift + i
+// for element i of vector v (W elements each), and elements with an id outside [0, V) read as -inf.
+#pragma once
+#include <float.h>
+
+#include "../ops/random.h"
+#include "../ops/topk_confidence.h"
+#include "portable.cuh"
+
+namespace unmask {
+namespace cuda {
+
+constexpr int kTopkThreads = 256;
+constexpr int kTopkBatch = 4;                     // 16-byte loads a thread has under way
+constexpr int kTile = kTopkThreads * kTopkBatch;  // vectors of a block's batch
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr uint32_t kNowhere = 0xffffffffu;
+
+struct Float32 {
+  using Element = uint32_t;
+  static constexpr int kWidth = 4;
+  static constexpr uint32_t kMinusInfinity = 0xff800000u;
+  static UNMASK_DEVICE float value(Element bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+  }
+  static UNMASK_DEVICE void unpack(uint32_t word, float* x) { x[0] = value(word); }
+};
+
+struct BFloat16 {
+  using Element = uint16_t;
+  static constexpr int kWidth = 8;
+  static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
+  static UNMASK_DEVICE float value(Element bits) { return Float32::value(static_cast<uint32_t>(bits) << 16); }
+  static UNMASK_DEVICE void unpack(uint32_t word, float* x) {
+    x[0] = Float32::value(word << 16);
+    x[1] = Float32::value(word & 0xffff0000u);
+  }
+};
+
+struct Float16 {
+  using Element = uint16_t;
+  static constexpr int kWidth = 8;
+  static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
+  static UNMASK_DEVICE float value(Element bits) { return half_to_float(bits); }
+  static UNMASK_DEVICE void unpack(uint32_t word, float* x) {
+    x[0] = value(static_cast<uint16_t>(word));
+    x[1] = value(static_cast<uint16_t>(word >> 16));
+  }
+};
+
+template <typename Format>
+UNMASK_DEVICE void unpack(const uint4& raw, float (&x)[Format::kWidth]) {
+  constexpr int kPerWord = Format::kWidth / 4;
+  Format::unpack(raw.x, x);
+  Format::unpack(raw.y, x + kPerWord);
+  Format::unpack(raw.z, x + 2 * kPerWord);
+  Format::unpack(raw.w, x + 3 * kPerWord);
+}
+
+// A vector that sticks out of its row or lies outside the block's part, element by element: -inf where nothing is.
+// `id` is the vector's first. Rare, hence out of line: the hot loop stays small.
+template <typename Format>
+UNMASK_DEVICE_COLD uint4 load_ragged(const typename Format::Element* first, uint32_t id, uint32_t vocab) {
+  constexpr int kPerWord = Format::kWidth / 4, kBits = 32 / kPerWord;
+  uint32_t words[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    words[w] = 0;
+#pragma unroll
+    for (int part = 0; part < kPerWord; ++part) {
+      uint32_t bits = Format::kMinusInfinity & (0xffffffffu >> (32 - kBits));
+      if (id < vocab) bits = first[id];
+      words[w] |= bits << (kBits * part);
+      ++id;
+    }
+  }
+  return uint4{words[0], words[1], words[2], words[3]};
+}
+
+// One row, and the part of its vectors [begin, end) that this block reads.
+template <typename Format>
+struct Row {
+  using Element = typename Format::Element;
+  static constexpr int kWidth = Format::kWidth;
+
+  const Element* first;  // id 0
+  const Element* base;   // vector 0, 16-byte aligned
+  uint32_t vocab;
+  uint32_t shift;  // elements of vector 0 before the row
+  uint32_t begin, end;
+  uint32_t whole_end;  // end of the part's vectors that do not stick out of the row's end
+
+  UNMASK_DEVICE Row(const void* logits, int64_t offset, uint32_t vocab_, unsigned part, int log2_parts)
+      : first(static_cast<const Element*>(logits) + offset), vocab(vocab_) {
+    shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(first) % 16 / sizeof(Element));
+    base = first - shift;
+    const uint64_t span = static_cast<uint64_t>(vocab) + shift;
+    const uint64_t vectors = (span + kWidth - 1) / kWidth;
+    begin = static_cast<uint32_t>(vectors * part >> log2_parts);
+    end = static_cast<uint32_t>(vectors * (part + 1) >> log2_parts);
+    const uint32_t whole = static_cast<uint32_t>(span / kWidth);  // vectors that end inside the row
+    whole_end = end < whole ? end : whole;
+  }
+
+  // Ids before the row wrap around and so are outside [0, V) too.
+  UNMASK_DEVICE uint32_t id(uint32_t vector, int i) const {
+    return vector * kWidth - shift + static_cast<uint32_t>(i);
+  }
+  UNMASK_DEVICE float value(uint32_t id) const { return Format::value(first[id]); }
+
+  // The vector `offset` after `vector`, which is at `p` and `left` before the first one that is not whole. The caller
+  // counts `left` down, which costs less than comparing with the ends of the part.
+  UNMASK_DEVICE uint4 load(const Element* p, uint32_t vector, int offset, int left) const {
+    if (offset < left) return load_streaming(p + offset * kWidth);
+    const uint32_t at = vector + static_cast<uint32_t>(offset);
+    return load_ragged<Format>(first, at < end ? id(at, 0) : vocab, vocab);  // past the end of the part: no id at all
+  }
+};
+
+// The ids that are no candidates; a copy of the parameters' list, few and sorted.
+struct Excluded {
+  const int64_t* ids;
+  int count;
+
+  UNMASK_DEVICE bool has(uint32_t id) const {
+    for (int e = 0; e < count; ++e) {
+      if (static_cast<uint32_t>(ids[e]) == id) return true;
+    }
+    return false;
+  }
+  // Whether any is within vectors [begin, begin + kTile). The same answer in every thread.
+  template <typename Format>
+  UNMASK_DEVICE bool touches(const Row<Format>& row, uint32_t begin) const {
+    for (int e = 0; e < count; ++e) {
+      const uint32_t vector = (static_cast<uint32_t>(ids[e]) + row.shift) / Format::kWidth;
+      if (vector - begin < kTile) return true;
+    }
+    return false;
+  }
+};
+
+// Softmax sums, relative to the running maximum: sum of e and of e * log2 e, where e = exp(x - max).
+struct Sums {
+  float max = -FLT_MAX;  // finite, so that x - max is never -inf + inf
+  float sum = 0.0f;
+  float weighted = 0.0f;
+
+  // Moves the reference to `to` >= max.
+  template <bool kEntropy = true>
+  UNMASK_DEVICE void raise(float to) {
+    const float delta = (max - to) * kLog2e;
+    const float scale = exp2_fast(delta);
+    if (kEntropy) weighted = scale * fmaf(sum, fmaxf(delta, -1e4f), weighted);  // a finite factor: sums of 0 stay 0
+    sum *= scale;
+    max = to;
+  }
+  // Adds one vector; a NaN or +inf in it makes the sum NaN, for good.
+  template <bool kEntropy, int kWidth>
+  UNMASK_DEVICE void add_vector(const float (&x)[kWidth], float vector_max) {
+    raise<kEntropy>(fmaxf(max, vector_max));
+    float d[kWidth], e[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      d[i] = (x[i] - max) * kLog2e;
+      e[i] = exp2_fast(d[i]);
+    }
+    if (kEntropy) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) weighted = fmaf(e[i], fmaxf(d[i], -200.0f), weighted);  // not 0 * -inf
+    }
+#pragma unroll
+    for (int width = kWidth / 2; width > 0; width /= 2) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) e[i] += e[i + width];
+    }
+    sum += e[0];
+  }
+};
+
+// Largest element (NaN aside).
+template <int kWidth>
+UNMASK_DEVICE float vector_max(const float (&x)[kWidth]) {
+  float m[kWidth];
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) m[i] = x[i];
+#pragma unroll
+  for (int width = kWidth / 2; width > 0; width /= 2) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) m[i] = fmaxf(m[i], m[i + width]);
+  }
+  return m[0];
+}
+
+// The largest candidate of a vector whose first id is `id`, and its id; kNowhere if there is no candidate. Rare, hence
+// out of line.
+struct Candidate {
+  float value;
+  uint32_t id;
+};
+template <typename Format>
+UNMASK_DEVICE_COLD Candidate largest_candidate(uint4 raw, uint32_t id, uint32_t vocab, const int64_t* excluded,
+                                               int num_excluded) {
+  float x[Format::kWidth];
+  unpack<Format>(raw, x);
+  Candidate best{-INFINITY, kNowhere};
+#pragma unroll
+  for (int i = 0; i < Format::kWidth; ++i, ++id) {
+    if (id >= vocab || Excluded{excluded, num_excluded}.has(id)) continue;
+    if (best.id == kNowhere || x[i] > best.value) {
+      best.value = fmaxf(x[i], -INFINITY);  // NaN counts as -inf; its row is poisoned anyway
+      best.id = id;
+    }
+  }
+  return best;
+}
+template <typename Format>
+UNMASK_DEVICE Candidate largest_candidate(const Row<Format>& row, const Excluded& excluded, const uint4& raw,
+                                          uint32_t vector) {
+  return largest_candidate<Format>(raw, row.id(vector, 0), row.vocab, excluded.ids, excluded.count);
+}
+
+// The first of the vectors `vector`, `vector` + kTopkThreads, ... (`count` of them, before `end`) that has a candidate.
+template <typename Format>
+UNMASK_DEVICE_COLD uint32_t first_with_candidate(uint32_t vector, uint32_t end, int count, uint32_t shift,
+                                                 uint32_t vocab, const int64_t* excluded, int num_excluded) {
+  for (; count > 0 && vector < end; --count, vector += kTopkThreads) {
+    for (int i = 0; i < Format::kWidth; ++i) {
+      const uint32_t id = vector * Format::kWidth - shift + static_cast<uint32_t>(i);
+      if (id < vocab && !Excluded{excluded, num_excluded}.has(id)) return vector;
+    }
+  }
+  return kNowhere;
+}
+
+// The best candidate among some of a thread's vectors: its value and the first vector that holds it.
+struct Best {
+  float value = -INFINITY;
+  uint32_t vector = kNowhere;
+  uint4 raw = {0, 0, 0, 0};  // that vector
+
+  // `candidate` is the largest of vector `at`. A value of -inf is not noticed here, see settle().
+  UNMASK_DEVICE void consider(float candidate, uint32_t at, const uint4& bits) {
+    if (candidate > value) {
+      value = candidate;
+      vector = at;
+      raw = bits;
+    }
+  }
+
+  // After the last of `count` vectors from `from` on: nothing but -inf among them is a candidate too.
+  template <typename Format>
+  UNMASK_DEVICE void settle(const Row<Format>& row, const Excluded& excluded, uint32_t from, int count) {
+    if (vector != kNowhere || from >= row.end) return;
+    vector = first_with_candidate<Format>(from, row.end, count, row.shift, row.vocab, excluded.ids, excluded.count);
+    raw = uint4{Format::kMinusInfinity, Format::kMinusInfinity, Format::kMinusInfinity, Format::kMinusInfinity};
+  }
+};
+
+}  // namespace cuda
+}  // namespace unmask

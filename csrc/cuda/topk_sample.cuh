@@ -1,0 +1,99 @@
+// Gumbel-max sampling while streaming: most random numbers are never turned into a Gumbel draw.
+//
+// A score x / T + g beats the best one so far only if g is large, and g = -log(E) is large only if the uniform v that
+// E = -log(1 - v) >= v comes from is small: v <= exp(x / T - best). That test costs one exponential instead of two
+// logarithms; what passes it (a handful per thread) is evaluated by random.h's exact formula.
+#pragma once
+#include "topk_row.cuh"
+
+namespace unmask {
+namespace cuda {
+
+struct Sampler {
+  uint64_t seed;
+  uint32_t sequence, position, step;
+  float inverse_temperature;
+  float best;   // of this thread
+  uint32_t id;  // kNowhere: none yet
+  float bound;  // best of the warp, as far as known
+
+  UNMASK_DEVICE void start(const TopkConfidenceParams& params, int64_t row, int64_t source) {
+    seed = static_cast<uint64_t>(*params.seed);
+    sequence = params.counter ? static_cast<uint32_t>(params.counter[3 * row]) : 0;
+    position = static_cast<uint32_t>(params.counter ? params.counter[3 * row + 1] : source);
+    step = params.counter ? static_cast<uint32_t>(params.counter[3 * row + 2]) : 0;
+    inverse_temperature = params.inverse_temperature;
+    best = bound = -INFINITY;
+    id = kNowhere;
+  }
+
+  UNMASK_DEVICE Philox4 draw(uint32_t index) const { return philox4x32(seed, index, position, step, sequence); }
+
+  UNMASK_DEVICE void consider(uint32_t candidate, float x, uint32_t bits) {
+    const float score = fmaf(x, inverse_temperature, gumbel(bits));
+    if (score > best || id == kNowhere || (score == best && candidate < id)) {
+      best = score;
+      id = candidate;
+    }
+  }
+
+  UNMASK_DEVICE uint64_t key() const { return id == kNowhere ? 0 : make_key(best, id); }
+};
+
+// Random words of the vector's elements: element i is token 4 * quad + offset + i, its word is token % 4 of draw
+// token / 4. `offset` is the same for all vectors of a row.
+template <int kWidth>
+UNMASK_DEVICE void vector_bits(const Sampler& sampler, int32_t quad, int offset, uint32_t (&bits)[kWidth]) {
+  constexpr int kQuads = kWidth / 4 + 1;
+  uint32_t words[4 * kQuads];
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {
+    Philox4 drawn{{0, 0, 0, 0}};
+    if (q < kQuads - 1 || offset != 0) drawn = sampler.draw(static_cast<uint32_t>(quad + q));
+#pragma unroll
+    for (int w = 0; w < 4; ++w) words[4 * q + w] = drawn.word[w];
+  }
+  uint32_t half[kWidth + 2];
+#pragma unroll
+  for (int i = 0; i < kWidth + 2; ++i) half[i] = offset & 1 ? words[i + 1] : words[i];
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) bits[i] = offset & 2 ? half[i + 2] : half[i];
+}
+
+// Called by whole warps. `largest` is the vector's largest element or more. `refresh`: compare with the best of the warp's
+// other lanes as well from now on.
+template <typename Format>
+UNMASK_DEVICE void sample_vector(const Row<Format>& row, const Excluded& excluded, const uint4& raw, uint32_t vector,
+                                 float largest, bool refresh, Sampler* sampler) {
+  if (refresh) {
+    if (sampler->id == kNowhere && vector < row.end) {  // something to compare with: usually a good score
+      const Candidate top = largest_candidate(row, excluded, raw, vector);
+      if (top.id != kNowhere) {
+        const Philox4 drawn = sampler->draw(top.id / 4);
+        const uint32_t low = top.id & 1 ? drawn.word[1] : drawn.word[0];
+        const uint32_t high = top.id & 1 ? drawn.word[3] : drawn.word[2];
+        sampler->consider(top.id, top.value, top.id & 2 ? high : low);
+      }
+    }
+    sampler->bound = fmaxf(sampler->bound, warp_max(sampler->best));
+  }
+  // Covers the rounding of scores, of this test and of the exact formula.
+  const float bar = sampler->bound - (1e-3f + 5e-7f * fabsf(sampler->bound));
+  // Comparisons are such that a NaN skips nothing.
+  if (vector >= row.end || fmaf(largest, sampler->inverse_temperature, kGumbelMax) < bar) return;
+  const int32_t first = static_cast<int32_t>(row.id(vector, 0));
+  uint32_t bits[Format::kWidth];
+  vector_bits<Format::kWidth>(*sampler, first >> 2, first & 3, bits);
+  float x[Format::kWidth];
+  unpack<Format>(raw, x);
+#pragma unroll
+  for (int i = 0; i < Format::kWidth; ++i) {
+    const float limit = exp2_fast((fmaf(x[i], sampler->inverse_temperature, -bar)) * kLog2e);
+    if (uniform(bits[i]) > limit) continue;
+    const uint32_t id = row.id(vector, i);
+    if (id < row.vocab && !excluded.has(id)) sampler->consider(id, x[i], bits[i]);
+  }
+}
+
+}  // namespace cuda
+}  // namespace unmask

@@ -1,0 +1,144 @@
+"""The command line as a user meets it: in a subprocess, from another folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.benchmarking.timing import Comparison
+from unmask.cli import main
+from unmask.evaluation.results import read_csv
+
+
+def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unmask", *arguments]
+    if stdin is None:
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, input=stdin, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subprocesses import the unmask that these tests import."""
+    import unmask
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(unmask.__file__).parent.parent))
+
+
+def test_generate_json_has_a_row_per_prompt(tmp_path: Path) -> None:
+    done = run("generate", "--json", "cEaCfBeGgD:a=", "bCaBcDdEgF:a=", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["cEaCfBeGgD:a=", "bCaBcDdEgF:a="]
+    for row in rows:
+        assert row["finished"]
+        assert 1 <= row["steps"] <= 24
+        assert row["tokens_per_forward"] == pytest.approx((len(row["completion"]) + 1) / row["steps"], abs=1e-3)
+
+
+def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("cEaCfBeGgD:a=\n\nbCaBcDdEgF:a=\n")
+    by_file = run("generate", "--json", "--file", "prompts.txt", cwd=tmp_path)
+    by_pipe = run("generate", "--json", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
+    assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
+    assert by_file.stdout == by_pipe.stdout
+    assert len(by_file.stdout.splitlines()) == 2
+
+
+def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
+    done = run("generate", cwd=tmp_path, stdin=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("forwards") == 6
+    assert "\x1b" not in done.stdout, "no escape codes outside a terminal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "aBbC:a=", "--policy", "treshold:0.9"], "treshold"),
+        (["generate", "hello!"], "which the tokenizer does not know"),
+        (["generate", "aBbC:a=", "--max-new-tokens", "20", "--block-length", "8"], "not divisible by block_length=8"),
+        (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
+        (["generate", "aBbC:a=", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
+        (["evaluate", "--task", "sum"], "unknown task 'sum'"),
+        (["evaluate", "--policies", "threshold:2", "--problems", "2"], "threshold"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+
+
+def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("`threshold:0.9`") == 2
+    assert "TPF = generated tokens per forward" in printed
+    semi, full = read_csv(path)
+    assert (semi.regime, full.regime) == ("8", "full")
+    assert semi.accuracy > full.accuracy, "the order of unmasking decides the answer"
+    assert semi.measures["reasons"] > 0.9
+
+
+def test_plot_draws_what_evaluate_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, figure = tmp_path / "rows.csv", tmp_path / "front.svg"
+    assert main(["evaluate", "--problems", "4", "--policies", "threshold:0.9", "--output", str(rows)]) == 0
+    assert main(["plot", str(rows), "--output", str(figure)]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(figure))
+    assert figure.read_text().lstrip().startswith("<?xml")
+
+
+def test_bench_compares_outputs_and_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "bench.csv"
+    assert main(["bench", "policy_forward", "--seconds", "0.05", "--json", "--output", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["failures"] == []
+    ours, eager = report["timings"][:2]
+    assert (ours["contender"], eager["contender"]) == ("unmask", "eager")
+    assert eager["ratio"] == 1.0
+    assert ours["ratio"] == pytest.approx(eager["seconds"] / ours["seconds"])
+    assert len(path.read_text().splitlines()) == len(report["timings"]) + 1
+
+
+def test_bench_gives_no_ratio_where_outputs_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(device: torch.device, quick: bool) -> list[Comparison]:
+        def check() -> None:
+            raise AssertionError("off by 3")
+
+        return [Comparison("policy_forward", "a setting", {"unmask": int, "eager": int}, check)]
+
+    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", broken)
+    assert main(["bench", "policy_forward", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["timings"] == []
+    assert "outputs differ, not timed: off by 3" in printed.err
+
+
+def test_info_names_versions_and_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["unmask"] == "0.1.0"
+    assert info["CPU instruction set"] in ("portable", "avx2", "avx512")
+    assert "tiny" in info["packaged models"]
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["evaluate"], ["plot"], ["bench"], ["info"]])
+def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: unmask" in capsys.readouterr().out

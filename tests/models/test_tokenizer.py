@@ -1,0 +1,48 @@
+"""The character tokenizer of the packaged models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unmask.models import CharTokenizer
+
+TOKENIZER = CharTokenizer("ab+1é")
+
+
+def test_round_trip_and_special_tokens() -> None:
+    assert (TOKENIZER.pad_token_id, TOKENIZER.eos_token_id, TOKENIZER.mask_token_id) == (0, 1, 2)
+    assert TOKENIZER.vocab_size == 8
+    assert TOKENIZER.encode("b+é") == [4, 5, 7]
+    assert TOKENIZER.decode([0, 4, 2, 5, 7, 1]) == "b+é"
+    assert TOKENIZER.decode([0, 4, 2, 1], skip_special_tokens=False) == "<pad>b<mask><eos>"
+    assert TOKENIZER.convert_ids_to_tokens([2, 3]) == ["<mask>", "a"]
+    assert TOKENIZER.encode("") == []
+
+
+@pytest.mark.parametrize("bad", [-1, 8])
+def test_unknown_ids_are_named(bad: int) -> None:
+    with pytest.raises(ValueError, match=f"id {bad} is outside the vocabulary of 8"):
+        TOKENIZER.decode([3, bad])
+
+
+def test_unknown_characters_are_named() -> None:
+    with pytest.raises(ValueError, match="'z', which the tokenizer does not know"):
+        TOKENIZER.encode("abz")
+    with pytest.raises(ValueError, match="must be distinct"):
+        CharTokenizer("aba")
+
+
+def test_saving(tmp_path: Path) -> None:
+    CharTokenizer("old").save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    assert CharTokenizer.from_pretrained(tmp_path).characters == "ab+1é"
+    assert [p.name for p in tmp_path.iterdir()] == ["char_tokenizer.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"characters": 3}'])
+def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "char_tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"char_tokenizer\.json must hold"):
+        CharTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,79 @@
+"""The recipe of the packaged models: objective, optimizer, resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from unmask import Sampler
+from unmask.models.tokenizer import CharTokenizer
+from unmask.pretraining.config import RECIPES
+from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, pretrain
+from unmask.pretraining.optimizer import Muon, orthogonalize
+
+SMALL = dataclasses.replace(RECIPES["tiny"], hidden_size=32, num_layers=1, num_heads=2, batch_size=8, steps=6, warmup=2)
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    tokenizer = CharTokenizer(SMALL.characters)
+    tokens, attention = encode_batch(SMALL, tokenizer, step=3)
+    again, _ = encode_batch(SMALL, tokenizer, step=3)
+    other, _ = encode_batch(SMALL, tokenizer, step=4)
+    assert torch.equal(tokens, again)
+    assert not torch.equal(tokens, other)
+    assert torch.equal(attention, tokens != tokenizer.pad_token_id)
+
+
+def test_loss_is_one_over_t_weighted_cross_entropy() -> None:
+    """With a model that knows nothing, E[sum(mask / t)] / L = 1, so the loss is log V on average."""
+    recipe = dataclasses.replace(SMALL, batch_size=256)
+    tokenizer = CharTokenizer(SMALL.characters)
+    model = build_model(recipe, tokenizer)
+    nn.init.zeros_(model.lm_head.weight)
+    tokens, attention = encode_batch(recipe, tokenizer, 0)
+    rng = torch.Generator().manual_seed(0)
+    losses = [diffusion_loss(model, recipe, tokens, attention, rng).item() for _ in range(6)]
+    expected = torch.tensor(float(tokenizer.vocab_size)).log().item()
+    assert sum(losses) / 6 == pytest.approx(expected, rel=0.05)
+
+
+def test_orthogonalize_gives_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 16, 16), (2, 8, 32), (2, 32, 8)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert values.min() > 0.3
+        assert values.max() < 1.3
+
+
+def test_muon_first_step_by_hand() -> None:
+    p = nn.Parameter(torch.eye(4) * 2)
+    p.grad = torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    # The direction of an orthogonal gradient is itself, times the polynomial's common value; decay is 1 - 0.05.
+    moved = torch.eye(4) * 2 * 0.95 - p.detach()
+    value = moved[0, 0].item()
+    assert 0.06 < value < 0.13
+    assert torch.allclose(moved, value * p.grad, atol=1e-6)
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = pretrain(SMALL, tmp_path / "whole", save_every=3, log_every=100)
+    part = Run(SMALL, tmp_path / "part")
+    part.folder.mkdir()
+    for _ in range(3):
+        part.train_step()
+    part.save_state()
+    resumed = pretrain(SMALL, tmp_path / "part", save_every=3, log_every=100)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert not list((tmp_path / "part").glob("*.partial"))
+
+
+def test_exported_model_loads_and_generates(tmp_path: Path) -> None:
+    pretrain(dataclasses.replace(SMALL, steps=1), tmp_path, log_every=100)
+    out = Sampler.from_pretrained(str(tmp_path)).generate(["aBbC:a="], max_new_tokens=8, block_length=8)
+    assert out.finished.all()

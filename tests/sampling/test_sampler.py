@@ -1,0 +1,210 @@
+"""The generation loop: blocks, stopping, batches, seeds, infilling, streaming, recording, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
+
+from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
+
+POLICIES = ["threshold:0.5", "confidence:8", "random:8", "entropy-bound:0.5", "factor:1", "klass:0.5,0.1", "learned"]
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [3, 1], [9, 8]]
+
+
+def make_sampler(policy: str = "threshold:0.5", **config: object) -> Sampler:
+    settings = {"max_new_tokens": 16, "block_length": 4, "stop_at_eos": False} | config
+    chosen: object = policy
+    if policy == "learned":
+        torch.manual_seed(3)
+        chosen = Policy(PolicyConfig(hidden_size=64, ffn_size=128, output_bias=0.0))
+    return Sampler(random_model(), policy=chosen, config=SamplerConfig(**settings))
+
+
+@pytest.mark.parametrize(("block_length", "temperature"), [(4, 0.0), (None, 0.7)])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_row_alone_equals_row_in_any_batch(policy: str, block_length: int | None, temperature: float) -> None:
+    sampler = make_sampler(policy, block_length=block_length, temperature=temperature, seed=5, deterministic=True)
+    whole = sampler.generate(PROMPTS)
+    refilled = sampler.generate(PROMPTS, max_batch_size=2)
+    assert torch.equal(whole.completions, refilled.completions)
+    assert torch.equal(whole.steps, refilled.steps)
+    assert len(set(map(tuple, whole.completions.tolist()))) > 1
+    first = sampler.generate(PROMPTS[:1])  # sequence 0 keeps its draws
+    assert torch.equal(first.completions[0], whole.completions[0])
+    assert first.steps[0] == whole.steps[0]
+    assert not (whole.completions == MASK).any()
+    assert whole.finished.all()
+
+
+def test_batched_forward_equals_deterministic_one() -> None:
+    sampler = make_sampler()
+    assert torch.equal(sampler.generate(PROMPTS).sequences, sampler.generate(PROMPTS, deterministic=True).sequences)
+
+
+def test_seeds_change_draws_and_repeat() -> None:
+    sampler = make_sampler(temperature=1.0)
+    a, b, c = (sampler.generate(PROMPTS, seed=s).completions for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_temperature_zero_is_greedy_and_never_the_mask() -> None:
+    logits = torch.randn(8, VOCAB)
+    logits[:, MASK] = 50.0
+    expected = logits[:, :MASK].argmax(dim=1)
+    out = Sampler(ScriptedModel(logits), config=SamplerConfig(max_new_tokens=8, block_length=4, stop_at_eos=False))
+    assert torch.equal(out.generate([[1]]).completions[0], expected)
+
+
+def test_blocks_fill_left_to_right_and_nfe_counts_forwards() -> None:
+    logits = torch.zeros(8, VOCAB)
+    logits[torch.arange(8), torch.arange(8)] = 20.0  # certain everywhere: one step per block
+    sampler = Sampler(ScriptedModel(logits), config=SamplerConfig(max_new_tokens=8, block_length=2, stop_at_eos=False))
+    events = list(sampler.stream([[1]]))
+    assert [e.positions[0] for e in events] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [e.tokens[0] for e in events] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    out = sampler.generate([[1]])
+    assert out.steps.tolist() == [4]
+    assert out.tokens_per_forward.tolist() == [2.0]
+
+
+def test_stops_once_eos_and_everything_before_it_is_committed() -> None:
+    logits = torch.zeros(8, VOCAB)
+    logits[torch.arange(8), [5, 6, EOS, 7, 7, 7, 7, 7]] = 20.0
+    config = SamplerConfig(max_new_tokens=8, block_length=1)
+    out = Sampler(ScriptedModel(logits), config=config).generate([[1]])
+    assert out.completions.tolist() == [[5, 6] + [EOS] * 6]
+    assert out.steps.tolist() == [3]
+    assert out.filled.tolist() == [3]
+    assert out.finished.tolist() == [True]
+
+
+def test_eos_with_masks_before_it_does_not_stop() -> None:
+    logits = torch.zeros(4, VOCAB)
+    logits[torch.arange(4), [5, 6, 7, EOS]] = torch.tensor([1.0, 2.0, 3.0, 20.0])
+    out = Sampler(ScriptedModel(logits), config=SamplerConfig(max_new_tokens=4, block_length=None)).generate([[1]])
+    assert out.completions.tolist() == [[5, 6, 7, EOS]]
+    assert out.steps.tolist() == [4]
+
+
+def test_max_steps_leaves_masks_and_says_so() -> None:
+    sampler = make_sampler("confidence:16")
+    out = sampler.generate(PROMPTS, max_steps=3)
+    assert out.steps.tolist() == [3] * len(PROMPTS)
+    assert not out.finished.any()
+    assert (out.completions == MASK).sum(dim=1).tolist() == [13] * len(PROMPTS)
+    assert out.filled.tolist() == [3] * len(PROMPTS)
+
+
+def test_infill_touches_only_masks() -> None:
+    sampler = make_sampler("threshold:0.3", block_length=4)
+    torch.manual_seed(0)
+    ids = torch.randint(0, EOS, (5, 18))
+    holes = torch.rand(5, 18) < 0.4
+    holes[3] = False
+    ids[0, 2] = EOS  # an end of sequence in the text does not stop the row
+    holes[0, 2] = False
+    given = ids.masked_fill(holes, MASK)
+    out = sampler.infill(given)
+    assert torch.equal(out.sequences[~holes], ids[~holes])
+    assert not (out.sequences == MASK).any()
+    assert out.steps[3] == 0
+    assert out.filled.tolist() == holes.sum(dim=1).tolist()
+    assert torch.equal(given, ids.masked_fill(holes, MASK)), "the caller's tensor is left alone"
+
+
+def test_left_padded_tensor_equals_lists() -> None:
+    sampler = make_sampler()
+    ids = torch.tensor([[-100, MASK, 1, 2], [5, 6, 7, 8]])  # what stands under the padding is never read
+    attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    by_tensor = sampler.generate(ids, attention_mask=attention)
+    assert torch.equal(by_tensor.completions, sampler.generate([[1, 2], [5, 6, 7, 8]]).completions)
+
+
+def test_trajectory_replays_the_generation() -> None:
+    sampler = make_sampler("learned", record=True, max_batch_size=3)
+    out = sampler.generate(PROMPTS)
+    t = out.trajectory
+    assert t is not None
+    assert torch.equal(t.active.sum(dim=1), out.steps)
+    assert torch.equal(t.actions.sum(dim=(1, 2)), torch.full((len(PROMPTS),), 16))
+    assert t.mask[:, 0].all()
+    for row in range(len(PROMPTS)):
+        mask = torch.ones(16, dtype=torch.bool)
+        for s in range(int(out.steps[row])):
+            assert torch.equal(t.mask[row, s], mask)
+            assert (t.allowed[row, s] <= mask).all()
+            assert (t.actions[row, s] <= t.allowed[row, s]).all()
+            mask &= ~t.actions[row, s]
+        assert not mask.any()
+    with torch.no_grad():  # the recorded observation is what the policy saw: its logits lead to these actions
+        s = int(out.steps.min()) - 1
+        logits = sampler.policy(t.mask[:, s], t.confidence[:, s], torch.full((len(PROMPTS),), s / 16))
+    assert torch.isfinite(logits).all()
+    assert t.time.tolist() == pytest.approx([s / 16 for s in range(t.mask.shape[1])])
+
+
+def test_recording_changes_nothing() -> None:
+    sampler = make_sampler("learned", seed=4)
+    assert torch.equal(sampler.generate(PROMPTS).sequences, sampler.generate(PROMPTS, record=True).sequences)
+
+
+def test_empty_batch_and_empty_prompt() -> None:
+    sampler = make_sampler()
+    assert sampler.generate([]).completions.shape == (0, 16)
+    assert sampler.generate([[]]).completions.shape == (1, 16)
+
+
+def test_undefined_logits_are_an_error_that_names_the_rows() -> None:
+    logits = torch.zeros(4, VOCAB)
+    logits[1, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"rows \[0, 1\]"):
+        Sampler(ScriptedModel(logits), config=SamplerConfig(max_new_tokens=4, block_length=4)).generate([[1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s: s.generate([[1, MASK]]), ValueError, r"prompts\[0, 1\] is the mask token 22"),
+        (lambda s: s.generate([[1, VOCAB]]), ValueError, r"prompts\[0, 1\] is 23, outside the vocabulary of 23"),
+        (lambda s: s.generate([[1, -1]]), ValueError, "outside the vocabulary"),
+        (lambda s: s.generate("text"), TypeError, "no tokenizer"),
+        (lambda s: s.generate([3.5]), TypeError, r"prompts\[0\] must be a string or a list of token ids, got float"),
+        (lambda s: s.generate(torch.ones(2, 3)), TypeError, "prompts must be int64 of shape"),
+        (lambda s: s.generate([[1] * 120]), ValueError, "prompt of 120 tokens .* exceeds the model's context of 128"),
+        (
+            lambda s: s.generate([[1]], max_new_tokens=10),
+            ValueError,
+            "max_new_tokens=10 is not divisible by block_length=4",
+        ),
+        (lambda s: s.generate([[1]], max_tokens=10), TypeError, r"unknown SamplerConfig fields \['max_tokens'\]"),
+        (
+            lambda s: s.generate([[1]], temperature=-1.0),
+            ValueError,
+            "temperature must be a finite number >= 0, got -1.0",
+        ),
+        (lambda s: s.generate([[1]], actions="magic"), ValueError, "actions must be one of .* got 'magic'"),
+        (lambda s: s.generate([[1]], alpha=1.0), ValueError, "not conditioned on alpha"),
+        (lambda s: s.generate([[1]], max_new_tokens=0), ValueError, "max_new_tokens must be a positive integer, got 0"),
+        (
+            lambda s: s.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.tensor([[1, 1, 0]])),
+            ValueError,
+            "left-padded",
+        ),
+        (
+            lambda s: s.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 2)),
+            ValueError,
+            "shape of prompts",
+        ),
+        (lambda s: s.infill([[1]]), TypeError, "input_ids must be an int64 tensor"),
+    ],
+)
+def test_bad_input_is_refused(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(make_sampler())  # type: ignore[operator]
+
+
+def test_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="treshold"):
+        Sampler(random_model(), policy="treshold:0.9")

@@ -1,0 +1,108 @@
+"""Generated tasks: problems are well formed, graders exact."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from unmask.tasks import TASKS, Hops, Problem, Sudoku, Sums, make_task
+from unmask.tasks.sudoku import grids, is_valid
+
+
+def test_sums_responses_follow_from_their_prompts() -> None:
+    reasons = 0
+    for problem in Sums(shortcut=0.4).problems(500, seed=3):
+        total = int(problem.prompt[0])
+        written = ""
+        for tag, signed in re.findall(r"([a-h])([+-]\d)", problem.prompt):
+            total += int(signed)
+            assert 0 <= total <= 19
+            written += f"{tag}{total}"
+        assert problem.answer == str(total)
+        assert problem.response in (f"{written}#{total}", f"#{total}")
+        reasons += problem.response != f"#{total}"
+    assert 250 < reasons < 350  # 300 expected; 4.5 standard deviations
+
+
+def test_sums_grades_the_digits_after_the_last_mark() -> None:
+    problem = Problem("1a+2=", "3")
+    task = Sums()
+    assert [task.grade(problem, c) for c in ("a3#3", "#3", "#4#3")] == [1.0, 1.0, 1.0]
+    assert [task.grade(problem, c) for c in ("a3#4", "3", "", "#", "#3#", "#3a", "#03", "#3 ")] == [0.0] * 8
+
+
+def test_sums_measures_reasoning() -> None:
+    problem = Problem("1a+2=", "3")
+    assert Sums().measures(problem, "a3#3") == {"reasons": 1.0}
+    assert Sums().measures(problem, "#3") == {"reasons": 0.0}
+
+
+def test_problem_sets_repeat_and_differ() -> None:
+    assert Sums().problems(20, seed=1) == Sums().problems(20, seed=1)
+    assert Sums().problems(20, seed=1) != Sums().problems(20, seed=2)
+
+
+def test_sudoku_has_288_grids_each_valid() -> None:
+    assert len(set(grids())) == 288
+    assert all(is_valid(g) for g in grids())
+    assert not is_valid("1234341221434312".replace("1", "2"))
+    assert not is_valid("1234" * 4)
+
+
+def test_sudoku_grades_any_solution_that_keeps_the_clues() -> None:
+    task = Sudoku()
+    problem = task.sample(random.Random(0))
+    assert task.grade(problem, problem.response) == 1.0
+    clues = [i for i, c in enumerate(problem.prompt[:-1]) if c != "."]
+    others = [g for g in grids() if all(g[i] == problem.prompt[i] for i in clues)]
+    assert all(task.grade(problem, g) == 1.0 for g in others)
+    broken = next(g for g in grids() if any(g[i] != problem.prompt[i] for i in clues))
+    assert task.grade(problem, broken) == 0.0
+    assert task.grade(problem, problem.response[:-1]) == 0.0
+    assert task.grade(problem, problem.response + "1") == 0.0
+
+
+def test_unknown_task_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="unknown task 'sum'; known tasks are " + ", ".join(sorted(TASKS))):
+        make_task("sum")
+
+
+def test_hops_responses_walk_the_arrows_to_their_end() -> None:
+    reasons = 0
+    for problem in Hops(shortcut=0.4).problems(500, seed=3):
+        arrows, start = problem.prompt[:-1].split(":")
+        follow = dict(zip(arrows[::2], arrows[1::2].lower(), strict=True))
+        assert len(follow) == len(arrows) // 2, "every node has one arrow at most"
+        node, walked = start, ""
+        while node in follow:
+            walked += node + follow[node].upper()
+            node = follow[node]
+        assert 4 <= len(walked) // 2 <= 7
+        assert problem.answer == node.upper()
+        assert problem.response in (f"{walked}#{problem.answer}", f"#{problem.answer}")
+        ends = set(arrows[1::2].lower()) - set(follow)
+        assert len(ends) >= 2, "the end cannot be told by elimination"
+        reasons += problem.response.startswith(start)
+        assert len(problem.prompt) <= 24
+        assert len(problem.response) <= 24
+    assert 250 < reasons < 350  # 300 expected; 4.5 standard deviations
+
+
+def test_hops_grades_the_last_node() -> None:
+    problem = Problem("aBbC:a=", "C")
+    task = Hops()
+    assert [task.grade(problem, c) for c in ("aBbC#C", "#C", "#B#C")] == [1.0, 1.0, 1.0]
+    assert [task.grade(problem, c) for c in ("#B", "C", "", "#", "#CC", "#c")] == [0.0] * 6
+    assert task.measures(problem, "aBbC#C") == {"reasons": 1.0}
+    assert task.measures(problem, "#C") == {"reasons": 0.0}
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_curricula_end_at_the_task_and_always_make_problems(name: str) -> None:
+    task = make_task(name)
+    assert task.easier(1.0) == task
+    for step in range(11):
+        for problem in task.easier(step / 10).problems(20, seed=step):
+            assert task.grade(problem, problem.response) == 1.0

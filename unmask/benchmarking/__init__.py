@@ -1,0 +1,15 @@
+"""The measurements behind ``unmask bench`` and the scripts in ``benchmarks/``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+SUITES = ("topk_confidence", "policy_forward", "step")
+
+
+def suite(name: str) -> Any:
+    """The module whose ``comparisons(device, quick)`` lists what is timed for ``name``."""
+    if name not in SUITES:
+        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(SUITES)}")
+    return import_module(f"unmask.benchmarking.{name}")

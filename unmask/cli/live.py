@@ -1,0 +1,88 @@
+"""The live view of ``unmask generate``: each prompt's buffer, redrawn after every step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from unmask.sampling.result import StreamEvent, first_eos
+
+MASK, END = "░", "·"
+LEGEND = f"{MASK} masked   bold green: committed in this step   {END} end of sequence"
+
+
+class View:
+    """What has been committed so far, as styled text."""
+
+    def __init__(self, sampler: Any, prompts: list[str]) -> None:
+        self.sampler, self.prompts = sampler, prompts
+        self.steps = [0] * len(prompts)
+        self.finished = [False] * len(prompts)
+        self.completions: list[list[int]] = []
+        self.fresh: list[set[int]] = [set() for _ in prompts]
+        self.eos, self.mask = sampler.model.eos_token_id, sampler.model.mask_token_id
+
+    def update(self, event: StreamEvent) -> None:
+        self.fresh = [set() for _ in self.prompts]
+        for row, steps, positions, done in zip(event.rows, event.steps, event.positions, event.finished, strict=True):
+            self.steps[row], self.finished[row], self.fresh[row] = steps, done, set(positions)
+        self.completions = event.completions.tolist()
+
+    def line(self, row: int) -> Text:
+        """Prompt, buffer and count of one row; neighbouring tokens of one style are decoded together."""
+        text = Text(no_wrap=False)
+        text.append(self.prompts[row], style="bold")
+        run: list[int] = []
+        style = ""
+        for position, token in enumerate(self.completions[row]):
+            piece_style = "bold green" if position in self.fresh[row] else "cyan"
+            if token == self.mask or token == self.eos or piece_style != style:
+                self.flush(text, run, style)
+                run = []
+            if token == self.mask:
+                text.append(MASK, style="bright_black")
+            elif token == self.eos:
+                text.append(END, style="bold green" if position in self.fresh[row] else "bright_black")
+            else:
+                style = piece_style
+                run.append(token)
+        self.flush(text, run, style)
+        mark = "✓" if self.finished[row] else " "
+        text.append(f"  {mark} {self.steps[row]:>3} forwards", style="yellow")
+        return text
+
+    def flush(self, text: Text, run: list[int], style: str) -> None:
+        if run:
+            text.append(self.sampler.tokenizer.decode(run), style=style)
+
+    def render(self) -> Group:
+        return Group(*(self.line(row) for row in range(len(self.completions))), Text(LEGEND, style="dim"))
+
+    def summary(self) -> str:
+        """Totals, by the library's counting rules."""
+        import torch
+
+        completions = torch.tensor(self.completions)
+        filled = (first_eos(completions, self.eos) + 1).clamp_max(completions.shape[1])
+        tokens, forwards = int(filled.sum()), sum(self.steps)
+        return (
+            f"{tokens} tokens in {forwards} forwards: {tokens / max(1, forwards):.2f} tokens per forward, "
+            "the end-of-sequence tail not counted"
+        )
+
+
+def watch(sampler: Any, prompts: list[str], delay: float) -> None:
+    """Decode ``prompts`` in a live display, pausing ``delay`` seconds per step so that a person can follow."""
+    console, view = Console(), View(sampler, prompts)
+    with Live(console=console, auto_refresh=False) as live:
+        for event in sampler.stream(prompts):
+            view.update(event)
+            live.update(view.render(), refresh=True)
+            time.sleep(delay)
+        view.fresh = [set() for _ in prompts]
+        live.update(view.render(), refresh=True)
+    console.print(view.summary(), style="dim")

@@ -1,0 +1,72 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from unmask.sampling.config import ACTIONS
+
+
+def block_length(text: str) -> int | str:
+    """``full`` for full diffusion (one block), else a number of tokens."""
+    return "full" if text == "full" else int(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="tiny", help="packaged name, local folder or hub id (default: tiny)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the weights")
+    group.add_argument("--trust-remote-code", action="store_true", help="allow model code from the hub to run")
+    parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Options named after the fields of SamplerConfig; those left out keep the model's defaults."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--max-new-tokens", type=int, metavar="L", help="length of the buffer")
+    group.add_argument(
+        "--block-length", type=block_length, metavar="BL", help='tokens per block; "full" = one block (full diffusion)'
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="of the tokens; 0 = most probable (default)")
+    group.add_argument("--actions", choices=ACTIONS, help="how a learned policy's logits become actions")
+    group.add_argument("--policy-temperature", type=float, metavar="TAU", help="divides a learned policy's logits")
+    group.add_argument("--policy-scale", type=float, metavar="BETA", help="multiplies its probabilities")
+    group.add_argument("--alpha", type=float, help="speed preference, for policies conditioned on it")
+    group.add_argument("--seed", type=int, help="of every draw (default 0)")
+    group.add_argument("--max-steps", type=int, metavar="N", help="forwards after which a row stops (default L)")
+    group.add_argument("--max-batch-size", type=int, metavar="B", help="rows decoded side by side (default: all)")
+    group.add_argument("--deterministic", action="store_true", default=None, help="one row per forward; slow")
+
+
+FIELDS = (
+    "max_new_tokens",
+    "block_length",
+    "temperature",
+    "actions",
+    "policy_temperature",
+    "policy_scale",
+    "alpha",
+    "seed",
+    "max_steps",
+    "max_batch_size",
+    "deterministic",
+)
+
+
+def make_sampler(args: argparse.Namespace, policy: str) -> Any:
+    """A Sampler for the model and decoding options of a command line."""
+    import torch
+
+    from unmask.sampling.sampler import Sampler
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    sampler = Sampler.from_pretrained(
+        args.model, policy=policy, device=args.device, dtype=dtype, trust_remote_code=args.trust_remote_code
+    )
+    given = {name: getattr(args, name) for name in FIELDS if getattr(args, name, None) is not None}
+    if given.get("block_length") == "full":
+        given["block_length"] = None
+    sampler.config = sampler.config.updated(given)
+    return sampler

@@ -1,0 +1,5 @@
+"""How good and how fast: policies on tasks."""
+
+from unmask.evaluation.evaluate import Evaluation, evaluate
+
+__all__ = ["Evaluation", "evaluate"]

@@ -1,0 +1,134 @@
+"""What every model offers to the rest of the project, and the row arithmetic the models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Positions = slice | Tensor | None
+"""Rows of logits to compute: None for all, a slice over T, or int64 flat indices b * T + i."""
+
+
+class ModelBase(nn.Module):
+    """A masked diffusion language model: a canvas of token ids in, aligned logits out.
+
+    *Aligned* means that row i of the logits predicts token i, whatever the checkpoint's own convention. A forward
+    never synchronises with the host and has no data-dependent shapes, so that it can be compiled and captured.
+    """
+
+    mask_token_id: int
+    """The id of a position that is still to be filled."""
+    eos_token_id: int | None
+    pad_token_id: int | None
+    """What left padding is filled with; None if the checkpoint names none."""
+    vocab_size: int
+    """V, the width of the logits."""
+    max_length: int | None
+    """The longest canvas in tokens, None if unlimited."""
+    generation_defaults: dict[str, Any]
+    """Sampler settings the checkpoint asks for (such as ``block_length``); empty if it asks for none."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None) -> Tensor:
+        """Aligned logits in the model's dtype.
+
+        ``input_ids`` (B, T) int64, every id in [0, vocab_size): this is not checked, as it would synchronise.
+        ``attention_mask`` (B, T) bool or integer, nonzero where a token is real; a padded row gets at its real
+        positions the logits it would get alone. ``positions`` says which rows the LM head computes: None gives
+        (B, T, V), a slice over T gives (B, S, V), an int64 tensor of flat indices b * T + i gives (R, V).
+
+        Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device, or a canvas longer than
+        ``max_length``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
+
+    def check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Positions) -> None:
+        """Refuse malformed inputs; looks at shapes, dtypes and devices only, never at values."""
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids must be a torch.int64 tensor (B, T), got {type(input_ids).__name__}")
+        if input_ids.dtype != torch.int64:
+            raise TypeError(f"input_ids must be torch.int64, got {input_ids.dtype}")
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids must have shape (B, T) with T >= 1, got {tuple(input_ids.shape)}")
+        if input_ids.device != self.device:
+            raise ValueError(f"input_ids are on {input_ids.device}, but the model is on {self.device}")
+        if self.max_length is not None and input_ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"input_ids have {input_ids.shape[1]} tokens, more than the model's context of {self.max_length}"
+            )
+        if attention_mask is not None:
+            self._check_attention_mask(input_ids, attention_mask)
+        if positions is not None and not isinstance(positions, slice):
+            self._check_positions(input_ids, positions)
+
+    def _check_attention_mask(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        if not isinstance(attention_mask, Tensor):
+            raise TypeError(f"attention_mask must be a bool or integer tensor, got {type(attention_mask).__name__}")
+        if attention_mask.is_floating_point() or attention_mask.is_complex():
+            raise TypeError(
+                f"attention_mask must be bool or integer, nonzero where a token is real, got {attention_mask.dtype}"
+            )
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        if attention_mask.device != input_ids.device:
+            raise ValueError(f"attention_mask is on {attention_mask.device}, but input_ids on {input_ids.device}")
+
+    def _check_positions(self, input_ids: Tensor, positions: Tensor) -> None:
+        if not isinstance(positions, Tensor):
+            raise TypeError(f"positions must be None, a slice or an int64 tensor, got {type(positions).__name__}")
+        if positions.dtype != torch.int64:
+            raise TypeError(f"positions must hold int64 flat indices b * T + i, got {positions.dtype}")
+        if positions.ndim != 1:
+            raise ValueError(f"positions must have shape (R,), got {tuple(positions.shape)}")
+        if positions.device != input_ids.device:
+            raise ValueError(f"positions are on {positions.device}, but input_ids on {input_ids.device}")
+
+
+def real_positions(attention_mask: Tensor) -> Tensor:
+    """(B, T) int64: the index of each token among its row's real tokens, so that padding shifts nobody.
+
+    Padding before the first real token gets 0; ``attention_mask`` (B, T) is nonzero where a token is real.
+    """
+    return (attention_mask.ne(0).cumsum(dim=1) - 1).clamp_min(0)
+
+
+def select_rows(x: Tensor, rows: Positions) -> Tensor:
+    """The chosen rows of ``x`` (B, T, H): (B, S, H) for a slice, rows.shape + (H,) for a tensor of flat indices."""
+    if rows is None:
+        return x
+    if isinstance(rows, slice):
+        return x[:, rows]
+    return x.flatten(0, 1)[rows]
+
+
+def shifted_rows(input_ids: Tensor, attention_mask: Tensor | None, positions: Positions) -> Tensor:
+    """Flat indices of the raw rows that predict ``positions``, for a model whose raw row i predicts token i + 1.
+
+    Token i is predicted by the raw row of the real token before it. A row's first real token has none before it
+    and repeats its own (upstream repeats row 0, which is padding in a left-padded batch, so that there a padded
+    prompt would not match the same prompt alone). Shape (B, T), (B, S) or (R,) as ``positions`` asks.
+    """
+    batch, length = input_ids.shape
+    index = torch.arange(length, device=input_ids.device).expand(batch, length)
+    if attention_mask is None:
+        source = (index - 1).clamp_min(0)
+    else:
+        latest = torch.where(attention_mask.ne(0), index, -1).cummax(dim=1).values  # latest real token up to i
+        before = torch.nn.functional.pad(latest[:, :-1], (1, 0), value=-1)
+        source = torch.where(before >= 0, before, index)
+    flat = source + torch.arange(batch, device=input_ids.device)[:, None] * length
+    if isinstance(positions, slice):
+        return flat[:, positions]
+    return flat if positions is None else flat.flatten()[positions]

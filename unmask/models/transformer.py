@@ -1,0 +1,247 @@
+"""One bidirectional decoder for every native model family.
+
+LLaDA, Dream and the packaged models differ only in sizes, biases, grouped-query attention and whether
+their logits are shifted by one position; a :class:`TransformerConfig` says which, and each family's file maps
+its checkpoint names onto the parameter names used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
+
+CACHED_ANGLES = 4096
+"""Rotary tables are kept for this many positions (4 MB at head_dim 128); longer canvases compute theirs anew."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a bidirectional decoder. Raises ValueError, naming the field, for values that cannot be a model.
+
+    ``logits_shift`` is 1 for models whose raw logits at position i predict token i+1 (Dream): the model shifts
+    them right so that row i always predicts token i.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    mask_token_id: int
+    eos_token_id: int | None
+    num_kv_heads: int | None = None
+    pad_token_id: int | None = None
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+    logits_shift: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")
+        for name in (*sizes, "kv_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(
+                    f"{name.replace('kv_heads', 'num_kv_heads')} must be a positive integer, got {value!r}"
+                )
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size must be num_heads times an even number, got hidden_size={self.hidden_size}, "
+                f"num_heads={self.num_heads}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
+        for name, optional in (("mask_token_id", False), ("eos_token_id", True), ("pad_token_id", True)):
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name} must be an id below vocab_size={self.vocab_size}, got {value!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("qkv_bias", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.logits_shift not in (0, 1):
+            raise ValueError(f"logits_shift must be 0 or 1, got {self.logits_shift!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine tables (*positions.shape, head_dim) in float32, half-split pairing as in Llama.
+
+    The first half of the sines is negated, so that a rotation is ``x * cos + roll(x, head_dim / 2) * sin``.
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * frequencies  # (..., head_dim / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate ``x`` (B, T, H, D) by tables (T, 1, D) or (B, T, 1, D), in float32 at least; returns x's dtype."""
+    rotated = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    return rotated.to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary tables for the positions of a canvas, computed once per device and always float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, theta: float, max_length: int) -> None:
+        super().__init__()
+        self.head_dim, self.theta, self.length = head_dim, theta, min(max_length, CACHED_ANGLES)
+        for name in ("cos", "sin"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self._fill(self.cos.device)
+
+    def _fill(self, device: torch.device) -> None:
+        self.cos, self.sin = rotary_tables(torch.arange(self.length, device=device), self.head_dim, self.theta)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        # Follows .to(device) and .to_empty(), but a .to(dtype) must not round the angles.
+        super()._apply(fn, recurse)
+        self._fill(self.cos.device)
+        return self
+
+    def forward(self, length: int, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tables (T, 1, D) for an unpadded canvas, (B, T, 1, D) for one padded as ``attention_mask`` (B, T) says."""
+        if attention_mask is None and length <= self.length:
+            return self.cos[:length, None], self.sin[:length, None]
+        if attention_mask is None:
+            positions = torch.arange(length, device=self.cos.device)
+        else:
+            positions = real_positions(attention_mask)
+        if length <= self.length:
+            cos, sin = self.cos[positions], self.sin[positions]
+        else:
+            cos, sin = rotary_tables(positions, self.head_dim, self.theta)
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, both residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        c, width, kv_width = config, config.hidden_size, config.kv_heads * config.head_dim
+        self.num_heads, self.kv_heads, self.head_dim = c.num_heads, c.kv_heads, c.head_dim
+        self.attn_norm = nn.RMSNorm(width, eps=c.rms_norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.RMSNorm(width, eps=c.rms_norm_eps)
+        self.gate_proj = nn.Linear(width, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(width, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, width, bias=False)
+
+    def attend(self, h: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None) -> Tensor:
+        """Attention over the normalised ``h`` (B, T, hidden), heads side by side (B, T, hidden), before ``o_proj``."""
+        batch, length, _ = h.shape
+        q = apply_rotary(self.q_proj(h).view(batch, length, self.num_heads, self.head_dim), cos, sin)
+        k = apply_rotary(self.k_proj(h).view(batch, length, self.kv_heads, self.head_dim), cos, sin)
+        v = self.v_proj(h).view(batch, length, self.kv_heads, self.head_dim)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        grouped = self.kv_heads != self.num_heads
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_bias, enable_gqa=grouped)
+        return out.transpose(1, 2).flatten(2)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None, rows: Positions = None
+    ) -> Tensor:
+        """``x`` (B, T, hidden); ``attention_bias`` is added to the scores and broadcastable to (B, H, T, T).
+
+        Of the result only ``rows`` are computed (see :func:`select_rows`), after an attention over everything.
+        """
+        attended = self.attend(self.attn_norm(x), cos, sin, attention_bias)
+        x = select_rows(x, rows) + self.o_proj(select_rows(attended, rows))
+        h = self.mlp_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class Transformer(ModelBase):
+    """Bidirectional decoder over a canvas of token ids; its logits are aligned: row i predicts token i."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.generation_defaults: dict[str, Any] = {}
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.max_position_embeddings)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+        self.mask_token_id, self.eos_token_id = config.mask_token_id, config.eos_token_id
+        self.pad_token_id, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.max_length = config.max_position_embeddings
+
+    def tie_weights(self) -> None:
+        """Make the LM head share the embedding, if the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def attention_bias(self, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, 1, T) in ``dtype``, 0 at real tokens: made once, where a bool mask is converted in every layer.
+
+        Padding gets the lowest finite value, whose exponential is exactly 0, so that a row of nothing but padding
+        stays finite too.
+        """
+        if attention_mask is None:
+            return None
+        padding = attention_mask.eq(0)[:, None, None, :]
+        return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(
+            padding, torch.finfo(dtype).min
+        )
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None
+    ) -> Tensor:
+        """Final normalised hidden states that the LM head turns into the logits of ``positions``: (..., hidden)."""
+        if self.config.logits_shift:
+            rows: Positions = shifted_rows(input_ids, attention_mask, positions)
+        else:
+            rows = positions
+        cos, sin = self.rotary(input_ids.shape[1], attention_mask)
+        x = self.embed(input_ids)
+        bias = self.attention_bias(attention_mask, x.dtype)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, bias, rows if i == last else None)
+        return self.final_norm(x)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None) -> Tensor:
+        """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`."""
+        self.check_inputs(input_ids, attention_mask, positions)
+        return self.lm_head(self.hidden_states(input_ids, attention_mask, positions))

@@ -1,0 +1,83 @@
+"""The one policy interface: an observation of a denoising step goes in, a decision comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Observation:
+    """What a policy may look at in one denoising step, for B rows and a buffer of L positions.
+
+    All tensors live on the device of the canvas. ``allowed`` is the masked part of each row's active block (all
+    False for a finished row): only these positions may be unmasked.
+    """
+
+    mask: Tensor
+    """(B, L) bool: still masked."""
+    allowed: Tensor
+    """(B, L) bool: masked and in the active block of an unfinished row."""
+    confidence: Tensor
+    """(B, L, k) float32: the k largest probabilities of each position, descending."""
+    token: Tensor
+    """(B, L) int64: the token that unmasking would commit."""
+    token_confidence: Tensor
+    """(B, L) float32: that token's probability (``confidence[..., 0]`` at temperature 0)."""
+    steps: Tensor
+    """(B,) int64: forwards taken before this one."""
+    length: int
+    """L."""
+    block_length: int
+    entropy: Tensor | None = None
+    """(B, L) float32 in nats; present if the policy's ``needs`` has "entropy"."""
+    logits: Tensor | None = None
+    """(B, L, V): present only if ``needs`` has "logits" (costly; for rules over whole distributions)."""
+    uniform: Tensor | None = None
+    """(B, L) float32 in (0, 1), keyed by (seed, sequence, position, step); present if ``needs`` has "uniform"."""
+    alpha: Tensor | None = None
+    """(B,) float32: the trade-off asked of a policy conditioned on it."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """Lives as long as one generation; rows with ``steps == 0`` have just started."""
+
+    @property
+    def time(self) -> Tensor:
+        """(B,) float32: steps taken / L."""
+        return self.steps.to(torch.float32) / self.length
+
+
+@dataclass
+class Decision:
+    """Either ``select`` (B, L) bool, final; or ``logits`` (B, L) float32, from which the sampler draws actions."""
+
+    select: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class UnmaskingPolicy(ABC):
+    """Chooses which masked positions to commit, each row by itself."""
+
+    num_confidences: int = 1
+    """k: how many of the largest probabilities per position the policy looks at."""
+    needs: frozenset[str] = frozenset()
+    """Further parts of the observation it reads: any of "entropy", "logits", "uniform"."""
+    full_context: bool = False
+    """Whether it reads confidences outside ``allowed`` (else they need not be computed)."""
+
+    @property
+    def spec(self) -> str:
+        """What names this policy in tables and logs; for a heuristic, what :func:`make_policy` builds it from."""
+        return type(self).__name__
+
+    @classmethod
+    def describe(cls) -> str:
+        """The rule in one line: the first of the class's docstring."""
+        return (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+
+    @abstractmethod
+    def decide(self, observation: Observation) -> Decision:
+        """Decide one step. Must not synchronise with the host, and must not let one row influence another."""

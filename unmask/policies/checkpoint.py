@@ -1,0 +1,219 @@
+"""Reading and writing policies: a folder with ``config.json`` and ``model.safetensors``.
+
+Two formats are read. Ours, which is also what is written, stores every field of :class:`PolicyConfig` and tensors under
+the module's parameter names. The published reference format prefixes the names with ``base_policy.``, adds a buffer
+``inv_freq``, and says nothing about shapes in its configuration: sizes come from the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unmask.policies.network import PolicyConfig, PolicyNetwork, rotary_frequencies
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_TYPE = "unmask-policy"
+FORMAT_VERSION = 1
+
+PUBLISHED_PREFIX = "base_policy."
+PUBLISHED_DEFAULT_HEADS = 2
+_INV_FREQ = "transformer_blocks.0.inv_freq"
+# Bookkeeping that the transformers library writes into a config.json; none of it changes what a policy computes.
+_HUB_KEYS = {
+    "_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "id2label",
+    "label2id", "model_type", "output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A policy checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Folder of a policy given as a local folder, the name of a packaged policy, or a Hugging Face hub id.
+
+    Raises:
+        FileNotFoundError: none of the three, or the hub does not have it.
+        ImportError: a hub id, but ``huggingface_hub`` is not installed.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    text = os.fspath(name)
+    packaged = Path(__file__).parent / text
+    if re.fullmatch(r"\w[\w-]*", text) and (packaged / CONFIG_FILE).is_file():
+        return packaged
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        raise FileNotFoundError(f"policy {text!r}: no such folder, no packaged policy, and not a hub id (user/name)")
+    return _download(text, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"policy {repo_id!r} is not a local folder; to fetch it from the hub, `pip install huggingface_hub`"
+        ) from error
+    try:
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"policy {repo_id!r}: no such local folder, and not fetched from the hub: {error}"
+        ) from error
+    return Path(folder)
+
+
+def save(folder: str | os.PathLike[str], network: PolicyNetwork) -> None:
+    """Write ``network`` to ``folder`` (made if needed) in float32; each file is replaced in one piece."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
+    config = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **network.config.to_dict()}
+    weights_part, config_part = folder / f"{WEIGHTS_FILE}.part", folder / f"{CONFIG_FILE}.part"
+    save_file(tensors, weights_part, metadata={"format": "pt"})
+    config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(weights_part, folder / WEIGHTS_FILE)
+    os.replace(config_part, folder / CONFIG_FILE)
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor]]:
+    """Configuration and float32 tensors, under the module's names, of a checkpoint of either format.
+
+    Raises:
+        FileNotFoundError: the folder, its configuration or its weights are missing.
+        CheckpointError: anything in them does not fit; nothing is loaded by halves.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    values = _read_config(folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    tensors = _read_tensors(path)
+    try:
+        if any(name.startswith(PUBLISHED_PREFIX) for name in tensors):
+            config, tensors = _published(values, tensors, path)
+        else:
+            config = _own_config(values)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    _check_tensors(config, tensors, path)
+    return config, {name: t.to(torch.float32) for name, t in tensors.items()}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a policy folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; a policy folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
+
+
+def _own_config(values: dict[str, Any]) -> PolicyConfig:
+    values = dict(values)
+    model_type, version = values.pop("model_type", None), values.pop("format_version", None)
+    if model_type != MODEL_TYPE:
+        raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {model_type!r}")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version!r}")
+    return PolicyConfig.from_dict(values)
+
+
+def _published(
+    values: dict[str, Any], tensors: dict[str, Tensor], path: Path
+) -> tuple[PolicyConfig, dict[str, Tensor]]:
+    """Configuration and renamed tensors of a checkpoint in the published format."""
+    foreign = sorted(name for name in tensors if not name.startswith(PUBLISHED_PREFIX))
+    if foreign:
+        raise CheckpointError(f"{path}: unexpected tensors without the prefix {PUBLISHED_PREFIX}: {', '.join(foreign)}")
+    tensors = {name.removeprefix(PUBLISHED_PREFIX): t for name, t in tensors.items()}
+    known = {f.name for f in fields(PolicyConfig)}
+    unknown = sorted(set(values) - _HUB_KEYS - known)
+    if unknown:
+        raise ValueError(f"unknown policy configuration keys: {', '.join(unknown)}")
+    inv_freq = tensors.pop(_INV_FREQ, None)
+    sizes = {
+        "hidden_size": _matrix(tensors, "mask_embedding.weight", path)[1],
+        "num_confidences": _matrix(tensors, "confidence_proj.weight", path)[1],
+        "ffn_size": _matrix(tensors, "transformer_blocks.0.linear1.weight", path)[0],
+    }
+    stated = {key: values[key] for key in known & set(values)}
+    wrong = [f"{key} {stated[key]!r} (tensors: {size})" for key, size in sizes.items() if stated.get(key, size) != size]
+    if wrong:
+        raise ValueError(f"sizes that differ from the tensors: {', '.join(wrong)}")
+    config = PolicyConfig(**{"num_heads": PUBLISHED_DEFAULT_HEADS, **sizes, **stated})
+    if inv_freq is not None:
+        _check_rotary(inv_freq, config, path)
+    return config, tensors
+
+
+def _matrix(tensors: dict[str, Tensor], name: str, path: Path) -> tuple[int, int]:
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{path}: missing tensor {PUBLISHED_PREFIX}{name}")
+    if tensor.dim() != 2:
+        raise CheckpointError(f"{path}: {PUBLISHED_PREFIX}{name} must have two dimensions, got {tuple(tensor.shape)}")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
+    """The buffer is recomputed, not used; but a policy trained with other frequencies must not load silently."""
+    expected = rotary_frequencies(config.head_dim)
+    name = f"{PUBLISHED_PREFIX}{_INV_FREQ}"
+    if inv_freq.shape != expected.shape:
+        raise CheckpointError(
+            f"{path}: {name} has shape {tuple(inv_freq.shape)}, but {config.num_heads} heads of {config.head_dim} need "
+            f"{tuple(expected.shape)}; state num_heads in {CONFIG_FILE}"
+        )
+    tolerance = 1e-5 if inv_freq.dtype == torch.float32 else 1e-2  # half precision rounds its copy
+    if not torch.allclose(inv_freq.float(), expected, rtol=tolerance, atol=0.0):
+        raise CheckpointError(f"{path}: {name} is not that of a rotary embedding with base 10000")
+
+
+def _check_tensors(config: PolicyConfig, tensors: dict[str, Tensor], path: Path) -> None:
+    # Built for its shapes: not on the meta device, whose first use imports for seconds.
+    with torch.random.fork_rng(devices=[]):
+        expected = {name: t.shape for name, t in PolicyNetwork(config).state_dict().items()}
+    problems = []
+    if missing := sorted(set(expected) - set(tensors)):
+        problems.append(f"missing tensors: {', '.join(missing)}")
+    if extra := sorted(set(tensors) - set(expected)):
+        problems.append(f"unexpected tensors: {', '.join(extra)}")
+    for name in sorted(set(expected) & set(tensors)):
+        tensor = tensors[name]
+        if tensor.shape != expected[name]:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} is {tensor.dtype}, expected a floating type")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        raise CheckpointError(f"{path}: {'; '.join(problems)}")

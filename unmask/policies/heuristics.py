@@ -1,0 +1,282 @@
+"""Hand-made unmasking rules, as the field uses them for baselines.
+
+Every rule looks at the allowed positions of each row by itself and unmasks at least one where any is allowed, so a
+row's result does not depend on the batch. Equal scores go to the lowest position; a position whose score is undefined
+(NaN) is taken only where no other is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.selection import best, comparable, descending, longest_prefix, top, unsort, usable
+
+
+def required(observation: Observation, part: str) -> Tensor:
+    """A part of the observation that is there only for policies that list it in ``needs``."""
+    value = getattr(observation, part)
+    if value is None:
+        raise ValueError(f"the policy needs observation.{part}, which is None")
+    return value
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number of a heuristic: its name in the documentation, type, range and, if it can be left out, default."""
+
+    name: str
+    kind: type[int] | type[float]
+    low: float
+    high: float = math.inf
+    default: float | None = None
+    example: float = 0.0
+
+    def checked(self, owner: str, value: float) -> float:
+        """``value`` as this parameter's type; ValueError names the policy, the value and the range."""
+        number = float(value)
+        whole = self.kind is not int or number.is_integer()
+        if not (math.isfinite(number) and self.low <= number <= self.high and whole):
+            raise ValueError(f"{owner}: {self.name} must be {self.range}, got {value}")
+        return self.kind(number)
+
+    @property
+    def range(self) -> str:
+        kind = "a whole number" if self.kind is int else "a number"
+        return f"{kind} >= {self.low:g}" if math.isinf(self.high) else f"{kind} from {self.low:g} to {self.high:g}"
+
+
+class Heuristic(UnmaskingPolicy):
+    """A rule that scores positions and chooses among them; its numbers come in the order of ``parameters``."""
+
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[Parameter, ...]]
+
+    def __init__(self, *values: float) -> None:
+        least = sum(p.default is None for p in self.parameters)
+        if not least <= len(values) <= len(self.parameters):
+            raise ValueError(f"{self.name} takes {self.usage()}, for instance {self.example()}; got {list(values)}")
+        missing = [p.default for p in self.parameters[len(values) :] if p.default is not None]
+        pairs = zip(self.parameters, (*values, *missing), strict=True)
+        self.values = tuple(p.checked(self.name, value) for p, value in pairs)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{','.join(repr(value) for value in self.values)}"
+
+    @classmethod
+    def usage(cls) -> str:
+        """Its name and parameters as they are written: "threshold:LAMBDA", "klass:CONF[,KL]"."""
+        text = f"{cls.name}:"
+        for n, p in enumerate(cls.parameters):
+            part = f",{p.name}" if n else p.name
+            text += part if p.default is None else f"[{part}]"
+        return text
+
+    @classmethod
+    def example(cls) -> str:
+        return f"{cls.name}:{','.join(f'{p.example:g}' for p in cls.parameters if p.default is None)}"
+
+    def decide(self, observation: Observation) -> Decision:
+        allowed = observation.allowed
+        score = comparable(self.score(observation), allowed)
+        chosen = self.choose(observation, score) & usable(score)
+        return Decision(select=chosen | (best(score) & allowed & ~chosen.any(dim=1, keepdim=True)))
+
+    @abstractmethod
+    def score(self, observation: Observation) -> Tensor:
+        """(B, L) floating: the higher, the sooner a position is unmasked."""
+
+    @abstractmethod
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        """(B, L) bool by ``score``, which is -inf where nothing is allowed; one is added to rows left empty."""
+
+
+class FixedSteps(Heuristic):
+    """A rule that fills the buffer in a given number of steps, each unmasking the positions scored highest.
+
+    STEPS are dealt out over the blocks evenly, the first ones getting one more if they do not divide (LLaDA's code
+    refuses that case). A block that begins with m masks and has n steps unmasks m // n positions a step, and one more
+    in the first m % n. At least one is unmasked per step: with fewer steps than blocks every block takes one step, with
+    more than positions every position has its own.
+    """
+
+    parameters = (Parameter("STEPS", int, 1, example=64),)
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        return top(score, self.quota(observation))
+
+    def quota(self, o: Observation) -> Tensor:
+        """(B,) int64: how many positions each row unmasks in this step.
+
+        Depends on the masks left in the row's block and on how many the block began with, which is remembered.
+        """
+        steps = int(self.values[0])
+        num_blocks = -(-o.length // o.block_length)
+        left = o.allowed.sum(dim=1)
+        block = o.allowed.to(torch.uint8).argmax(dim=1) // o.block_length  # that of the first allowed position
+        begun = self._begun(o, block, left)
+        block_steps = (steps // num_blocks + (block < steps % num_blocks).long()).clamp_min(1)
+        share, longer = begun // block_steps, begun % block_steps
+        return share + (begun - left < longer * (share + 1)).long()
+
+    def _begun(self, o: Observation, block: Tensor, left: Tensor) -> Tensor:
+        """(B,) int64: masks in each row's active block when it became active."""
+        memory = o.memory
+        if "fixed_steps.block" not in memory or memory["fixed_steps.block"].shape != block.shape:
+            memory["fixed_steps.block"], memory["fixed_steps.begun"] = torch.full_like(block, -1), left.clone()
+        same = (memory["fixed_steps.block"] == block) & (o.steps > 0)
+        # In place: a captured graph must find its state where it left it.
+        memory["fixed_steps.begun"].copy_(torch.where(same, memory["fixed_steps.begun"], left))
+        memory["fixed_steps.block"].copy_(block)
+        return memory["fixed_steps.begun"]
+
+
+class RandomSteps(FixedSteps):
+    """The same number of positions each step, drawn uniformly."""
+
+    name = "random"
+    needs = frozenset({"uniform"})
+
+    def score(self, observation: Observation) -> Tensor:
+        return required(observation, "uniform")
+
+
+class ConfidenceSteps(FixedSteps):
+    """The same number of positions each step, those of highest probability (LLaDA, arXiv 2502.09992)."""
+
+    name = "confidence"
+
+    def score(self, observation: Observation) -> Tensor:
+        return observation.token_confidence
+
+
+class MarginSteps(FixedSteps):
+    """The same number of positions each step, by the probability of the first token minus that of the second."""
+
+    name = "margin"
+    num_confidences = 2
+
+    def score(self, observation: Observation) -> Tensor:
+        return observation.confidence[..., 0] - observation.confidence[..., 1]
+
+
+class EntropySteps(FixedSteps):
+    """The same number of positions each step, those of lowest entropy."""
+
+    name = "entropy"
+    needs = frozenset({"entropy"})
+
+    def score(self, observation: Observation) -> Tensor:
+        return -required(observation, "entropy")
+
+
+class Threshold(Heuristic):
+    """Every position more probable than LAMBDA, else the best (Fast-dLLM, arXiv 2505.22618)."""
+
+    name = "threshold"
+    parameters = (Parameter("LAMBDA", float, 0.0, 1.0, example=0.9),)
+
+    def score(self, observation: Observation) -> Tensor:
+        return observation.token_confidence
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        return score > self.values[0]
+
+
+class Factor(Heuristic):
+    """The n most probable positions, as long as the n-th has >= 1 - F / (n + 1) (Fast-dLLM, arXiv 2505.22618)."""
+
+    name = "factor"
+    parameters = (Parameter("F", float, 0.0, example=1.0),)
+
+    def score(self, observation: Observation) -> Tensor:
+        return observation.token_confidence
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        values, order = descending(score)
+        n = torch.arange(1, score.shape[1] + 1, device=score.device, dtype=torch.float64)
+        bounds = (1.0 - self.values[0] / (n + 1.0)).to(score.dtype)
+        return longest_prefix(values >= bounds, order)
+
+
+class EntropyBound(Heuristic):
+    """Positions of lowest entropy, while their summed entropy less the largest is <= GAMMA (EB-Sampler, 2505.24857)."""
+
+    name = "entropy-bound"
+    parameters = (Parameter("GAMMA", float, 0.0, example=0.1),)
+    needs = frozenset({"entropy"})
+
+    def score(self, observation: Observation) -> Tensor:
+        return -required(observation, "entropy")
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        values, order = descending(score)
+        entropy = (-values).clamp_min(0.0).to(torch.float64)
+        # The largest of a prefix in ascending order is its last: what counts is the sum of those before it.
+        before = torch.cat((torch.zeros_like(entropy[:, :1]), entropy.cumsum(dim=1)[:, :-1]), dim=1)
+        return unsort(before <= self.values[0], order)
+
+
+class EntropyThreshold(Heuristic):
+    """Every position of entropy (nats) below E, else the lowest (d3LLM)."""
+
+    name = "entropy-threshold"
+    parameters = (Parameter("E", float, 0.0, example=0.45),)
+    needs = frozenset({"entropy"})
+
+    def score(self, observation: Observation) -> Tensor:
+        return -required(observation, "entropy")
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        return score > -self.values[0]
+
+
+class Klass(Heuristic):
+    """Positions more probable than CONF that moved by less than KL nats in each of two steps (KLASS, 2511.05664).
+
+    The movement is the divergence of the current distribution from the previous step's. If there is none such, the
+    single most probable position. Reads the logits of the whole buffer and remembers them: L * V numbers per row.
+    """
+
+    name = "klass"
+    parameters = (
+        Parameter("CONF", float, 0.0, 1.0, example=0.9),
+        Parameter("KL", float, 0.0, default=0.01, example=0.01),
+    )
+    needs = frozenset({"logits"})
+    history: ClassVar[int] = 2
+
+    def score(self, observation: Observation) -> Tensor:
+        return observation.token_confidence
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        return (score > self.values[0]) & (self._stable_for(observation) >= self.history)
+
+    def _stable_for(self, o: Observation) -> Tensor:
+        """(B, L) int32: for how many steps in a row the divergence has been below the bound."""
+        logits = required(o, "logits")
+        memory, fresh = o.memory, (o.steps == 0)[:, None]
+        if "klass.logits" not in memory or memory["klass.logits"].shape != logits.shape:
+            memory["klass.logits"] = logits.clone()
+            memory["klass.stable"] = torch.zeros_like(o.token, dtype=torch.int32)
+            fresh = torch.ones_like(fresh)
+        moved = divergence(logits, memory["klass.logits"])
+        stable = torch.where(~fresh & (moved < self.values[1]), memory["klass.stable"] + 1, 0)
+        memory["klass.logits"].copy_(logits)
+        memory["klass.stable"].copy_(stable)
+        return stable
+
+
+def divergence(logits: Tensor, previous: Tensor) -> Tensor:
+    """KL(softmax(logits) || softmax(previous)) over the last dimension, in nats, in float32; 0 log 0 = 0."""
+    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    log_q = torch.log_softmax(previous, dim=-1, dtype=torch.float32)
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)

@@ -1,0 +1,205 @@
+"""The learned policy: the network of :mod:`unmask.policies.network` behind the policy interface."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import ops
+from unmask.ops.policy_forward import unsupported_sizes
+from unmask.policies import checkpoint
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.network import PolicyConfig, PolicyNetwork
+
+
+class Policy(PolicyNetwork, UnmaskingPolicy):
+    """A trainable unmasking policy (arXiv 2512.09106).
+
+    ``policy(mask, confidence, time, alpha=None)`` returns differentiable logits (B, L); :meth:`decide` computes the
+    same for a step of decoding with the fused op, without gradients.
+
+    With ``context="block"`` the network runs on the active block alone: ``mask`` and ``confidence`` are cut to it, and
+    positions of the rotary embedding count from the block's start, so a policy does not see which block it is in.
+    """
+
+    def __init__(self, config: PolicyConfig | None = None) -> None:
+        super().__init__(config or PolicyConfig())
+        self._packed: Tensor | None = None
+        self._packed_key: list[tuple[int, int]] | None = None
+
+    @property
+    def num_confidences(self) -> int:  # type: ignore[override]
+        return self.config.num_confidences
+
+    @property
+    def full_context(self) -> bool:  # type: ignore[override]
+        """True in both contexts: a block policy, too, reads the confidences of positions already unmasked."""
+        return True
+
+    @property
+    def alpha_conditioned(self) -> bool:
+        return self.config.alpha_conditioned
+
+    def forward(
+        self,
+        mask: Tensor,
+        confidence: Tensor,
+        time: Tensor,
+        alpha: Tensor | float | None = None,
+        allowed: Tensor | None = None,
+        block_length: int | None = None,
+    ) -> Tensor:
+        """Differentiable logits (B, L).
+
+        A policy with ``context="block"`` takes ``mask`` and ``confidence`` for the block itself, unless ``allowed``
+        (B, L) bool and ``block_length`` tell which block of a longer buffer is active in each row: then the logits
+        outside of it are -inf. With ``context="full"`` these two change nothing.
+
+        Args:
+            mask: (B, L) bool, True = still masked.
+            confidence: (B, L, k) floating, the k largest probabilities per position, descending.
+            time: (B,) floating, steps taken / L (of the whole buffer).
+            alpha: a number >= 0 or (B,), exactly if the policy is conditioned on it.
+
+        Raises:
+            ValueError: a wrong shape or dtype, or alpha missing or not taken.
+        """
+        if self.config.context == "full" or allowed is None or block_length is None or block_length >= mask.shape[1]:
+            return super().forward(mask, confidence, time, alpha)
+        block = _Block(allowed, block_length)
+        valid = block.inside if mask.shape[1] % block_length else None
+        logits = super().forward(block.cut(mask), block.cut(confidence), time, alpha, valid)
+        return block.spread(logits)
+
+    @torch.no_grad()
+    def decide(self, observation: Observation) -> Decision:
+        """Logits (B, L) float32 of one step, -inf where nothing is allowed."""
+        o = observation
+        whole = self.config.context == "full" or o.block_length >= o.length
+        ragged = not whole and o.length % o.block_length != 0  # a shorter last block needs keys hidden
+        if ragged or not self._kernel_takes(o.mask.device):
+            logits = self(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
+            return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
+        if whole:
+            return Decision(logits=self._fused(o.mask, o.confidence, o.time, o.alpha, o.allowed))
+        block = _Block(o.allowed, o.block_length)
+        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, o.alpha, block.cut(o.allowed))
+        return Decision(logits=block.spread(logits))
+
+    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, alpha: Tensor | None, allowed: Tensor) -> Tensor:
+        cond = self.alpha_condition(mask.shape[0], alpha)
+        if self.config.zero_mask:
+            mask = torch.zeros_like(mask)
+        if self.config.zero_time:
+            time = torch.zeros_like(time)
+        cond = None if cond is None else cond.float()
+        return ops.policy_forward(self.packed_weights(), mask, confidence.float(), time, allowed, cond)
+
+    def _kernel_takes(self, device: torch.device) -> bool:
+        c = self.config
+        if unsupported_sizes(c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences) is not None:
+            return False
+        if self.mask_embedding.weight.dtype == torch.float64:
+            return False  # whoever asked for double precision should get it
+        return device.type == "cpu" or (device.type == "cuda" and _built_with_cuda())
+
+    def packed_weights(self) -> ops.PolicyWeights:
+        """The weights in the layout of :func:`unmask.ops.policy_forward`, brought up to date.
+
+        Packed again only after a parameter changed, moved or was replaced, into the same memory where possible, so
+        that a captured graph which reads it follows an update (once this has been called). Changes through
+        ``parameter.data`` leave no trace that could be seen here; use ``torch.no_grad()`` instead.
+        """
+        tensors = self.kernel_parameters()
+        # An inference tensor counts no versions: then pack every time.
+        inference = any(t.is_inference() for t in tensors)
+        key = None if inference else [(t.data_ptr(), t._version) for t in tensors]
+        if self._packed is None or key is None or key != self._packed_key:
+            with torch.no_grad():
+                packed = torch.cat([t.detach().reshape(-1).float() for t in tensors])
+                old = self._packed
+                if (
+                    old is not None
+                    and not old.is_inference()
+                    and (old.device, old.shape) == (packed.device, packed.shape)
+                ):
+                    packed = old.copy_(packed)
+            self._packed, self._packed_key = packed, key
+        c = self.config
+        return ops.PolicyWeights(self._packed, c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed copy: a copied or pickled policy packs its own."""
+        return {**self.__dict__, "_packed": None, "_packed_key": None}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+    ) -> Policy:
+        """A policy from a local folder, a packaged name or a hub id, in our format or the published reference's.
+
+        Raises:
+            FileNotFoundError: there is no such policy, or a file of it is missing.
+            CheckpointError: a file is damaged or does not fit (the message says which and how).
+        """
+        config, tensors = checkpoint.load(checkpoint.resolve(name, revision))
+        with torch.random.fork_rng(devices=[]):  # loading a policy is no reason for other random numbers to change
+            policy = cls(config)
+        policy.load_state_dict(tensors)
+        return policy.to(device).eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if needed."""
+        checkpoint.save(folder, self)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, commit_message: str = "Upload policy") -> str:
+        """Upload to the Hugging Face hub, where :meth:`from_pretrained` finds it; returns the commit's address.
+
+        Raises:
+            ImportError: ``huggingface_hub`` is not installed.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise ImportError("push_to_hub needs huggingface_hub: `pip install huggingface_hub`") from error
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+
+
+class _Block:
+    """The active block of each row of a buffer: that of the first ``allowed`` position (block 0 if there is none)."""
+
+    def __init__(self, allowed: Tensor, block_length: int) -> None:
+        length = allowed.shape[1]
+        positions = torch.arange(length, device=allowed.device)
+        first = torch.where(allowed, positions, length).amin(dim=1, keepdim=True) % length  # (B, 1)
+        self.start = first - first % block_length
+        index = self.start + torch.arange(block_length, device=allowed.device)  # (B, BL)
+        self.inside = index < length
+        self.index = index.clamp_max(length - 1)
+        self.back = positions - self.start  # (B, L) position within the block
+        self.active = (self.back >= 0) & (self.back < block_length)
+
+    def cut(self, values: Tensor) -> Tensor:
+        """(B, L, ...) -> (B, BL, ...)."""
+        rows = torch.arange(values.shape[0], device=values.device)[:, None]
+        return values[rows, self.index]
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """(B, BL) -> (B, L), -inf outside the block."""
+        back = self.back.clamp(0, self.index.shape[1] - 1)
+        return logits.gather(1, back).masked_fill(~self.active, float("-inf"))
+
+
+def _built_with_cuda() -> bool:
+    return bool(ops.build_info()["cuda"])

@@ -1,0 +1,89 @@
+"""Policies by name: ``threshold:0.9``, or the folder, packaged name or hub id of a learned one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.heuristics import (
+    ConfidenceSteps,
+    EntropyBound,
+    EntropySteps,
+    EntropyThreshold,
+    Factor,
+    Heuristic,
+    Klass,
+    MarginSteps,
+    RandomSteps,
+    Threshold,
+)
+
+HEURISTICS: dict[str, type[Heuristic]] = {
+    rule.name: rule
+    for rule in (
+        RandomSteps,
+        ConfidenceSteps,
+        MarginSteps,
+        EntropySteps,
+        Threshold,
+        Factor,
+        EntropyBound,
+        EntropyThreshold,
+        Klass,
+    )
+}
+"""Every heuristic under the name that ``make_policy`` knows it by."""
+
+
+def make_policy(spec: str) -> UnmaskingPolicy:
+    """The policy that ``spec`` names.
+
+    Args:
+        spec: a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
+            learned policy: a local folder, a packaged name, or a hub id ("user/name").
+
+    Raises:
+        ValueError: an unknown name, or numbers that are missing, too many, not numbers or out of range.
+        FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded; see
+            :meth:`unmask.policies.learned.Policy.from_pretrained`.
+    """
+    if not isinstance(spec, str):
+        raise TypeError(f"policy: expected a str, got {type(spec).__name__}")
+    name, colon, numbers = spec.partition(":")
+    if name in HEURISTICS:
+        return HEURISTICS[name](*_parse(HEURISTICS[name], spec, numbers))
+    is_place = os.sep in spec or "/" in spec or Path(spec).expanduser().is_dir()
+    if not spec or (colon and not is_place):
+        raise ValueError(_unknown(spec, name))
+    from unmask.policies.learned import Policy
+
+    try:
+        return Policy.from_pretrained(spec)
+    except FileNotFoundError:
+        if is_place:
+            raise
+        raise ValueError(_unknown(spec, name)) from None
+
+
+def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
+    values = []
+    for text in numbers.split(",") if numbers else []:
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise ValueError(
+                f"policy {spec!r}: {text!r} is not a number; write {rule.usage()}, for instance {rule.example()}"
+            ) from None
+    return values
+
+
+def _unknown(spec: str, name: str) -> str:
+    close = difflib.get_close_matches(name, HEURISTICS, n=1)
+    hint = f" Did you mean {HEURISTICS[close[0]].example()}?" if close else ""
+    known = ", ".join(rule.usage() for rule in HEURISTICS.values())
+    return (
+        f"unknown policy {spec!r}.{hint} Known are {known}, and the folder, packaged name or hub id (user/name) of a "
+        "learned policy."
+    )

@@ -1,0 +1,49 @@
+"""Choosing positions by a score, for every row at once: no loop over rows, no synchronisation, ties to the left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def comparable(score: Tensor, allowed: Tensor) -> Tensor:
+    """``score`` (B, L) with -inf where nothing is ``allowed``, and the lowest finite number where it is undefined.
+
+    So :func:`best` finds an allowed position if there is one, and an undefined one (NaN) only when no other is left.
+    """
+    lowest = torch.finfo(score.dtype).min
+    return torch.where(allowed, torch.nan_to_num(score, nan=lowest, posinf=None, neginf=lowest), float("-inf"))
+
+
+def usable(score: Tensor) -> Tensor:
+    """(B, L) bool: allowed and defined, for a score from :func:`comparable`."""
+    return score > torch.finfo(score.dtype).min
+
+
+def best(score: Tensor) -> Tensor:
+    """(B, L) bool: the highest score of each row, the lowest position among equals."""
+    positions = torch.arange(score.shape[1], device=score.device)
+    return positions == score.argmax(dim=1, keepdim=True)
+
+
+def descending(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, L) sorted from the highest, and their positions; equals keep their order."""
+    values, order = torch.sort(score, dim=1, descending=True, stable=True)
+    return values, order
+
+
+def unsort(chosen: Tensor, order: Tensor) -> Tensor:
+    """A bool (B, L) in sorted order, back at its positions."""
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
+
+
+def top(score: Tensor, count: Tensor) -> Tensor:
+    """(B, L) bool: the ``count`` (B,) highest scores of each row."""
+    _, order = descending(score)
+    positions = torch.arange(score.shape[1], device=score.device)
+    return unsort(positions < count[:, None], order)
+
+
+def longest_prefix(holds: Tensor, order: Tensor) -> Tensor:
+    """(B, L) bool: positions, in ``order``, before the first that does not hold."""
+    return unsort(holds.to(torch.uint8).cumprod(dim=1).bool(), order)

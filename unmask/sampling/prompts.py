@@ -1,0 +1,93 @@
+"""Prompts in all the forms users have them, to one left-padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Tokenizer(Protocol):
+    """The little the sampler asks of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+
+
+def encode_prompts(
+    prompts: Prompts, attention_mask: Tensor | None, tokenizer: Tokenizer | None, pad_token_id: int
+) -> tuple[Tensor, Tensor | None]:
+    """Prompt ids (B, P) int64 on the CPU or where they came from, and attention (B, P) bool, None if nothing is padded.
+
+    Raises TypeError or ValueError naming what is wrong with ``prompts`` or ``attention_mask``.
+    """
+    if isinstance(prompts, Tensor):
+        return check_tensor_prompts(prompts, attention_mask, pad_token_id)
+    if attention_mask is not None:
+        raise ValueError("attention_mask goes with tensor prompts; strings and id lists are padded here")
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    rows = [encode_one(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
+    length = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
+    attention = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row:
+            ids[i, length - len(row) :] = torch.tensor(row, dtype=torch.int64)
+            attention[i, length - len(row) :] = True
+    return ids, None if bool(attention.all()) else attention
+
+
+def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
+        return list(tokenizer.encode(prompt))
+    if isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt):
+        return list(prompt)
+    raise TypeError(f"prompts[{index}] must be a string or a list of token ids, got {type(prompt).__name__}")
+
+
+def check_tensor_prompts(
+    prompts: Tensor, attention_mask: Tensor | None, pad_token_id: int
+) -> tuple[Tensor, Tensor | None]:
+    if prompts.dtype != torch.int64 or prompts.ndim != 2:
+        raise TypeError(f"prompts must be int64 of shape (B, P), got {prompts.dtype} {tuple(prompts.shape)}")
+    if attention_mask is None:
+        return prompts, None
+    if attention_mask.shape != prompts.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of prompts {tuple(prompts.shape)}, got {tuple(attention_mask.shape)}"
+        )
+    attention = attention_mask.bool()
+    if bool((attention[:, 1:] < attention[:, :-1]).any()):
+        raise ValueError("attention_mask must be left-padded: zeros, then ones; a row has a one before a zero")
+    if bool(attention.all()):
+        return prompts, None
+    # Whatever stands under the padding (-100, say) is never read, but must be an id that can be embedded.
+    return prompts.masked_fill(~attention.to(prompts.device), pad_token_id), attention
+
+
+def check_ids(name: str, ids: Tensor, attention: Tensor | None, vocab_size: int, mask_token_id: int | None) -> None:
+    """Refuse ids outside the vocabulary and, unless ``mask_token_id`` is None, mask tokens in a prompt."""
+    bad = (ids < 0) | (ids >= vocab_size)
+    masked = torch.zeros_like(bad) if mask_token_id is None else ids == mask_token_id
+    if attention is not None:  # padding is never read
+        bad, masked = bad & attention, masked & attention
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{row}, {column}] is {int(ids[row, column])}, outside the vocabulary of {vocab_size} tokens"
+        )
+    if bool(masked.any()):
+        row, column = masked.nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{row}, {column}] is the mask token {mask_token_id}: a prompt has nothing to fill; "
+            "use Sampler.infill for text with holes"
+        )

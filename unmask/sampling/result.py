@@ -1,0 +1,62 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.sampling.trajectory import Trajectory
+
+
+@dataclass
+class GenerationResult:
+    """Completions of B prompts with a buffer of L tokens."""
+
+    sequences: Tensor
+    """(B, P + L) int64: left padding, prompt and completion."""
+    completions: Tensor
+    """(B, L) int64; after an early stop the rest is end of sequence. For ``infill``, the whole text (B, T)."""
+    steps: Tensor
+    """(B,) int64: forwards of the model taken for the row (NFE)."""
+    finished: Tensor
+    """(B,) bool: no mask left; False where ``max_steps`` came first."""
+    filled: Tensor
+    """(B,) int64: generated tokens up to and including the first end of sequence (for ``infill``: holes filled)."""
+    texts: list[str] | None = None
+    """Completions up to the first end of sequence, decoded; None without a tokenizer."""
+    trajectory: Trajectory | None = None
+    """Observations and actions of every step, if ``record`` was set."""
+
+    @property
+    def tokens_per_forward(self) -> Tensor:
+        """(B,) float32 TPF: ``filled / steps``. The tail of end-of-sequence padding does not count as generated."""
+        return self.filled.to(torch.float32) / self.steps.clamp_min(1).to(torch.float32)
+
+
+@dataclass
+class StreamEvent:
+    """What one step changed, one entry per unfinished row."""
+
+    rows: list[int]
+    """Rows that took the step, as indices of the prompts."""
+    steps: list[int]
+    """Forwards each of these rows has taken by now."""
+    positions: list[list[int]]
+    """Newly committed positions of the buffer, per row."""
+    tokens: list[list[int]]
+    """The tokens committed there."""
+    finished: list[bool]
+    """Whether the row is done after this step."""
+    completions: Tensor
+    """(B, L) int64 on the CPU: all rows' buffers as they are now, masks included."""
+
+
+def first_eos(completions: Tensor, eos_token_id: int | None) -> Tensor:
+    """(B,) int64: index of each row's first end of sequence, L where there is none."""
+    length = completions.shape[1]
+    if eos_token_id is None:
+        return torch.full((completions.shape[0],), length, device=completions.device)
+    index = torch.arange(length, device=completions.device).expand_as(completions)
+    return torch.where(completions == eos_token_id, index, length).amin(dim=1) if length else index.sum(dim=1)

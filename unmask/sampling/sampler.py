@@ -1,0 +1,238 @@
+"""The Sampler: prompts in, completions out, by one loop over one denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.models.loading import load_model, load_tokenizer
+from unmask.policies.base import Observation, UnmaskingPolicy
+from unmask.policies.registry import make_policy
+from unmask.sampling.canvas import POISONED, Canvas
+from unmask.sampling.config import SamplerConfig
+from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts
+from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
+from unmask.sampling.step import DenoisingStep
+from unmask.sampling.stopping import DoneFlags
+from unmask.sampling.trajectory import Recorder
+
+OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
+"""Called after each step: working rows (R,), their canvas, which were done before it, what was seen, the ranks."""
+
+
+class Sampler:
+    """Decodes a masked diffusion language model with an unmasking policy.
+
+    ``model`` follows DESIGN's model interface (see :func:`unmask.load_model`); ``policy`` is a name such as
+    "threshold:0.9", a folder or hub id of a learned policy, or an object with the policy interface.
+
+    Example::
+
+        sampler = Sampler.from_pretrained("tiny")
+        print(sampler.generate("cEaCfBeG:a=").texts)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None = None,
+        policy: str | UnmaskingPolicy = "threshold:0.9",
+        config: SamplerConfig | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        # A packaged model brings the buffer and block length it was trained for.
+        self.config = config or SamplerConfig(**getattr(model, "generation_defaults", {}))
+        self.policy = policy if not isinstance(policy, str) else make_policy(policy)
+        if isinstance(self.policy, torch.nn.Module):
+            self.policy.to(model.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        policy: str | UnmaskingPolicy = "threshold:0.9",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        config: SamplerConfig | None = None,
+        trust_remote_code: bool = False,
+    ) -> Sampler:
+        """Load model and tokenizer by packaged name, local folder or hub id."""
+        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return cls(model, load_tokenizer(name), policy, config)
+
+    def generate(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
+        """Complete each prompt with ``max_new_tokens`` tokens.
+
+        ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), then with ``attention_mask`` (B, P)
+        if left-padded. ``overrides`` replace fields of the Sampler's config for this call.
+        Raises TypeError or ValueError before any work for bad input, FloatingPointError if the model's logits were
+        undefined (NaN, +inf) where a token had to be committed.
+        """
+        config = self.config.updated(overrides)
+        return self.finish(self.prepare(prompts, attention_mask, config), config, self.model.eos_token_id)
+
+    def infill(self, input_ids: Tensor, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
+        """Fill the mask tokens of int64 ``input_ids`` (B, T), wherever they are, and touch nothing else.
+
+        Blocks count from position 0; blocks without masks are skipped; end of sequence does not stop a row.
+        """
+        config = self.config.updated(overrides)
+        canvas = self.prepare_infill(input_ids, attention_mask, config)
+        return self.finish(canvas, replace(config, stop_at_eos=False), None)
+
+    def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
+        """Decode as :meth:`generate` does, yielding after each step what it committed."""
+        config = self.config.updated(overrides)
+        canvas = self.prepare(prompts, attention_mask, config)
+        yield from self.events(canvas, config)
+
+    def prepare(self, prompts: Prompts, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
+        """Validated prompts with a buffer of masks behind them."""
+        model = self.model
+        ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
+        check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
+        length = config.max_new_tokens
+        self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
+        tokens = torch.cat((ids, ids.new_full((ids.shape[0], length), model.mask_token_id)), dim=1)
+        if attention is not None:
+            attention = torch.cat((attention, attention.new_ones((ids.shape[0], length))), dim=1)
+            attention = attention.to(model.device)
+        block_length = config.block_length or length
+        return Canvas.create(tokens.to(model.device), attention, ids.shape[1], model.mask_token_id, block_length)
+
+    def prepare_infill(self, input_ids: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
+        ids, attention = encode_prompts(input_ids, attention_mask, None, self.padding_id)
+        check_ids("input_ids", ids, attention, self.model.vocab_size, None)
+        self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
+        tokens = ids.to(self.model.device, copy=True)
+        attention = None if attention is None else attention.to(self.model.device)
+        return Canvas.create(
+            tokens, attention, 0, self.model.mask_token_id, config.block_length or max(1, ids.shape[1])
+        )
+
+    @property
+    def padding_id(self) -> int:
+        """What stands under left padding: the model's own, else its end of sequence; never the mask token."""
+        own = (getattr(self.model, "pad_token_id", None), self.model.eos_token_id, 0)
+        return next(i for i in own if i is not None and i != self.model.mask_token_id)
+
+    def check_context(self, length: int, what: str) -> None:
+        limit = getattr(self.model, "max_length", None)
+        if limit is not None and length > limit:
+            raise ValueError(f"{what} exceeds the model's context of {limit} tokens")
+
+    @torch.no_grad()
+    def run(self, canvas: Canvas, config: SamplerConfig, on_step: OnStep | None = None) -> Iterator[None]:
+        """The generation loop: advances all rows of ``canvas`` to their end, yielding after each step.
+
+        Works on up to ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch
+        shrinks. The rows' results are written back to ``canvas`` as they finish.
+        """
+        step = self.make_step(config)
+        queue = [i for i, done in enumerate(canvas.done.tolist()) if not done]
+        width = min(config.max_batch_size or len(queue), len(queue))
+        rows = torch.tensor(queue[:width], dtype=torch.int64, device=canvas.tokens.device)
+        del queue[:width]
+        work = canvas.take(rows)
+        flags = DoneFlags(work.done.device)
+        while len(rows):
+            done_before = work.done.clone() if on_step else work.done
+            observation, rank = step(work)
+            if on_step:
+                on_step(rows, work, done_before, observation, rank)
+            yield
+            finished = flags.poll(work.done)
+            if finished is not None and worth_refilling(sum(finished), len(finished), bool(queue)):
+                canvas.put(rows, work)
+                keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
+                fresh, queue = queue[: len(finished) - len(keep)], queue[len(finished) - len(keep) :]
+                keep = keep.to(rows.device)
+                rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
+                work = canvas.take(rows)
+                step.rearrange(keep, len(fresh))
+                flags.reset()
+
+    def make_step(self, config: SamplerConfig) -> DenoisingStep:
+        conditioned = bool(getattr(self.policy, "alpha_conditioned", False))
+        if config.alpha is not None and not conditioned:
+            raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
+        if config.alpha is None and conditioned:
+            raise ValueError("the policy is conditioned on alpha: set SamplerConfig(alpha=...)")
+        eos = self.model.eos_token_id if config.stop_at_eos else None
+        return DenoisingStep(self.model, self.policy, config, eos)
+
+    def finish(self, canvas: Canvas, config: SamplerConfig, eos_token_id: int | None) -> GenerationResult:
+        """Run the loop and gather its result."""
+        holes = canvas.remaining.clone()
+        recorder = Recorder() if config.record else None
+        on_step = (
+            None if recorder is None else lambda rows, _, done, seen, rank: recorder.append(rows, done, seen, rank)
+        )
+        for _ in self.run(canvas, config, on_step):
+            pass
+        raise_if_poisoned(canvas)
+        if eos_token_id is None:
+            filled = holes - canvas.remaining
+        else:
+            written = (first_eos(canvas.buffer, eos_token_id) + 1).clamp_max(canvas.length)
+            filled = torch.minimum(written, holes - canvas.remaining)
+        return GenerationResult(
+            sequences=canvas.tokens,
+            completions=canvas.buffer,
+            steps=canvas.steps,
+            finished=canvas.remaining == 0,
+            filled=filled,
+            texts=self.decode(canvas.buffer, eos_token_id),
+            trajectory=recorder.trajectory(canvas.tokens.shape[0]) if recorder else None,
+        )
+
+    def decode(self, completions: Tensor, eos_token_id: int | None) -> list[str] | None:
+        """Texts up to the first end of sequence; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        ends = first_eos(completions, eos_token_id).tolist()
+        rows = completions.tolist()
+        return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(rows, ends, strict=True)]
+
+    def events(self, canvas: Canvas, config: SamplerConfig) -> Iterator[StreamEvent]:
+        latest: list[StreamEvent] = []
+
+        def on_step(rows: Tensor, work: Canvas, done: Tensor, _: Observation, rank: Tensor) -> None:
+            canvas.put(rows, work)
+            took = (~done).cpu()
+            committed, buffer = (rank >= 0).cpu()[took], work.buffer.cpu()[took]
+            positions = [row.nonzero().flatten().tolist() for row in committed]
+            latest[:] = [
+                StreamEvent(
+                    rows=rows.cpu()[took].tolist(),
+                    steps=work.steps.cpu()[took].tolist(),
+                    positions=positions,
+                    tokens=[row[p].tolist() for row, p in zip(buffer, positions, strict=True)],
+                    finished=work.done.cpu()[took].tolist(),
+                    completions=canvas.buffer.cpu().clone(),
+                )
+            ]
+
+        for _ in self.run(canvas, config, on_step):
+            if latest[0].rows:
+                yield latest[0]
+        raise_if_poisoned(canvas)
+
+
+def worth_refilling(finished: int, total: int, waiting: bool) -> bool:
+    """Whether to replace or drop finished rows now: at once if prompts wait, else when a quarter of them idles."""
+    return finished > 0 if waiting else finished == total or finished * 4 >= total
+
+
+def raise_if_poisoned(canvas: Canvas) -> None:
+    rows = (canvas.status == POISONED).nonzero().flatten().tolist()
+    if rows:
+        raise FloatingPointError(
+            f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
+        )

@@ -1,0 +1,158 @@
+"""One denoising step: model, statistics of its logits, decision, commitment. Everything drives this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import ops
+from unmask.ops.random import philox_uniform
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.sampling.canvas import Canvas
+from unmask.sampling.config import SamplerConfig
+
+
+class DenoisingStep:
+    """A model, a policy and a configuration, ready to advance any canvas by one forward each call.
+
+    Does not synchronise with the host and does not loop over rows (but for ``deterministic``).
+    """
+
+    def __init__(self, model: Any, policy: UnmaskingPolicy, config: SamplerConfig, eos: int | None) -> None:
+        self.model, self.policy, self.config, self.eos = model, policy, config, eos
+        self.seed = config.seed or 0
+        wants_all = policy.full_context or "logits" in policy.needs
+        self.block_only = not wants_all
+        self.memory: dict[str, Any] = {}
+
+    def __call__(self, canvas: Canvas) -> tuple[Observation, Tensor]:
+        """Advance ``canvas`` in place; returns what the policy saw and the rank (N, L) of what it unmasked."""
+        observation = self.observe(canvas)
+        decision = self.policy.decide(observation)
+        return observation, self.commit(canvas, observation, decision)
+
+    def observe(self, canvas: Canvas) -> Observation:
+        """Run the model and reduce its logits to what the policy reads."""
+        block_only = self.block_only and canvas.block_length < canvas.length
+        positions = active_positions(canvas) if block_only else None  # (N, BL) buffer positions
+        logits = self.forward(canvas, positions)  # (N, S, V) with S = L or BL
+        allowed = canvas.allowed if positions is None else canvas.allowed.gather(1, positions)
+        stats = ops.topk_confidence(
+            logits,
+            self.policy.num_confidences,
+            rows=None if self.policy.full_context else allowed,
+            temperature=self.config.temperature,
+            seed=self.seed,
+            counter=self.counter(canvas, positions) if self.config.temperature > 0 else None,
+            exclude=(self.model.mask_token_id,),
+            entropy="entropy" in self.policy.needs,
+        )
+
+        def spread(values: Tensor) -> Tensor:
+            """Block statistics (N, BL, ...) at their positions of the buffer (N, L, ...)."""
+            if positions is None:
+                return values
+            index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
+            return values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:])).scatter_(1, index, values)
+
+        # The canvas changes in place; what is kept beyond this step has to be a copy.
+        keep = torch.clone if self.config.record else torch.Tensor.detach
+        return Observation(
+            mask=keep(canvas.mask),
+            allowed=keep(canvas.allowed),
+            confidence=spread(stats.confidence),
+            token=spread(stats.sample),
+            token_confidence=spread(stats.sample_confidence),
+            steps=keep(canvas.steps),
+            length=canvas.length,
+            block_length=canvas.block_length,
+            entropy=None if stats.entropy is None else spread(stats.entropy),
+            logits=logits if "logits" in self.policy.needs else None,
+            uniform=self.uniform(canvas) if "uniform" in self.policy.needs else None,
+            alpha=self.alpha(canvas),
+            memory=self.memory,
+        )
+
+    def forward(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
+        """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, BL, V)."""
+        if self.config.deterministic:
+            return self.forward_alone(canvas, positions)
+        if positions is None:
+            return self.model(canvas.tokens, canvas.attention, positions=slice(canvas.start, None))
+        rows, width = canvas.tokens.shape
+        flat = positions + canvas.start + torch.arange(rows, device=positions.device)[:, None] * width
+        logits = self.model(canvas.tokens, canvas.attention, positions=flat.reshape(-1))
+        return logits.view(*positions.shape, -1)
+
+    def forward_alone(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
+        """The same logits with every row in a forward of its own, without its padding: slow, batch-independent."""
+        outputs = []
+        for i, row in enumerate(canvas.tokens):
+            pad = 0 if canvas.attention is None else int((~canvas.attention[i]).sum())
+            if positions is None:
+                where: slice | Tensor = slice(canvas.start - pad, None)
+            else:
+                where = positions[i] + canvas.start - pad
+            logits = self.model(row[None, pad:], None, positions=where)
+            outputs.append(logits.reshape(-1, logits.shape[-1]))
+        if not outputs:
+            return self.model(canvas.tokens, None, positions=slice(canvas.start, None))
+        return torch.stack(outputs)
+
+    def commit(self, canvas: Canvas, observation: Observation, decision: Decision) -> Tensor:
+        """Draw the action and write it to the canvas."""
+        if (decision.select is None) == (decision.logits is None):
+            raise TypeError(f"{type(self.policy).__name__}.decide must set exactly one of select and logits")
+        c = self.config
+        return ops.unmask_(
+            canvas.tokens,
+            observation.token,
+            decision.logits if decision.select is None else decision.select,
+            mask=canvas.mask,
+            allowed=canvas.allowed,
+            steps=canvas.steps,
+            remaining=canvas.remaining,
+            block=canvas.block,
+            done=canvas.done,
+            status=canvas.status,
+            start=canvas.start,
+            block_length=canvas.block_length,
+            max_steps=c.max_steps or canvas.length,
+            mode=c.actions if decision.select is None else "select",
+            eos=self.eos,
+            temperature=c.policy_temperature,
+            scale=c.policy_scale,
+            seed=self.seed,
+            sequence=canvas.sequence,
+        )
+
+    def rearrange(self, keep: Tensor, fresh: int) -> None:
+        """Follow a change of the working rows: ``keep`` (R,) rows stay, in this order, then come ``fresh`` new ones."""
+        for name, value in self.memory.items():
+            if isinstance(value, Tensor):  # one entry per row; a new row's are whatever its policy starts from
+                self.memory[name] = torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
+
+    def alpha(self, canvas: Canvas) -> Tensor | None:
+        if self.config.alpha is None:
+            return None
+        return torch.full((canvas.mask.shape[0],), self.config.alpha, dtype=torch.float32, device=canvas.mask.device)
+
+    def counter(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
+        """(N, S, 3) int64: sequence, buffer position and step of every row of logits."""
+        if positions is None:
+            positions = torch.arange(canvas.length, device=canvas.mask.device).expand_as(canvas.mask)
+        sequence = canvas.sequence[:, None].expand_as(positions)
+        return torch.stack((sequence, positions, canvas.steps[:, None].expand_as(positions)), dim=-1)
+
+    def uniform(self, canvas: Canvas) -> Tensor:
+        """(N, L) float32 draws in (0, 1), one per position, row and step."""
+        positions = torch.arange(canvas.length, device=canvas.mask.device)[None]
+        return philox_uniform(self.seed, positions, canvas.steps[:, None], canvas.sequence[:, None])
+
+
+def active_positions(canvas: Canvas) -> Tensor:
+    """(N, BL) int64 buffer positions of each row's active block; past the end, the last position again."""
+    offsets = torch.arange(canvas.block_length, device=canvas.block.device)
+    return (canvas.block[:, None] * canvas.block_length + offsets).clamp_max(canvas.length - 1)

@@ -1,0 +1,75 @@
+"""Recorded decodings: what the policy saw and did at every step, enough to replay it without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.policies.base import Observation
+
+
+@dataclass
+class Trajectory:
+    """Observations and actions of N rows over S steps (S = the most any row took); a row's step s is its own s-th."""
+
+    mask: Tensor
+    """(N, S, L) bool: masked before the step."""
+    allowed: Tensor
+    """(N, S, L) bool."""
+    confidence: Tensor
+    """(N, S, L, k) float32."""
+    rank: Tensor
+    """(N, S, L) int32: -1 where nothing was unmasked; else 0, or for "dpls" the order of the draw."""
+    active: Tensor
+    """(N, S) bool: the row took this step."""
+
+    @property
+    def actions(self) -> Tensor:
+        """(N, S, L) bool: unmasked at the step."""
+        return self.rank >= 0
+
+    @property
+    def time(self) -> Tensor:
+        """(S,) float32: steps taken before / L."""
+        count, length = self.mask.shape[1:]
+        return torch.arange(count, device=self.mask.device, dtype=torch.float32) / length
+
+
+class Recorder:
+    """Collects steps of changing sets of rows and lays them out by row and step."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, ...]] = []
+
+    def append(self, rows: Tensor, done: Tensor, observation: Observation, rank: Tensor) -> None:
+        """Keep one step: ``rows`` (B,) row indices, ``done`` (B,) rows that were finished before it.
+
+        The observation must hold copies of the canvas's state, as it does with ``SamplerConfig(record=True)``.
+        """
+        o = observation
+        self._steps.append((rows, ~done, o.steps, o.mask, o.allowed, o.confidence, rank))
+
+    def trajectory(self, num_rows: int) -> Trajectory | None:
+        """Everything so far; None if no step was recorded."""
+        if not self._steps:
+            return None
+        rows, took, steps, mask, allowed, confidence, rank = (
+            torch.cat(parts) for parts in zip(*self._steps, strict=True)
+        )
+        rows, steps = rows[took], steps[took]
+        count = int(steps.max()) + 1 if steps.numel() else 0
+
+        def lay_out(values: Tensor, fill: float) -> Tensor:
+            out = values.new_full((num_rows, count, *values.shape[1:]), fill)
+            out[rows, steps] = values[took]
+            return out
+
+        return Trajectory(
+            mask=lay_out(mask, False),
+            allowed=lay_out(allowed, False),
+            confidence=lay_out(confidence, 0.0),
+            rank=lay_out(rank, -1),
+            active=lay_out(took, False),
+        )

@@ -1,0 +1,46 @@
+"""What a task is: problems with a prompt, a checkable answer and, for generated tasks, a written solution."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: the ``prompt`` shown to the model, the ``answer`` a completion is graded against, and, where
+    the task can write one, a full reference ``response`` (what a pretraining run learns from)."""
+
+    prompt: str
+    answer: str
+    response: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A stream of problems and an exact grader. Tasks never import torch."""
+
+    name: str
+
+    @abstractmethod
+    def sample(self, rng: random.Random) -> Problem:
+        """Draw one problem; the same ``rng`` state gives the same problem on every machine."""
+
+    @abstractmethod
+    def grade(self, problem: Problem, completion: str) -> float:
+        """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
+
+    def easier(self, progress: float) -> Task:
+        """The task at a point of a curriculum, from 0 (a beginner's problems) to 1 (the task itself)."""
+        return self
+
+    def measures(self, problem: Problem, completion: str) -> dict[str, float]:
+        """Further numbers about a completion, averaged beside the accuracy; none by default."""
+        return {}
+
+    def problems(self, count: int, seed: int) -> list[Problem]:
+        """``count`` problems drawn with ``random.Random(f"{name}/{seed}")``; distinct seeds are distinct sets."""
+        rng = random.Random(f"{self.name}/{seed}")
+        return [self.sample(rng) for _ in range(count)]
