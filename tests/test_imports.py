@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_process import run_python
 
 PACKAGE = Path(__file__).parents[1] / "unmask"
 
@@ -128,12 +127,12 @@ def test_the_rule_sees_every_form_of_import(part: str, source: str, expected: li
 @pytest.mark.parametrize("statement", ["import unmask", "import unmask.models"])
 def test_importing_is_light(statement: str) -> None:
     code = f"{statement}\nimport sys\nprint(*(m for m in {HEAVY!r} if m in sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    run = run_python(code)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
 
 
 def test_import_unmask_does_not_import_torch() -> None:
     code = "import unmask, sys; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
-    assert run.stdout.strip() == "False"
+    run = run_python(code)
+    assert run.stdout.strip() == "False", run.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_python
 from safetensors.torch import load_file, save_file
 
 from unmask.models import (
@@ -270,9 +270,9 @@ def test_no_second_copy_in_memory(build: Build, tmp_path: Path, folder: Path) ->
     shutil.copytree(whole, sharded)
     shard(sharded, 6)
     loads = ((whole, "float32"), (sharded, "float32"), (sharded, "bfloat16"))
-    command = [sys.executable, "-c", PEAK, str(folder), *(str(part) for load in loads for part in load)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    for (path, dtype), line in zip(loads, lines, strict=True):
+    done = run_python(PEAK, str(folder), *(str(part) for load in loads for part in load))
+    assert done.returncode == 0, done.stderr
+    for (path, dtype), line in zip(loads, done.stdout.splitlines(), strict=True):
         peak, held = map(int, line.split())
         assert held == size // (1 if dtype == "float32" else 2)
         # The model, the largest tensor twice (as stored and as kept, 2 MB each), and some slack of the allocator.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fresh_process import run_python
 
 from unmask.ops import build_info
 
@@ -35,8 +34,7 @@ print(json.dumps([build_info()["cpu_isa"], ids, floats]))
 
 
 def run(isa: str, script: str = _SCRIPT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "UNMASK_CPU_ISA": isa}
-    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    return run_python(script, UNMASK_CPU_ISA=isa)
 
 
 def test_instruction_sets_agree() -> None:

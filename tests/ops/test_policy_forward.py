@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_python
 from policy_cases import inputs, pack, random_network, worst_error
 from safetensors.torch import load_file
 
@@ -93,12 +91,7 @@ def test_other_instruction_sets(isa: str) -> None:
         f"errors = [worst_error(s, k, n, 2) for s in {sizes} for k in (1, 2, 8, 50) for n in (1, 17, 48, 130)];"
         "print(json.dumps([build_info()['cpu_isa'], max(errors)]))"
     )
-    environment = {
-        **os.environ,
-        "UNMASK_CPU_ISA": isa,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = run_python(program, path=Path(__file__).parent, UNMASK_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     used, error = json.loads(done.stdout)
     assert used == isa
