@@ -36,7 +36,8 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
     """Batch 1 and 16; logits needed in one block of 32, or everywhere."""
     policy, out = random_policy(device), []
     for batch in (1,) if quick else (1, 16):
-        for selected, goal in ((BLOCK, 4.0), (LENGTH, 2.0)):
+        for selected, cpu_goal in ((BLOCK, 4.0), (LENGTH, 2.0)):
+            goal: float | None = cpu_goal
             mask, confidence, time = inputs(batch, device)
             rows = torch.zeros_like(mask)
             rows[:, -selected:] = True

@@ -161,10 +161,14 @@ def cpu_name() -> str:
 
 def commit() -> str:
     """Short commit of the working directory's repository, with ``+`` if files changed; empty outside one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
     try:
-        options = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+        head = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return ""
     return head + ("+" if changed else "")

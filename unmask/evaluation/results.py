@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from unmask.evaluation.evaluate import Evaluation
 
@@ -31,7 +32,8 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 def read_csv(path: Path) -> list[Evaluation]:
     """Rows written by :func:`write_csv`."""
-    kinds = {"block_length": int, "length": int, "problems": int, "seed": int, "measures": json.loads}
+    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("block_length", "length", "problems", "seed"), int)
+    kinds |= {"measures": json.loads}
     kinds |= dict.fromkeys((*FORMATS, "seconds"), float)
     with path.open(newline="", encoding="utf-8") as file:
         return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]

@@ -10,6 +10,8 @@ import torch
 
 from unmask.pretraining.config import RECIPES
 from unmask.pretraining.loop import pretrain
+from unmask.tasks.hops import Hops
+from unmask.tasks.sums import Sums
 
 
 def main() -> None:
@@ -25,6 +27,8 @@ def main() -> None:
     if args.steps is not None:
         recipe = dataclasses.replace(recipe, steps=args.steps)
     if args.shortcut is not None:
+        if not isinstance(recipe.task, (Hops, Sums)):
+            parser.error(f"--shortcut: the task {recipe.task.name!r} has no reasoning to skip")
         recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, shortcut=args.shortcut))
     pretrain(recipe, args.output)
 

@@ -76,9 +76,8 @@ def build_model(recipe: Recipe, tokenizer: CharTokenizer) -> Transformer:
     for name, p in model.named_parameters():
         if p.ndim == 2:
             nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
-    for layer in model.layers:
-        nn.init.zeros_(layer.o_proj.weight)
-        nn.init.zeros_(layer.down_proj.weight)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):  # every layer starts as the identity
+            nn.init.zeros_(p)
     model.generation_defaults = {"max_new_tokens": recipe.response_length, "block_length": recipe.block_length}
     return model
 

@@ -35,18 +35,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
+                    by_shape.setdefault(p.shape, []).append((p, p.grad))
             for shape, params in by_shape.items():
                 updates = []
-                for p in params:
+                for p, grad in params:
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                    buffer.lerp_(grad, 1 - group["momentum"])
+                    updates.append(grad.lerp(buffer, group["momentum"]))
                 # A wide matrix keeps its scale; a tall one is scaled so that its rows move as far.
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+                for (p, _), update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)

@@ -103,13 +103,14 @@ class DenoisingStep:
 
     def commit(self, canvas: Canvas, observation: Observation, decision: Decision) -> Tensor:
         """Draw the action and write it to the canvas."""
-        if (decision.select is None) == (decision.logits is None):
+        action = decision.logits if decision.select is None else decision.select
+        if action is None or (decision.select is not None and decision.logits is not None):
             raise TypeError(f"{type(self.policy).__name__}.decide must set exactly one of select and logits")
         c = self.config
         return ops.unmask_(
             canvas.tokens,
             observation.token,
-            decision.logits if decision.select is None else decision.select,
+            action,
             mask=canvas.mask,
             allowed=canvas.allowed,
             steps=canvas.steps,
