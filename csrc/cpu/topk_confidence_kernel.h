@@ -1,10 +1,9 @@
 // topk_confidence for one instruction set; see isa.h for how this is compiled and ops/topk_confidence.h for what it does.
 //
-// A row is read once from memory, in blocks that stay in the first-level cache between three passes over them:
-//   1. the block's maximum;
-//   2. candidates for the k largest, only if the maximum beats the k-th so far; the Gumbel-max sample, likewise;
-//   3. sum of exp(x - m), m the largest value so far, while prefetching ahead (this pass takes longest, so the memory
-//      never idles); sums are rescaled when m grows, and kept in double.
+// A row is read once from memory, in blocks that stay in the first-level cache for the passes over them:
+//   1. the block's maximum and its sum of exp(x - m), m the largest value of the blocks before, while prefetching ahead;
+//      sums are rescaled when m grows, and kept in double;
+//   2. only if the maximum beats the k-th value so far: candidates for the k largest; the Gumbel-max sample, likewise.
 #include "cpu/topk_confidence_dtypes.h"
 
 namespace unmask {
@@ -13,6 +12,7 @@ namespace UNMASK_ISA {
 
 constexpr int kBlock = 1024;  // elements per block; a multiple of every kChunk
 constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kMaxGrowth = 40.0f;  // exp(40) times kBlock is far from the largest float
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // What is known of a row after some of its blocks.
@@ -75,29 +75,37 @@ static void sum_exp_plain(const typename Type::Element* x, int count, float m, d
 }
 
 #if UNMASK_LANES > 4
-// The same in fewer steps where there is a fused multiply-add. With L = float(log2 e) and c = round(m L), an integer:
-// x L - c = n + f with n = round(x L - c), which adding 1.5 * 2^23 - c to x L does in one instruction, and f from another.
-// Neither rounds at the size of x or m. The factor 2^(m L - c) that all terms have too much is taken out of the sum.
-constexpr float kFusedLimit = 1e6f;  // |m| up to which 1.5 * 2^23 - c stays in [2^23, 2^24)
+// The same in fewer steps where there are fused multiply-adds and permutations. With L = float(log2 e), c = round(m L)
+// and S = kTableSize: S (x L - c) = n + f with n an integer, which adding S (127 - c) and 1.5 * 2^23 to S x L leaves in
+// the lowest bits, in one instruction; f takes another. Neither rounds at the size of x or m. The lowest bits of n look
+// up 2^(j/S), the rest is the exponent, and 2^(f/S) is near 1. The factor 2^(m L - c) that all terms have too much is
+// taken out of the sum.
+constexpr float kFusedLimit = 1e5f;  // |m| up to which 1.5 * 2^23 - S c stays in [2^23, 2^24)
 
 template <typename Type, bool kEntropy>
-static void sum_exp_fused(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
+static float sum_exp_fused(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
   const double scaled = static_cast<double>(m) * static_cast<double>(kLog2E);  // exact
   const float c = static_cast<float>(nearbyint(scaled));
-  const vf magic = splat(12583039.0f - c);  // 127 more: the lowest bits of the sum are the exponent field of 2^n
+  const vf magic = splat(12582912.0f + kTableSize * (127.0f - c));
+  const vf log2e = splat(kTableSize * kLog2E);
   const vf lowest = splat(m - 87.0f);  // below it the terms are 2^-125, which is nothing beside 1
-  vf total[4], total_weighted[4];
-  for (int w = 0; w < 4; ++w) total[w] = total_weighted[w] = splat(0.0f);
+  const vi table = exp2_table();
+  vf total[4], total_weighted[4], best[4];
+  for (int w = 0; w < 4; ++w) {
+    total[w] = total_weighted[w] = splat(0.0f);
+    best[w] = splat(kMinusInfinity);
+  }
   for (int i = 0; i < count; i += kChunk) {
     vf v[4];
     Type::load4(x + i, v);
     prefetch<Type>(x + i);
     for (int w = 0; w < 4; ++w) {
+      best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
       const vf y = maximum(lowest, v[w]);
-      const vf shifted = mul_add(y, splat(kLog2E), magic);
-      const vf f = mul_add(y, splat(kLog2E), magic - shifted);
-      const vf power = (vf)((vi)shifted << 23);
-      const vf p = exp2_polynomial(f);
+      const vf shifted = mul_add(y, log2e, magic);
+      const vf f = mul_add(y, log2e, magic - shifted);
+      const vf power = (vf)(((vi)shifted << (23 - kTableBits)) + lookup(table, (vi)shifted));
+      const vf p = exp2_near_one(f);
       if (kEntropy) {
         const vf e = p * power;
         total[w] += e;
@@ -111,37 +119,58 @@ static void sum_exp_fused(const typename Type::Element* x, int count, float m, d
   *sum = factor * horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
   *weighted = factor * kLog2E *
               horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
+  return horizontal_max(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
 }
 #endif
 
-// Adds exp(x - maximum) of the block to the sums; `largest` is the block's maximum. A NaN makes the sum NaN.
+// Sums over a block with exponents relative to m, and the block's maximum.
 template <typename Type, bool kEntropy>
-static void accumulate(const typename Type::Element* x, int count, float largest, RowState* row) {
-  if (largest > row->maximum) {
-    if (row->maximum > kMinusInfinity) {
-      const double growth = static_cast<double>(largest) - static_cast<double>(row->maximum);
-      const double factor = exp(-growth);
-      if (kEntropy) {
-        row->weighted_sum = factor == 0.0 ? 0.0 : factor * (row->weighted_sum - growth * kLog2E * row->sum);
-      }
-      row->sum *= factor;
-    }
-    row->maximum = largest;
-  }
-  // Nothing but -inf so far: any finite number keeps -inf - m from being NaN.
-  const float m = row->maximum > kMinusInfinity ? row->maximum : 0.0f;
-  double sum, weighted;
+static float sum_exp(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
 #if UNMASK_LANES > 4
-  if (m < kFusedLimit && m > -kFusedLimit) {
-    sum_exp_fused<Type, kEntropy>(x, count, m, &sum, &weighted);
-  } else {
-    sum_exp_plain<Type, kEntropy>(x, count, m, &sum, &weighted);
-  }
-#else
-  sum_exp_plain<Type, kEntropy>(x, count, m, &sum, &weighted);
+  if (m < kFusedLimit && m > -kFusedLimit) return sum_exp_fused<Type, kEntropy>(x, count, m, sum, weighted);
 #endif
+  sum_exp_plain<Type, kEntropy>(x, count, m, sum, weighted);
+  return block_maximum<Type>(x, count);
+}
+
+// Makes the row's sums relative to a new, larger maximum.
+template <bool kEntropy>
+static void raise_maximum(float largest, RowState* row) {
+  if (row->maximum > kMinusInfinity) {
+    const double growth = static_cast<double>(largest) - static_cast<double>(row->maximum);
+    const double factor = exp(-growth);
+    if (kEntropy) {
+      row->weighted_sum = factor == 0.0 ? 0.0 : factor * (row->weighted_sum - growth * kLog2E * row->sum);
+    }
+    row->sum *= factor;
+  }
+  row->maximum = largest;
+}
+
+// Adds exp(x - maximum) of the block to the sums and returns the block's maximum. A NaN makes the sum NaN.
+template <typename Type, bool kEntropy>
+static float accumulate(const typename Type::Element* x, int count, RowState* row) {
+  double sum, weighted;
+  float largest;
+  if (row->maximum > kMinusInfinity) {
+    // One pass: terms relative to the maximum of the blocks before, as long as this one's is not much larger.
+    largest = sum_exp<Type, kEntropy>(x, count, row->maximum, &sum, &weighted);
+    if (largest <= row->maximum + kMaxGrowth) {
+      row->sum += sum;
+      if (kEntropy) row->weighted_sum += weighted;
+      if (largest > row->maximum) raise_maximum<kEntropy>(largest, row);
+      return largest;
+    }
+  } else {
+    largest = block_maximum<Type>(x, count);
+  }
+  if (largest == __builtin_inff()) return largest;
+  if (largest > kMinusInfinity) raise_maximum<kEntropy>(largest, row);
+  // Nothing but -inf so far: any finite number keeps -inf - m from being NaN.
+  sum_exp<Type, kEntropy>(x, count, largest > kMinusInfinity ? largest : 0.0f, &sum, &weighted);
   row->sum += sum;
   if (kEntropy) row->weighted_sum += weighted;
+  return largest;
 }
 
 // Puts a candidate into the descending list; among equal values the earlier, lower id stays in front.
@@ -226,14 +255,13 @@ static void update_sample(const TopkConfidenceParams& params, const Draw& draw, 
 template <typename Type, bool kEntropy>
 static bool update(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x, int count,
                    int64_t first, RowState* row) {
-  const float largest = block_maximum<Type>(x, count);
+  const float largest = accumulate<Type, kEntropy>(x, count, row);
   if (largest == __builtin_inff()) return false;
   if (largest > entry_value(*row, params.k)) update_list<Type>(params, x, count, first, row);
   if (draw != nullptr) {
     const float bound = __builtin_fmaf(largest, params.inverse_temperature, kGumbelMax);
     if (bound > row->best_score) update_sample<Type>(params, *draw, x, count, first, row);
   }
-  accumulate<Type, kEntropy>(x, count, largest, row);
   return true;
 }
 
