@@ -19,8 +19,10 @@ _HOME = {
     "load_model": "unmask.models.loading",
     "load_tokenizer": "unmask.models.loading",
     "evaluate": "unmask.evaluation.evaluate",
+    "Trainer": "unmask.training.trainer",
+    "TrainerConfig": "unmask.training.config",
 }
-_MODULES = ("ops", "models", "policies", "sampling", "tasks", "evaluation")
+_MODULES = ("ops", "models", "policies", "sampling", "tasks", "evaluation", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

@@ -10,6 +10,7 @@ DESCRIPTION = "Decode masked diffusion language models with trained or hand-made
 EPILOG = """first steps:
   unmask generate                      watch the packaged model fill its buffer
   unmask generate "cEaCfBeG:a="        complete a prompt of your own
+  unmask train quickstart              train a policy in a few minutes
   unmask evaluate --problems 200       accuracy against forwards, policy by policy
   unmask info                          what was built and what this machine has"""
 
@@ -17,14 +18,14 @@ EPILOG = """first steps:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; subcommand modules are light, heavy imports happen when one runs."""
     from unmask import __version__
-    from unmask.cli import bench, evaluate, generate, info, plot
+    from unmask.cli import bench, evaluate, generate, info, plot, train
 
     parser = argparse.ArgumentParser(
         prog="unmask", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"unmask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, evaluate, plot, bench, info):
+    for module in (generate, train, evaluate, plot, bench, info):
         module.add_parser(commands)
     return parser
 

@@ -52,6 +52,8 @@ class PolicyConfig:
     """"full": sees the whole generation buffer; "block": only the active block."""
     alpha_conditioned: bool = False
     """Takes the speed/accuracy trade-off alpha as a further input."""
+    default_alpha: float = 1.0
+    """The alpha that a policy conditioned on it takes when none is asked for."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False
@@ -75,6 +77,8 @@ class PolicyConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not (math.isfinite(self.default_alpha) and self.default_alpha >= 0):
+            raise ValueError(f"default_alpha must be finite and >= 0, got {self.default_alpha!r}")
         if not math.isfinite(self.output_bias):
             raise ValueError(f"output_bias must be finite, got {self.output_bias!r}")
 

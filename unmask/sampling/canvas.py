@@ -37,6 +37,8 @@ class Canvas:
     """(N,) int32: RUNNING, COMPLETE, EXHAUSTED (max_steps reached) or POISONED (undefined logits)."""
     start: int
     block_length: int
+    alpha: Tensor | None = None
+    """(N,) float32: the trade-off asked of a policy conditioned on it; None for other policies."""
 
     @classmethod
     def create(

@@ -13,10 +13,11 @@ from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.policies.registry import make_policy
 from unmask.sampling.canvas import POISONED, Canvas
+from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
-from unmask.sampling.step import DenoisingStep
+from unmask.sampling.step import DenoisingStep, Distinct
 from unmask.sampling.stopping import DoneFlags
 from unmask.sampling.trajectory import Recorder
 
@@ -47,6 +48,8 @@ class Sampler:
         # A packaged model brings the buffer and block length it was trained for.
         self.config = config or SamplerConfig(**getattr(model, "generation_defaults", {}))
         self.policy = policy if not isinstance(policy, str) else make_policy(policy)
+        self.clock: PhaseClock | None = None
+        """Set to one to learn how long the model and the policy take in each generation."""
         if isinstance(self.policy, torch.nn.Module):
             self.policy.to(model.device)
 
@@ -102,7 +105,8 @@ class Sampler:
             attention = torch.cat((attention, attention.new_ones((ids.shape[0], length))), dim=1)
             attention = attention.to(model.device)
         block_length = config.block_length or length
-        return Canvas.create(tokens.to(model.device), attention, ids.shape[1], model.mask_token_id, block_length)
+        canvas = Canvas.create(tokens.to(model.device), attention, ids.shape[1], model.mask_token_id, block_length)
+        return self.with_alpha(canvas, config)
 
     def prepare_infill(self, input_ids: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
         if not isinstance(input_ids, Tensor):
@@ -112,9 +116,18 @@ class Sampler:
         self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
         tokens = ids.to(self.model.device, copy=True)
         attention = None if attention is None else attention.to(self.model.device)
-        return Canvas.create(
-            tokens, attention, 0, self.model.mask_token_id, config.block_length or max(1, ids.shape[1])
-        )
+        block_length = config.block_length or max(1, ids.shape[1])
+        canvas = Canvas.create(tokens, attention, 0, self.model.mask_token_id, block_length)
+        return self.with_alpha(canvas, config)
+
+    def with_alpha(self, canvas: Canvas, config: SamplerConfig) -> Canvas:
+        """``canvas`` with the config's alpha, else the policy's own, in every row, if the policy is conditioned."""
+        if getattr(self.policy, "alpha_conditioned", False):
+            alpha = self.policy.config.default_alpha if config.alpha is None else config.alpha  # type: ignore[attr-defined]
+            canvas.alpha = torch.full(canvas.steps.shape, float(alpha), device=canvas.steps.device)
+        elif config.alpha is not None:
+            raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
+        return canvas
 
     @property
     def padding_id(self) -> int:
@@ -128,53 +141,61 @@ class Sampler:
             raise ValueError(f"{what} exceeds the model's context of {limit} tokens")
 
     @torch.no_grad()
-    def run(self, canvas: Canvas, config: SamplerConfig, on_step: OnStep | None = None) -> Iterator[None]:
+    def run(
+        self, canvas: Canvas, config: SamplerConfig, on_step: OnStep | None = None, group_size: int = 1
+    ) -> Iterator[None]:
         """The generation loop: advances all rows of ``canvas`` to their end, yielding after each step.
 
         Works on up to ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch
-        shrinks. The rows' results are written back to ``canvas`` as they finish.
+        shrinks. The rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows
+        with equal tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared.
         """
         step = self.make_step(config)
+        group = group_size if step.can_share() else 1
         queue = [i for i, done in enumerate(canvas.done.tolist()) if not done]
         width = min(config.max_batch_size or len(queue), len(queue))
+        width = max(width - width % group, min(group, len(queue)))
         rows = torch.tensor(queue[:width], dtype=torch.int64, device=canvas.tokens.device)
         del queue[:width]
         work = canvas.take(rows)
         flags = DoneFlags(work.done.device)
+        distinct = first_of_groups(0, width, group, rows.device)
         while len(rows):
             done_before = work.done.clone() if on_step else work.done
-            observation, rank = step(work)
+            observation, rank = step(work, distinct)
+            distinct = None
             if on_step:
                 on_step(rows, work, done_before, observation, rank)
             yield
             finished = flags.poll(work.done)
-            if finished is not None and worth_refilling(sum(finished), len(finished), bool(queue)):
+            if finished is None or not any(finished):
+                continue
+            room = (width - finished.count(False)) // group * group
+            if (queue and room) or worth_shrinking(sum(finished), len(finished)):
                 canvas.put(rows, work)
                 keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
-                fresh, queue = queue[: len(finished) - len(keep)], queue[len(finished) - len(keep) :]
+                fresh, queue = queue[:room], queue[room:]
                 keep = keep.to(rows.device)
                 rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
                 work = canvas.take(rows)
                 step.rearrange(keep, len(fresh))
+                distinct = first_of_groups(len(keep), len(fresh), group, rows.device)
                 flags.reset()
 
     def make_step(self, config: SamplerConfig) -> DenoisingStep:
-        conditioned = bool(getattr(self.policy, "alpha_conditioned", False))
-        if config.alpha is not None and not conditioned:
-            raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
-        if config.alpha is None and conditioned:
-            raise ValueError("the policy is conditioned on alpha: set SamplerConfig(alpha=...)")
         eos = self.model.eos_token_id if config.stop_at_eos else None
-        return DenoisingStep(self.model, self.policy, config, eos)
+        return DenoisingStep(self.model, self.policy, config, eos, self.clock)
 
-    def finish(self, canvas: Canvas, config: SamplerConfig, eos_token_id: int | None) -> GenerationResult:
-        """Run the loop and gather its result."""
+    def finish(
+        self, canvas: Canvas, config: SamplerConfig, eos_token_id: int | None, group_size: int = 1
+    ) -> GenerationResult:
+        """Run the loop (see :meth:`run`) and gather its result."""
         holes = canvas.remaining.clone()
         recorder = Recorder() if config.record else None
         on_step = (
             None if recorder is None else lambda rows, _, done, seen, rank: recorder.append(rows, done, seen, rank)
         )
-        for _ in self.run(canvas, config, on_step):
+        for _ in self.run(canvas, config, on_step, group_size):
             pass
         raise_if_poisoned(canvas)
         if eos_token_id is None:
@@ -225,9 +246,19 @@ class Sampler:
         raise_if_poisoned(canvas)
 
 
-def worth_refilling(finished: int, total: int, waiting: bool) -> bool:
-    """Whether to replace or drop finished rows now: at once if prompts wait, else when a quarter of them idles."""
-    return finished > 0 if waiting else finished == total or finished * 4 >= total
+def first_of_groups(before: int, fresh: int, group_size: int, device: torch.device) -> Distinct | None:
+    """``before`` rows that all differ, then ``fresh`` rows in groups of copies; None if there are no copies."""
+    if group_size == 1 or fresh == 0:
+        return None
+    groups = torch.arange(fresh, device=device) // group_size
+    others = torch.arange(before, device=device)
+    first = before + torch.arange(0, fresh, group_size, device=device)
+    return Distinct(rows=torch.cat((others, first)), copy_of=torch.cat((others, before + groups)))
+
+
+def worth_shrinking(finished: int, total: int) -> bool:
+    """Whether to drop finished rows that nothing can replace: once a quarter of the batch idles."""
+    return finished == total or finished * 4 >= total
 
 
 def raise_if_poisoned(canvas: Canvas) -> None:

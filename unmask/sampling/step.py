@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +13,18 @@ from unmask import ops
 from unmask.ops.random import philox_uniform
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.sampling.canvas import Canvas
+from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
+
+
+@dataclass
+class Distinct:
+    """Which rows of a canvas differ, where several are copies of one another before their first step."""
+
+    rows: Tensor
+    """(D,) int64: one row of each set of copies."""
+    copy_of: Tensor
+    """(N,) int64: for every row of the canvas, its index in ``rows``."""
 
 
 class DenoisingStep:
@@ -20,24 +33,44 @@ class DenoisingStep:
     Does not synchronise with the host and does not loop over rows (but for ``deterministic``).
     """
 
-    def __init__(self, model: Any, policy: UnmaskingPolicy, config: SamplerConfig, eos: int | None) -> None:
-        self.model, self.policy, self.config, self.eos = model, policy, config, eos
+    def __init__(
+        self,
+        model: Any,
+        policy: UnmaskingPolicy,
+        config: SamplerConfig,
+        eos: int | None,
+        clock: PhaseClock | None = None,
+    ) -> None:
+        self.model, self.policy, self.config, self.eos, self.clock = model, policy, config, eos, clock
         self.seed = config.seed or 0
         wants_all = policy.full_context or "logits" in policy.needs
         self.block_only = not wants_all
         self.memory: dict[str, Any] = {}
 
-    def __call__(self, canvas: Canvas) -> tuple[Observation, Tensor]:
-        """Advance ``canvas`` in place; returns what the policy saw and the rank (N, L) of what it unmasked."""
-        observation = self.observe(canvas)
-        decision = self.policy.decide(observation)
+    def __call__(self, canvas: Canvas, distinct: Distinct | None = None) -> tuple[Observation, Tensor]:
+        """Advance ``canvas`` in place; returns what the policy saw and the rank (N, L) of what it unmasked.
+
+        With ``distinct`` the model runs on those rows alone, and their copies share what it says.
+        """
+        observation = self.observe(canvas, distinct)
+        with self.phase("policy"):
+            decision = self.policy.decide(observation)
         return observation, self.commit(canvas, observation, decision)
 
-    def observe(self, canvas: Canvas) -> Observation:
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.clock is None else self.clock.phase(name)
+
+    def can_share(self) -> bool:
+        """Whether copies of a row see the same: not if tokens, or what the policy reads, are drawn per row."""
+        return self.config.temperature == 0 and not self.policy.needs
+
+    def observe(self, whole: Canvas, distinct: Distinct | None = None) -> Observation:
         """Run the model and reduce its logits to what the policy reads."""
+        canvas = whole if distinct is None else whole.take(distinct.rows)
         block_only = self.block_only and canvas.block_length < canvas.length
         positions = active_positions(canvas) if block_only else None  # (N, BL) buffer positions
-        logits = self.forward(canvas, positions)  # (N, S, V) with S = L or BL
+        with self.phase("model"):
+            logits = self.forward(canvas, positions)  # (N, S, V) with S = L or BL
         allowed = canvas.allowed if positions is None else canvas.allowed.gather(1, positions)
         stats = ops.topk_confidence(
             logits,
@@ -52,26 +85,27 @@ class DenoisingStep:
 
         def spread(values: Tensor) -> Tensor:
             """Block statistics (N, BL, ...) at their positions of the buffer (N, L, ...)."""
-            if positions is None:
-                return values
-            index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
-            return values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:])).scatter_(1, index, values)
+            if positions is not None:
+                index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
+                buffer = values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:]))
+                values = buffer.scatter_(1, index, values)
+            return values if distinct is None else values[distinct.copy_of]
 
         # The canvas changes in place; what is kept beyond this step has to be a copy.
         keep = torch.clone if self.config.record else torch.Tensor.detach
         return Observation(
-            mask=keep(canvas.mask),
-            allowed=keep(canvas.allowed),
+            mask=keep(whole.mask),
+            allowed=keep(whole.allowed),
             confidence=spread(stats.confidence),
             token=spread(stats.sample),
             token_confidence=spread(stats.sample_confidence),
-            steps=keep(canvas.steps),
+            steps=keep(whole.steps),
             length=canvas.length,
             block_length=canvas.block_length,
             entropy=None if stats.entropy is None else spread(stats.entropy),
             logits=logits if "logits" in self.policy.needs else None,
             uniform=self.uniform(canvas) if "uniform" in self.policy.needs else None,
-            alpha=self.alpha(canvas),
+            alpha=whole.alpha,
             memory=self.memory,
         )
 
@@ -134,11 +168,6 @@ class DenoisingStep:
         for name, value in self.memory.items():
             if isinstance(value, Tensor):  # one entry per row; a new row's are whatever its policy starts from
                 self.memory[name] = torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
-
-    def alpha(self, canvas: Canvas) -> Tensor | None:
-        if self.config.alpha is None:
-            return None
-        return torch.full((canvas.mask.shape[0],), self.config.alpha, dtype=torch.float32, device=canvas.mask.device)
 
     def counter(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
         """(N, S, 3) int64: sequence, buffer position and step of every row of logits."""

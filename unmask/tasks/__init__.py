@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.hops import Hops
 from unmask.tasks.sudoku import Sudoku
@@ -10,11 +13,15 @@ from unmask.tasks.sums import Sums
 TASKS: dict[str, type[Task]] = {"hops": Hops, "sums": Sums, "sudoku": Sudoku}
 
 
-def make_task(name: str) -> Task:
-    """The task called ``name`` with its default settings; ValueError lists the known names."""
+def make_task(name: str, **options: Any) -> Task:
+    """The task called ``name``, its fields changed by ``options``; ValueError lists the known names."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known tasks are {', '.join(sorted(TASKS))}")
-    return TASKS[name]()
+    known = sorted({f.name for f in fields(TASKS[name])} - {"name"})  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"task {name!r} has no options {', '.join(unknown)}; known are {', '.join(known)}")
+    return TASKS[name](**options)
 
 
 __all__ = ["TASKS", "Hops", "Problem", "Sudoku", "Sums", "Task", "make_task"]

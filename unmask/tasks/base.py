@@ -44,3 +44,11 @@ class Task(ABC):
         """``count`` problems drawn with ``random.Random(f"{name}/{seed}")``; distinct seeds are distinct sets."""
         rng = random.Random(f"{self.name}/{seed}")
         return [self.sample(rng) for _ in range(count)]
+
+    def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
+        """Problems number ``first`` and on of an endless training stream, apart from what :meth:`problems` draws.
+
+        Each depends on the seed and its number alone, so that processes can share the stream and a run can resume
+        anywhere. A task with a finite set of problems overrides this to go through it epoch by epoch.
+        """
+        return [self.sample(random.Random(f"{self.name}/train/{seed}/{i}")) for i in range(first, first + count)]

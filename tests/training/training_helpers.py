@@ -1,0 +1,38 @@
+"""A small run on the packaged model: seconds, not minutes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unmask.models import load_model, load_tokenizer
+from unmask.training import Trainer, TrainerConfig
+
+POLICY = {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "min_frequency": 1, "max_frequency": 50, "output_bias": -1}
+SETTINGS: dict[str, Any] = {
+    "policy": POLICY,
+    "max_completion_length": 24,
+    "block_length": None,
+    "policy_temperature": 1.0,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_steps": 3,
+    "warmup_steps": 0,
+    "learning_rate": 1e-2,
+    "save_steps": 1,
+}
+
+
+@cache
+def tiny() -> tuple[Any, Any]:
+    return load_model("tiny"), load_tokenizer("tiny")
+
+
+def make_config(folder: Path, **changes: Any) -> TrainerConfig:
+    return TrainerConfig.from_dict({**SETTINGS, "output_dir": str(folder), **changes})
+
+
+def make_trainer(folder: Path, trainer_arguments: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    model, tokenizer = tiny()
+    return Trainer(make_config(folder, **changes), model=model, tokenizer=tokenizer, **(trainer_arguments or {}))

@@ -1,0 +1,113 @@
+"""``unmask train``: learn an unmasking policy by reinforcement learning."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask.training.config import TrainerConfig
+
+DESCRIPTION = """Train an unmasking policy on a frozen language model by GRPO (arXiv 2512.09106).
+
+CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output folder
+receives metrics.jsonl, checkpoints/, best/ (by evaluation reward) and policy/ (the last), both ready for
+`unmask generate --policy` and `unmask evaluate --policies`."""
+EXAMPLES = """examples:
+  unmask train quickstart                          a few minutes on a laptop
+  unmask train quickstart alpha=10 output_dir=runs/fast
+  unmask train quickstart --resume                 go on after the last checkpoint
+  unmask train --list                              the packaged configurations
+  unmask plot runs/quickstart                      draw the training curves
+  accelerate launch -m unmask train llada-full     several devices"""
+
+COLUMNS = ("reward", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second")
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="learn an unmasking policy by reinforcement learning",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or packaged configuration")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings that replace the file's")
+    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint in output_dir")
+    parser.add_argument("--list", action="store_true", help="print the packaged configurations and stop")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: its own choice)")
+    parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
+    parser.set_defaults(run=run)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs, the values read as YAML ("null", "3", "[0, 10]"); ValueError for anything else."""
+    import yaml
+
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{pair!r} is not NAME=VALUE")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{pair!r}: the value is not valid YAML: {error}") from error
+    return values
+
+
+def run(args: argparse.Namespace) -> int:
+    from unmask.training.config import TrainerConfig, find_config, packaged_configs
+
+    if args.list:
+        for name in packaged_configs():
+            first = find_config(name).read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:<18} {first.lstrip('# ')}")
+        return 0
+    if args.config is None:
+        raise ValueError("which configuration? Give a YAML file or one of: " + ", ".join(packaged_configs()))
+    overrides = parse_settings(args.settings)
+    if args.resume:
+        overrides["resume_from_checkpoint"] = True
+    config = TrainerConfig.from_yaml(args.config, overrides)
+    train(config, args.threads)
+    return 0
+
+
+def train(config: TrainerConfig, threads: int | None) -> None:
+    """Run the Trainer under a progress bar, with a line per logged iteration."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from unmask.training.trainer import Trainer
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    trainer = Trainer(config)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not trainer.processes.is_main) as progress:
+        bar = progress.add_task("training", total=config.max_steps)
+
+        def on_log(iteration: int, values: dict[str, float]) -> None:
+            progress.update(bar, completed=iteration)
+            progress.console.print(line(iteration, values), highlight=False)
+
+        policy = trainer.train(on_log)
+    if not trainer.processes.is_main:
+        return
+    print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
+    print(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
+    print(f"try it: unmask generate --policy {config.output_dir}/policy --block-length {config.block_length or 'full'}")
+
+
+def line(iteration: int, values: dict[str, float]) -> str:
+    """One line of the log: an evaluation in bold, or a training iteration."""
+    if "eval_reward" in values:
+        reward, accuracy, nfe = (values[f"eval_{name}"] for name in ("reward", "accuracy", "nfe"))
+        return f"[bold]{iteration:>5}  held out: reward {reward:.3f}  accuracy {accuracy:.3f}  NFE {nfe:.2f}[/bold]"
+    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in COLUMNS if name in values)
+    return f"{iteration:>5}  {shown}"

@@ -1,0 +1,139 @@
+"""Checkpoints of a training run: whole or not there at all, and enough to go on bit for bit.
+
+All randomness of a run is keyed by its seed and the iteration, so there are no generators to save: the policy, the
+optimizer's moments and the iteration determine what comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmask.policies.learned import Policy
+from unmask.training.config import OBSERVATIONAL, TrainerConfig
+
+POLICY, OPTIMIZER, STATE = "policy", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    found = [p for p in (output_dir / "checkpoints").glob("step-*") if _NAME.fullmatch(p.name)]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def save(
+    output_dir: Path,
+    iteration: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    config: TrainerConfig,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint after ``iteration`` iterations and delete all but the ``keep`` newest."""
+    folder = output_dir / "checkpoints" / f"step-{iteration:06d}"
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.save_pretrained(partial / POLICY)
+    save_file(optimizer_tensors(optimizer), partial / OPTIMIZER)
+    content = {"iteration": iteration, "config": config.to_dict(), **state}
+    (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for path in partial.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)  # the checkpoint appears whole
+    _flush(folder.parent)
+    for old in checkpoints(output_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find(output_dir: Path, resume: bool | str) -> Path | None:
+    """The checkpoint to resume from; None to start afresh.
+
+    Raises:
+        FileNotFoundError: a path that is not a checkpoint.
+        FileExistsError: the folder holds a run, and ``resume`` is False.
+    """
+    existing = checkpoints(output_dir)
+    if isinstance(resume, str):
+        path = Path(resume)
+        if not (path / STATE).is_file():
+            raise FileNotFoundError(f"resume_from_checkpoint={resume!r}: no checkpoint there (it has no {STATE})")
+        return path
+    if resume:
+        return existing[-1] if existing else None
+    if existing:
+        raise FileExistsError(
+            f"output_dir {output_dir} already holds a run ({existing[-1].name}): resume it with "
+            "resume_from_checkpoint=true, or choose another folder"
+        )
+    return None
+
+
+def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
+    """Restore policy and optimizer in place and return the state, with its "iteration".
+
+    Raises:
+        ValueError: the run was started with other settings, or a file is damaged.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / OPTIMIZER)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder} cannot be read: {error}") from error
+    check_same_run(state["config"], config, folder)
+    policy.load_state_dict(Policy.from_pretrained(folder / POLICY).state_dict())
+    restore_optimizer(optimizer, tensors, folder)
+    return state
+
+
+def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
+    """Refuse to go on with settings that would make it another run."""
+    now = json.loads(json.dumps(config.to_dict()))
+    differing = [
+        f"{name} {saved.get(name)!r} there, {now[name]!r} here"
+        for name in now
+        if name not in OBSERVATIONAL and saved.get(name) != now[name]
+    ]
+    if differing:
+        raise ValueError(f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as flat named tensors."""
+    entries = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(v).contiguous() for i, entry in entries.items() for name, v in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The reverse of :func:`optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    expected = sum(len(group["params"]) for group in optimizer.param_groups)
+    if state and len(state) != expected:
+        raise ValueError(f"checkpoint {folder}: the optimizer has {expected} parameters, the file {len(state)}")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flush(path: Path) -> None:
+    """Make sure a file's or folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,302 @@
+"""Everything that determines a training run; names follow trl's GRPOConfig where the meaning is the same."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from unmask.policies.network import PolicyConfig
+from unmask.policies.registry import HEURISTICS
+from unmask.sampling.config import ACTIONS, SamplerConfig, require_choice, require_non_negative, require_positive_int
+from unmask.training.rewards import REWARDS
+
+CONFIGS = Path(__file__).parent / "configs"
+TRAINING_ACTIONS = ("bernoulli", "dpls")
+TRACKERS = ("tensorboard", "wandb")
+SCHEDULES = ("cosine", "constant")
+# What may differ when a run is resumed: it changes what is written down, not what is learned.
+OBSERVATIONAL = {
+    "output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "save_steps", "save_total_limit",
+    "replay_chunk_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of one training run. Raises ValueError naming the field, its value and what was expected."""
+
+    output_dir: str = "runs/policy"
+    """Where checkpoints, metrics and the finished policy go."""
+    model: str = "tiny"
+    """The frozen language model: packaged name, local folder or hub id."""
+    dtype: str | None = None
+    """The model's: "float32", "bfloat16" or "float16"; None: that of its weights."""
+    task: str = "hops"
+    """What the policy practises on."""
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the task to change, such as ``{"max_hops": 5}``."""
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`unmask.policies.PolicyConfig`."""
+    init_policy: str | None = None
+    """Start from this learned policy (folder, packaged name or hub id) instead of a fresh one."""
+
+    max_completion_length: int = 256
+    """L, tokens in the buffer."""
+    block_length: int | None = 32
+    """Tokens per block; None: full diffusion."""
+    max_prompt_length: int | None = 200
+    """Prompts are cut to their last tokens."""
+    actions: str = "bernoulli"
+    """How actions are drawn: "bernoulli" or "dpls"."""
+    policy_temperature: float = 0.5
+    """tau; the paper takes 0.5 for blocks of 32 and 1 for full diffusion."""
+    temperature: float = 0.0
+    """Of the tokens. At 0 rollouts of a group differ by their actions alone."""
+    max_steps_per_rollout: int | None = None
+    """Forwards after which a rollout stops; None: L."""
+
+    num_generations: int = 8
+    """G, rollouts by the policy per prompt."""
+    per_device_train_batch_size: int = 16
+    """Rollouts by the policy per device and iteration; a multiple of ``num_generations``."""
+    rollout_batch_size: int | None = None
+    """Rows decoded side by side; None: all of them."""
+    expert: str | None = None
+    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group."""
+    num_experts: int = 1
+    """E, expert rollouts per prompt."""
+    expert_block_length: int = 32
+    """Tokens per block of the expert."""
+
+    imitation_steps: int = 0
+    """First iterations in which the policy only learns to do as the expert does, where that was rewarded."""
+    imitation_learning_rate: float = 3e-3
+
+    reward: str = "multiplicative"
+    """How speed enters: "multiplicative", "additive" or "plain" (not at all)."""
+    alpha: float | Sequence[float] = 1.0
+    """Weight of speed. From a pair (low, high) every group draws its own, evenly in log(1 + alpha): a policy with a
+    dial, which needs ``policy: {alpha_conditioned: true}``."""
+    scale_rewards: bool = False
+    """Divide advantages by their group's deviation."""
+
+    max_steps: int = 1000
+    """Iterations: rounds of rollouts."""
+    num_iterations: int = 2
+    """Optimizer steps on each round of rollouts."""
+    replayed_steps: int | None = None
+    """Steps replayed of each rollout, picked at random; None: all."""
+    replay_chunk_size: int = 4096
+    """Steps replayed at once: bounds the memory, not the result."""
+    epsilon: float = 0.5
+    """Clipping range of the likelihood ratio."""
+    learning_rate: float = 3e-5
+    lr_scheduler_type: str = "cosine"
+    """"cosine" (to 0) or "constant", after the warm-up."""
+    warmup_steps: int = 100
+    """Iterations of linear warm-up."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.2
+    seed: int = 0
+
+    logging_steps: int = 1
+    """Iterations averaged in a line of the log."""
+    save_steps: int = 50
+    """Iterations between checkpoints."""
+    save_total_limit: int = 2
+    """Checkpoints kept; older ones are deleted."""
+    eval_steps: int = 0
+    """Iterations between evaluations on held-out problems; 0: none."""
+    eval_problems: int = 200
+    eval_actions: str = "bernoulli-argmax"
+    """How evaluations draw actions; see :class:`unmask.SamplerConfig`."""
+    eval_alphas: Sequence[float] = ()
+    """Evaluated settings of a policy with a dial."""
+    report_to: Sequence[str] = ()
+    """"tensorboard", "wandb": beside metrics.jsonl, which is always written."""
+    resume_from_checkpoint: bool | str = False
+    """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_names()
+        self._check_groups()
+        self._check_dial()
+        self.sampler_config()  # block_length must divide max_completion_length, and so on
+        if self.expert is not None:
+            self.expert_config()
+
+    def _check_numbers(self) -> None:
+        positive = (
+            "max_completion_length", "num_generations", "per_device_train_batch_size", "num_experts",
+            "expert_block_length", "max_steps", "num_iterations", "replay_chunk_size", "logging_steps", "save_steps",
+            "save_total_limit", "eval_problems",
+        )  # fmt: skip
+        for name in positive:
+            require_positive_int(name, getattr(self, name))
+        for name in ("max_prompt_length", "rollout_batch_size", "replayed_steps", "max_steps_per_rollout"):
+            if getattr(self, name) is not None:
+                require_positive_int(name, getattr(self, name))
+        for name in (
+            "epsilon", "weight_decay", "temperature", "learning_rate", "imitation_learning_rate", "max_grad_norm"
+        ):  # fmt: skip
+            require_non_negative(name, getattr(self, name))
+        for name in ("warmup_steps", "eval_steps", "imitation_steps", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+
+    def _check_names(self) -> None:
+        require_choice("reward", self.reward, tuple(REWARDS))
+        require_choice("actions", self.actions, TRAINING_ACTIONS)
+        require_choice("eval_actions", self.eval_actions, ACTIONS)
+        require_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        if self.dtype is not None:
+            require_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        for tracker in self.report_to:
+            require_choice("report_to", tracker, TRACKERS)
+        if self.expert is not None and self.expert.partition(":")[0] not in HEURISTICS:
+            raise ValueError(f"expert must be a heuristic ({', '.join(HEURISTICS)}), got {self.expert!r}")
+
+    def _check_groups(self) -> None:
+        group = self.num_generations
+        if group < 2 and self.expert is None:
+            raise ValueError("num_generations must be at least 2: a group of 1 has nothing to compare with")
+        if self.per_device_train_batch_size % group:
+            raise ValueError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
+                f"num_generations={group}"
+            )
+
+        if self.imitation_steps and self.expert is None:
+            raise ValueError(f"imitation_steps={self.imitation_steps} needs an expert to imitate")
+        if self.imitation_steps >= self.max_steps:
+            raise ValueError(f"imitation_steps={self.imitation_steps} leaves nothing of max_steps={self.max_steps}")
+
+    def _check_dial(self) -> None:
+        conditioned = self.policy_config().alpha_conditioned
+        if isinstance(self.alpha, (int, float)):
+            require_non_negative("alpha", self.alpha)
+            return
+        if len(self.alpha) != 2 or not all(isinstance(a, (int, float)) and math.isfinite(a) for a in self.alpha):
+            raise ValueError(f"alpha must be a number or a pair (low, high), got {self.alpha!r}")
+        if not 0 <= self.alpha[0] < self.alpha[1]:
+            raise ValueError(f"alpha must have 0 <= low < high, got {self.alpha!r}")
+        if not conditioned and self.init_policy is None:
+            raise ValueError(
+                f"alpha={self.alpha!r} draws a trade-off per group: set policy: {{alpha_conditioned: true}}"
+            )
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts per device and iteration."""
+        return self.per_device_train_batch_size // self.num_generations
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts per prompt, the expert's included."""
+        return self.num_generations + (self.num_experts if self.expert is not None else 0)
+
+    def policy_config(self) -> PolicyConfig:
+        """The fresh policy's configuration; ValueError for unknown keys."""
+        return PolicyConfig.from_dict(dict(self.policy))
+
+    def sampler_config(self) -> SamplerConfig:
+        """How the policy decodes in rollouts."""
+        return SamplerConfig(
+            max_new_tokens=self.max_completion_length,
+            block_length=self.block_length,
+            temperature=self.temperature,
+            policy_temperature=self.policy_temperature,
+            actions=self.actions,
+            max_steps=self.max_steps_per_rollout,
+            max_batch_size=self.rollout_batch_size,
+        )
+
+    def expert_config(self) -> SamplerConfig:
+        """How the expert decodes."""
+        try:
+            return replace(self.sampler_config(), block_length=self.expert_block_length)
+        except ValueError as error:
+            raise ValueError(f"expert_block_length={self.expert_block_length}: {error}") from None
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Linear warm-up, then a half cosine to 0 at ``max_steps`` (or a constant); imitation has its own, constant."""
+        if iteration < self.imitation_steps:
+            return self.imitation_learning_rate
+        iteration -= self.imitation_steps
+        if iteration < self.warmup_steps:
+            return self.learning_rate * (iteration + 1) / self.warmup_steps
+        if self.lr_scheduler_type == "constant":
+            return self.learning_rate
+        progress = (iteration - self.warmup_steps) / max(1, self.max_steps - self.imitation_steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dictionaries, numbers and strings."""
+        values = asdict(self)
+        return {
+            k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainerConfig:
+        """The configuration with these fields; unknown names raise ValueError with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+                raise ValueError(f"unknown training setting {name!r}{hint}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainerConfig:
+        """Read a YAML file, or a packaged configuration by name; ``overrides`` replace fields.
+
+        Raises:
+            FileNotFoundError: no such file, nor a packaged configuration of that name.
+            ValueError: not a mapping, or a field that is unknown or wrong.
+            ImportError: PyYAML is not installed.
+        """
+        try:
+            import yaml
+        except ImportError as error:
+            raise ImportError('training configurations need PyYAML: pip install "unmask[train]"') from error
+        file = find_config(path)
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file}: not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: expected a mapping of settings, got {type(values).__name__}")
+        try:
+            return cls.from_dict({**values, **(overrides or {})})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+
+
+def packaged_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """The file ``name``, or the packaged configuration of that name."""
+    path = Path(name).expanduser()
+    packaged = CONFIGS / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if str(name) in packaged_configs():
+        return packaged
+    raise FileNotFoundError(f"no configuration file {str(name)!r}; packaged ones are {', '.join(packaged_configs())}")

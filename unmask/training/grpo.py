@@ -1,0 +1,94 @@
+"""GRPO for unmasking policies, as pure functions (arXiv 2512.09106; Shao et al., "DeepSeekMath", section 4.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NO_SIGNAL = 1e-6
+"""Advantages all below this carry no signal; the batch is skipped."""
+
+
+def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> Tensor:
+    """Rewards less their group's mean, (N,); with ``scale`` also divided by the group's deviation.
+
+    Args:
+        rewards: (N,) floating, groups one after the other.
+        group_size: rollouts per group; divides N.
+        scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not: it would make an
+            almost always solved problem count as much as one at the edge.
+
+    Raises:
+        ValueError: groups of one, or a group size that does not divide N.
+    """
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2, got {group_size}: one rollout has nothing to compare with")
+    if rewards.dim() != 1 or rewards.shape[0] % group_size:
+        raise ValueError(f"rewards {tuple(rewards.shape)} do not divide into groups of {group_size}")
+    groups = rewards.view(-1, group_size)
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    if scale:
+        advantages = advantages / (groups.std(dim=1, keepdim=True) + 1e-4)
+    return advantages.reshape(-1)
+
+
+def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
+    """Log-likelihood of expert actions under the behaviour ``G/(G+E) pi + 1/(G+E) delta``, of ``logp``'s shape.
+
+    Args:
+        logp: any shape, the policy's log-likelihood of what the expert did.
+        num_policy: G, the policy's own rollouts in a group.
+        num_expert: E, the expert rollouts in a group.
+    """
+    if num_policy < 1 or num_expert < 1:
+        raise ValueError(f"num_policy and num_expert must be positive, got {num_policy} and {num_expert}")
+    total = num_policy + num_expert
+    return torch.logaddexp(logp + math.log(num_policy / total), logp.new_tensor(-math.log(total)))
+
+
+def surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
+    """``min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)`` with ``r = exp(logp - logp_old)``, elementwise."""
+    ratio = (logp - logp_old).exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
+
+
+def step_weights(active: Tensor) -> Tensor:
+    """(N, T) float64 weights of a mean over rollouts of means over their active steps; 0 elsewhere.
+
+    Args:
+        active: (N, T) bool. A rollout without an active step weighs nothing but still counts in N.
+    """
+    counts = active.sum(dim=1, keepdim=True).clamp_min(1)
+    return active.double() / (counts * max(1, active.shape[0]))
+
+
+def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Tensor, epsilon: float) -> Tensor:
+    """The loss: minus the mean over rollouts of the mean over active steps of :func:`surrogate`, a scalar.
+
+    Args:
+        logp: (N, T) log-likelihood of each step's whole action; anything where a step is not active.
+        logp_old: (N, T) the same under the policy that acted; no gradient flows into it.
+        advantages: (N,), shared by all steps of a rollout.
+        active: (N, T) bool, steps in which some position was allowed.
+        epsilon: clipping range, >= 0.
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative epsilon.
+    """
+    if logp.dim() != 2 or logp_old.shape != logp.shape or active.shape != logp.shape:
+        raise ValueError(
+            f"logp {tuple(logp.shape)}, logp_old {tuple(logp_old.shape)} and active {tuple(active.shape)} must have "
+            "one shape (N, T)"
+        )
+    if advantages.shape != logp.shape[:1]:
+        raise ValueError(f"advantages must have shape ({logp.shape[0]},), got {tuple(advantages.shape)}")
+    if active.dtype != torch.bool:
+        raise ValueError(f"active must be bool, got {active.dtype}")
+    if epsilon < 0:
+        raise ValueError(f"epsilon must not be negative, got {epsilon}")
+    # Zeros where nothing counts: an infinity there would become NaN when multiplied by a weight of 0.
+    logp, logp_old = (torch.where(active, t, 0.0) for t in (logp, logp_old.detach()))
+    weights = step_weights(active).to(logp.dtype)
+    return -(surrogate(logp, logp_old, advantages[:, None], epsilon) * weights).sum()

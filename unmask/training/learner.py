@@ -1,0 +1,183 @@
+"""The policy's update: replay recorded steps through the policy, and follow the clipped objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unmask.policies.distributions import DPLS, Bernoulli
+from unmask.policies.learned import Policy
+from unmask.training.grpo import mix_expert, surrogate
+from unmask.training.rollout import Rollouts, Samples
+
+
+def ordered_actions(samples: Samples) -> Tensor:
+    """(M, L) int64: unmasked positions in their order, padded with -1; an expert's by confidence, highest first."""
+    # Ranks differ by 1 or, for an expert, not at all; half a confidence, at most 1/2, breaks only those ties.
+    key = samples.rank.double() - samples.confidence[..., 0].double() / 2
+    order = torch.where(samples.rank >= 0, key, torch.inf).argsort(dim=1, stable=True)
+    count = (samples.rank >= 0).sum(dim=1, keepdim=True)
+    return torch.where(torch.arange(order.shape[1], device=order.device) < count, order, -1)
+
+
+def log_prob(
+    policy: Policy, samples: Samples, alpha: Tensor | None, distribution: Bernoulli | DPLS, block_length: int
+) -> tuple[Tensor, Tensor]:
+    """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from.
+
+    ``alpha`` (M,), for a policy conditioned on it.
+    """
+    s = samples
+    logits = policy(s.mask, s.confidence, s.time, alpha, s.allowed, block_length).float()
+    if isinstance(distribution, DPLS):
+        return distribution.log_prob(ordered_actions(s), logits, s.allowed), logits
+    return distribution.log_prob(s.rank >= 0, logits, s.allowed), logits
+
+
+def pick_steps(rollout: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """(M,) bool: at most ``most`` steps of each rollout, chosen uniformly.
+
+    Args:
+        rollout: (M,) int64, the rollout of each step.
+        generator: on the CPU. A rollout's own mean over steps stays unbiased, whichever are picked.
+    """
+    count = rollout.shape[0]
+    draw = torch.rand(count, generator=generator, dtype=torch.float64).to(rollout.device)
+    order = draw.argsort()
+    order = order[rollout[order].argsort(stable=True)]  # by rollout, in random order within
+    owner = rollout[order]
+    first = torch.searchsorted(owner, owner)  # where each step's rollout begins
+    place = torch.arange(count, device=rollout.device) - first
+    picked = torch.zeros(count, dtype=torch.bool, device=rollout.device)
+    picked[order] = place < most
+    return picked
+
+
+@dataclass
+class UpdateStatistics:
+    """Averages over the steps replayed in the first pass, and over the passes."""
+
+    loss: float
+    grad_norm: float
+    clip_ratio: float
+    """Share of steps whose likelihood ratio left the clipping range."""
+    unmask_probability: float
+    """Mean of sigmoid(logit / tau) over the allowed positions of the policy's own steps."""
+    entropy: float
+    """Nats per allowed position of the policy's own steps (Bernoulli; 0 for DPLS)."""
+
+
+class Learner:
+    """Optimises a policy on rollouts, a bounded number of steps at a time."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        distribution: Bernoulli | DPLS,
+        block_length: int,
+        epsilon: float,
+        num_passes: int,
+        max_grad_norm: float,
+        chunk_size: int,
+        num_policy: int,
+        num_expert: int,
+        average: Callable[[Tensor], Tensor] = lambda t: t,
+    ) -> None:
+        """``average`` averages a tensor over all processes; ``chunk_size`` bounds the steps replayed at once."""
+        self.policy, self.optimizer, self.distribution = policy, optimizer, distribution
+        self.block_length, self.epsilon, self.num_passes = block_length, epsilon, num_passes
+        self.max_grad_norm, self.chunk_size = max_grad_norm, chunk_size
+        self.num_policy, self.num_expert, self.average = num_policy, num_expert, average
+
+    def update(self, rollouts: Rollouts, advantages: Tensor, samples: Samples) -> UpdateStatistics:
+        """``num_passes`` steps of the optimizer on ``samples``, some or all steps of ``rollouts``.
+
+        Each rollout weighs the same, and so does each of its steps in ``samples``; ``advantages`` (N,).
+        """
+        counts = torch.bincount(samples.rollout, minlength=advantages.shape[0])  # (N,) steps per rollout
+        weight = 1.0 / (counts[samples.rollout] * advantages.shape[0])  # (M,)
+        old: list[Tensor] = []
+        totals: dict[str, float] = {}
+        for number in range(self.num_passes):
+            self.optimizer.zero_grad(set_to_none=True)
+            for i, index in enumerate(self._chunks(samples)):
+                part = samples.take(index)
+                logp, logits = self._log_prob(part, rollouts)
+                if number == 0:  # the policy that acted is the one before the first pass
+                    old.append(logp.detach())
+                    self._describe(part, rollouts, logits.detach(), totals)
+                terms = surrogate(logp, old[i], advantages[part.rollout], self.epsilon)
+                loss = -(terms * weight[index]).sum()
+                loss.backward()
+                ratio = (logp.detach() - old[i]).exp()
+                _add(totals, loss=loss.item(), clipped=((ratio - 1).abs() > self.epsilon).sum().item())
+            totals["norm"] = totals.get("norm", 0.0) + self._step()
+        steps = max(1, samples.rollout.shape[0]) * self.num_passes
+        positions = max(1.0, totals.get("positions", 0.0))
+        return UpdateStatistics(
+            loss=totals.get("loss", 0.0) / self.num_passes,
+            grad_norm=totals["norm"] / self.num_passes,
+            clip_ratio=totals.get("clipped", 0.0) / steps,
+            unmask_probability=totals.get("probability", 0.0) / positions,
+            entropy=totals.get("entropy", 0.0) / positions,
+        )
+
+    def imitate(self, rollouts: Rollouts, worth: Tensor, samples: Samples) -> dict[str, float]:
+        """One step of the optimizer towards what ``rollouts`` did, each counting by its ``worth`` (N,), >= 0.
+
+        The loss is the mean over rollouts of the mean over their steps of minus the action's log-likelihood.
+        """
+        counts = torch.bincount(samples.rollout, minlength=worth.shape[0])
+        weight = worth[samples.rollout] / (counts[samples.rollout] * worth.shape[0])  # (M,)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for index in self._chunks(samples):
+            part = samples.take(index)
+            alpha = rollouts.alpha[part.rollout] if self.policy.alpha_conditioned else None
+            logp, _ = log_prob(self.policy, part, alpha, self.distribution, self.block_length)
+            loss = -(logp * weight[index]).sum()
+            loss.backward()
+            total += loss.item()
+        return {"imitation_loss": total, "grad_norm": self._step()}
+
+    def _chunks(self, samples: Samples) -> Iterator[Tensor]:
+        count, device = samples.rollout.shape[0], samples.rollout.device
+        for first in range(0, count, self.chunk_size):
+            yield torch.arange(first, min(count, first + self.chunk_size), device=device)
+
+    def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        alpha = rollouts.alpha[part.rollout] if self.policy.alpha_conditioned else None
+        logp, logits = log_prob(self.policy, part, alpha, self.distribution, self.block_length)
+        if self.num_expert:
+            expert = rollouts.expert[part.rollout]
+            logp = torch.where(expert, mix_expert(logp, self.num_policy, self.num_expert), logp)
+        return logp, logits
+
+    def _describe(self, part: Samples, rollouts: Rollouts, logits: Tensor, totals: dict[str, float]) -> None:
+        allowed = part.allowed & ~rollouts.expert[part.rollout, None]
+        probability = torch.where(allowed, (logits / self.distribution.temperature).sigmoid(), 0.0).sum().item()
+        _add(totals, positions=allowed.sum().item(), probability=probability)
+        if isinstance(self.distribution, Bernoulli):
+            _add(totals, entropy=self.distribution.entropy(logits, allowed).sum().item())
+
+    def _step(self) -> float:
+        """Average the gradient over the processes, clip it, and step; returns its norm before clipping."""
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        for p in parameters:
+            if p.grad is None:  # no rollout here had a step to learn from
+                p.grad = torch.zeros_like(p)
+        flat = self.average(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
+        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = grad.view_as(p)
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+        self.optimizer.step()
+        return norm
+
+
+def _add(totals: dict[str, float], **values: float) -> None:
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0.0) + value

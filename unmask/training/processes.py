@@ -1,0 +1,89 @@
+"""The processes of a run, through accelerate: one of them, or several under ``accelerate launch``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Processes:
+    """What the Trainer asks of accelerate: its device, averages over processes, and experiment trackers.
+
+    Raises:
+        ImportError: accelerate, or a tracker asked for, is not installed.
+    """
+
+    def __init__(self, report_to: Sequence[str], output_dir: Path) -> None:
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise ImportError('training needs accelerate: pip install "unmask[train]"') from error
+        for name in report_to:
+            _require_tracker(name)
+        self._accelerator = Accelerator(log_with=list(report_to) or None, project_dir=str(output_dir))
+        self._tracks = bool(report_to)
+
+    @property
+    def device(self) -> torch.device:
+        return self._accelerator.device
+
+    @property
+    def index(self) -> int:
+        """Which of the processes this is, from 0."""
+        return self._accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        return self._accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The average of a tensor over the processes, the same bits everywhere."""
+        return values if self.count == 1 else self._accelerator.reduce(values, reduction="mean")
+
+    def mean_of(self, values: dict[str, float]) -> dict[str, float]:
+        """The average of each number; every process must bring the same names."""
+        if self.count == 1:
+            return values
+        names = sorted(values)
+        means = self.mean(torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device))
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def maximum(self, value: float) -> float:
+        """The largest of the processes' numbers."""
+        if self.count == 1:
+            return value
+        return float(self._accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.device)).max())
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._accelerator.wait_for_everyone()
+
+    def start_trackers(self, config: dict[str, Any]) -> None:
+        if self._tracks:
+            simple = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+            self._accelerator.init_trackers("unmask", config=simple)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """To the trackers, if there are any."""
+        if self._tracks:
+            self._accelerator.log(values, step=step)
+
+    def finish(self) -> None:
+        """Close the trackers and leave the group of processes: one that is torn down at exit may abort the others."""
+        self.wait()
+        self._accelerator.end_training()
+
+
+def _require_tracker(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(name) is None:
+        raise ImportError(f"report_to names {name!r}, which is not installed: pip install {name}")

@@ -1,0 +1,86 @@
+"""What a rollout earns: right answers, discounted by the forwards they took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+RewardFunction = Callable[..., "Sequence[float]"]
+"""``f(prompts, completions, **columns) -> list[float]``, one number per completion; see :func:`score`."""
+
+
+def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
+    """``correct * ((L - min(steps, L) + 1) / L) ** alpha`` (arXiv 2512.09106, the paper's reward).
+
+    Args:
+        correct: (N,) what the answer is worth, 1 or 0 for an exact grader.
+        steps: (N,) forwards taken (NFE).
+        length: L, tokens in the buffer.
+        alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
+
+    Raises:
+        ValueError: shapes that differ, a length below 1, or a negative alpha.
+    """
+    correct, steps, power = _check(correct, steps, length, alpha)
+    return correct * ((length - steps.clamp_max(length) + 1) / length) ** power
+
+
+def additive(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
+    """``correct - alpha * steps / L``, the paper's ablation: it pays for unmasking everything at once, right or wrong.
+
+    Arguments and errors are those of :func:`multiplicative`.
+    """
+    correct, steps, weight = _check(correct, steps, length, alpha)
+    return correct - weight * steps / length
+
+
+REWARDS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
+    "multiplicative": multiplicative,
+    "additive": additive,
+    "plain": lambda correct, steps, length, alpha: correct.float(),  # the reward functions' own value
+}
+"""How correctness and speed become one number, under the names that configurations use."""
+
+
+def score(
+    functions: Sequence[RewardFunction],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: dict[str, Sequence[object]],
+) -> list[float]:
+    """The sum of all functions, each called once with every completion, as in trl.
+
+    ``columns`` are lists with one entry per completion: the problems' ``answer`` and metadata, and ``steps``,
+    ``length`` and ``alpha`` of the rollouts.
+
+    Raises:
+        ValueError: a function returns another number of values than there are completions, or one that is not finite.
+    """
+    total = [0.0] * len(completions)
+    for function in functions:
+        name = getattr(function, "__name__", type(function).__name__)
+        values = list(function(prompts=prompts, completions=completions, **columns))
+        if len(values) != len(completions):
+            raise ValueError(f"reward function {name} returned {len(values)} values for {len(completions)} completions")
+        for i, value in enumerate(values):
+            if not torch.isfinite(torch.tensor(float(value))):
+                raise ValueError(f"reward function {name} returned {value!r} for completion {i}: not a finite number")
+            total[i] += float(value)
+    return total
+
+
+def _check(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments as floating tensors on one device, float64 if ``correct`` is, else float32."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    if correct.shape != steps.shape:
+        raise ValueError(f"correct {tuple(correct.shape)} and steps {tuple(steps.shape)} must have one shape")
+    dtype = torch.float64 if correct.dtype == torch.float64 else torch.float32
+    power = torch.as_tensor(alpha, dtype=dtype, device=correct.device)
+    if power.shape not in ((), correct.shape):
+        raise ValueError(f"alpha must be a number or have shape {tuple(correct.shape)}, got {tuple(power.shape)}")
+    if bool((power < 0).any()):
+        raise ValueError(f"alpha must not be negative, got {power.min().item()}")
+    return correct.to(dtype), steps.to(dtype), power

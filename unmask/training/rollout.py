@@ -1,0 +1,194 @@
+"""Rollouts: groups of decodings of the same prompts, by the policy and, where wanted, by an expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.sampling.config import SamplerConfig
+from unmask.sampling.result import GenerationResult
+from unmask.sampling.sampler import Sampler
+
+
+@dataclass
+class Rollouts:
+    """N = groups x (G + E) rollouts; each group's G by the policy come first, then its E by the expert."""
+
+    steps: Tensor
+    """(N,) int64: forwards taken (NFE)."""
+    finished: Tensor
+    """(N,) bool: no mask left."""
+    texts: list[str]
+    completions: Tensor
+    """(N, L) int64."""
+    alpha: Tensor
+    """(N,) float32: the trade-off the rollout is rewarded for."""
+    expert: Tensor
+    """(N,) bool: the expert's."""
+    samples: Samples
+    group_size: int
+    """G + E."""
+
+
+@dataclass
+class Samples:
+    """The M active steps of some rollouts, one after the other: what the policy saw and did."""
+
+    mask: Tensor
+    """(M, L) bool: masked before the step."""
+    allowed: Tensor
+    """(M, L) bool: what could have been unmasked."""
+    confidence: Tensor
+    """(M, L, k) float32."""
+    rank: Tensor
+    """(M, L) int32: -1 where nothing was unmasked, else the order."""
+    time: Tensor
+    """(M,) float32: steps taken before / L."""
+    rollout: Tensor
+    """(M,) int64: which rollout a step belongs to."""
+
+    def take(self, index: Tensor) -> Samples:
+        """The steps at ``index`` (K,) int64, or where it is True (M,) bool."""
+        return Samples(**{name: value[index] for name, value in vars(self).items()})
+
+    @staticmethod
+    def join(parts: Sequence[Samples]) -> Samples:
+        """Several sets of steps as one."""
+        return Samples(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+class WideView(UnmaskingPolicy):
+    """Another policy, recorded with all that a learned policy would have seen in its place."""
+
+    full_context = True
+
+    def __init__(self, policy: UnmaskingPolicy, num_confidences: int) -> None:
+        if policy.num_confidences > num_confidences:
+            raise ValueError(
+                f"the expert {policy.spec} reads {policy.num_confidences} confidences, the policy {num_confidences}"
+            )
+        self.policy, self.num_confidences, self.needs = policy, num_confidences, policy.needs
+
+    def decide(self, observation: Observation) -> Decision:
+        return self.policy.decide(observation)
+
+
+class Collector:
+    """Decodes groups of rollouts with one Sampler per behaviour: the policy, and the expert if there is one."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        policy: UnmaskingPolicy,
+        config: SamplerConfig,
+        num_generations: int,
+        expert: UnmaskingPolicy | None = None,
+        expert_config: SamplerConfig | None = None,
+        num_experts: int = 0,
+        max_prompt_length: int | None = None,
+    ) -> None:
+        """``config`` and ``expert_config`` are how the policy and the expert decode; both record."""
+        self.sampler = Sampler(model, tokenizer, policy, replace(config, record=True))
+        self.num_generations, self.num_experts, self.max_prompt_length = num_generations, num_experts, max_prompt_length
+        self.expert: Sampler | None = None
+        if expert is not None and num_experts:
+            wide = WideView(expert, policy.num_confidences)
+            self.expert = Sampler(model, tokenizer, wide, replace(expert_config or config, record=True))
+
+    def collect(
+        self, prompts: Sequence[str], alpha: Tensor, seed: int, first_group: int = 0, expert_only: bool = False
+    ) -> Rollouts:
+        """One group per prompt, or with ``expert_only`` just the expert's part of it.
+
+        Args:
+            prompts: text, cut to its last ``max_prompt_length`` tokens.
+            alpha: (groups,) float32, given to a policy conditioned on it.
+            seed: of the actions' draws, with the number of the rollout: ``first_group`` and on.
+        """
+        ids = [self.sampler.tokenizer.encode(p) for p in prompts]  # type: ignore[union-attr]
+        if self.max_prompt_length is not None:
+            ids = [row[-self.max_prompt_length :] for row in ids]
+        parts = []
+        if not expert_only:
+            parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group, self.num_generations)))
+        if self.expert is not None:
+            parts.append((True, self._decode(self.expert, ids, alpha, seed, first_group, self.num_experts)))
+        whole = self.sampler.config.block_length in (None, self.sampler.config.max_new_tokens)
+        return join_groups(parts, alpha, expert_everywhere=whole)
+
+    def _decode(
+        self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int, copies: int
+    ) -> GenerationResult:
+        config = replace(sampler.config, seed=seed)
+        canvas = sampler.prepare(ids, None, config)
+        device = canvas.tokens.device
+        canvas = canvas.take(torch.arange(len(ids), device=device).repeat_interleave(copies))
+        canvas.sequence = torch.arange(canvas.steps.shape[0], device=device) + first_group * copies
+        if canvas.alpha is not None:
+            canvas.alpha = alpha.to(device).repeat_interleave(copies)
+        return sampler.finish(canvas, config, sampler.model.eos_token_id, group_size=copies)
+
+
+def join_groups(
+    parts: Sequence[tuple[bool, GenerationResult]], alpha: Tensor, expert_everywhere: bool = True
+) -> Rollouts:
+    """Results and whether they are an expert's, each with its copies of every prompt, put together group by group.
+
+    ``expert_everywhere``: score the expert's actions over all masked positions, not only its block, so that a
+    policy for full diffusion learns them free of blocks (arXiv 2512.09106).
+    """
+    groups = alpha.shape[0]
+    results = [part for _, part in parts]
+    sizes = [part.steps.shape[0] // groups for part in results]
+    size = sum(sizes)
+    device = results[0].steps.device
+    order, samples, offset = [], [], 0
+    for (is_expert, part), copies in zip(parts, sizes, strict=True):
+        # Rollout i of this part is rollout `places[i]` of all.
+        row = torch.arange(groups * copies, device=device)
+        places = row // copies * size + offset + row % copies
+        order.append(places)
+        samples.append(active_samples(part, places, everywhere=expert_everywhere and is_expert))
+        offset += copies
+    back = torch.cat(order).argsort()
+    expert = torch.cat(
+        [part.steps.new_full(part.steps.shape, is_expert, dtype=torch.bool) for is_expert, part in parts]
+    )
+    texts = [text for part in results for text in part.texts or []]
+    return Rollouts(
+        steps=torch.cat([p.steps for p in results])[back],
+        finished=torch.cat([p.finished for p in results])[back],
+        texts=[texts[i] for i in back.tolist()],
+        completions=torch.cat([p.completions for p in results])[back],
+        alpha=alpha.to(device).repeat_interleave(size),
+        expert=expert[back],
+        samples=Samples.join(samples),
+        group_size=size,
+    )
+
+
+def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool = False) -> Samples:
+    """The steps of a recorded generation in which something was allowed.
+
+    Args:
+        rollout: (N,) int64, the number under which each row's steps are filed.
+        everywhere: count all masked positions as allowed, not only those of the active block.
+    """
+    trajectory = result.trajectory
+    assert trajectory is not None, "the sampler must record"
+    allowed = trajectory.mask & trajectory.active[..., None] if everywhere else trajectory.allowed
+    row, step = (trajectory.active & allowed.any(-1)).nonzero(as_tuple=True)
+    return Samples(
+        mask=trajectory.mask[row, step],
+        allowed=allowed[row, step],
+        confidence=trajectory.confidence[row, step],
+        rank=trajectory.rank[row, step],
+        time=trajectory.time[step],
+        rollout=rollout[row],
+    )

@@ -1,0 +1,311 @@
+"""The Trainer: rollouts, rewards, update, again (arXiv 2512.09106, section 3)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.models.loading import load_model, load_tokenizer
+from unmask.policies.distributions import DPLS, Bernoulli
+from unmask.policies.learned import Policy
+from unmask.policies.registry import make_policy
+from unmask.sampling.clock import PhaseClock
+from unmask.sampling.sampler import Sampler
+from unmask.tasks import make_task
+from unmask.tasks.base import Problem, Task
+from unmask.training import checkpoint
+from unmask.training.config import TrainerConfig
+from unmask.training.grpo import NO_SIGNAL, group_advantages
+from unmask.training.learner import Learner, pick_steps
+from unmask.training.metrics import Averages, MetricsLog
+from unmask.training.processes import Processes
+from unmask.training.rewards import REWARDS, RewardFunction, score
+from unmask.training.rollout import Collector, Rollouts
+
+OnLog = Callable[[int, dict[str, float]], None]
+"""Called with the iteration and what was logged, training and evaluation lines alike."""
+
+
+class Trainer:
+    """Trains an unmasking policy on a frozen language model by GRPO.
+
+    Example::
+
+        policy = Trainer(TrainerConfig.from_yaml("quickstart")).train()
+
+    Every argument but ``config`` replaces what the config names. ``reward_functions`` replace the task's grader:
+    ``f(prompts, completions, **columns) -> list[float]``, summed, then discounted by speed as ``config.reward`` says.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        model: Any = None,
+        tokenizer: Any = None,
+        task: Task | None = None,
+        policy: Policy | None = None,
+        reward_functions: Sequence[RewardFunction] = (),
+    ) -> None:
+        self.config = config
+        self.processes = Processes(config.report_to, Path(config.output_dir))
+        self.task = task if task is not None else make_task(config.task, **config.task_options)
+        self.model = model if model is not None else self._load_model()
+        self.model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
+        self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
+        self._check_policy()
+        self.reward_functions = tuple(reward_functions)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.iteration = 0
+        self.best: dict[str, float] = {}
+        self.collector = Collector(
+            self.model,
+            self.tokenizer,
+            self.policy,
+            config.sampler_config(),
+            config.num_generations,
+            None if config.expert is None else make_policy(config.expert),
+            None if config.expert is None else config.expert_config(),
+            config.num_experts if config.expert is not None else 0,
+            config.max_prompt_length,
+        )
+        self.learner = self._make_learner()
+        self.clock = PhaseClock(self.model.device)
+        self.collector.sampler.clock = self.clock
+
+    def _load_model(self) -> Any:
+        dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
+        return load_model(self.config.model, device=self.processes.device, dtype=dtype)
+
+    def _make_policy(self) -> Policy:
+        if self.config.init_policy is not None:
+            return Policy.from_pretrained(self.config.init_policy)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return Policy(self.config.policy_config())
+
+    def _check_policy(self) -> None:
+        if not isinstance(self.config.alpha, (int, float)) and not self.policy.alpha_conditioned:
+            raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
+
+    def _make_learner(self) -> Learner:
+        c = self.config
+        distribution: Bernoulli | DPLS
+        distribution = (DPLS if c.actions == "dpls" else Bernoulli)(temperature=c.policy_temperature)
+        return Learner(
+            self.policy,
+            self.optimizer,
+            distribution,
+            c.block_length or c.max_completion_length,
+            c.epsilon,
+            c.num_iterations,
+            c.max_grad_norm,
+            c.replay_chunk_size,
+            c.num_generations,
+            c.num_experts if c.expert is not None else 0,
+            self.processes.mean,
+        )
+
+    def train(self, on_log: OnLog | None = None) -> Policy:
+        """Run to ``config.max_steps`` iterations, from the last checkpoint if asked to, and return the policy.
+
+        Writes metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and policy/.
+
+        Raises:
+            FileExistsError: the output folder holds another run.
+            ValueError: the checkpoint to resume is of a run with other settings.
+        """
+        c, output = self.config, Path(self.config.output_dir)
+        found = checkpoint.find(output, c.resume_from_checkpoint)
+        if found is not None:
+            state = checkpoint.load(found, self.policy, self.optimizer, c)
+            self.iteration, self.best = int(state["iteration"]), state["best"]
+        log = MetricsLog(output / "metrics.jsonl", self.iteration) if self.processes.is_main else None
+        self.processes.start_trackers(c.to_dict())
+
+        def write(values: dict[str, float]) -> None:
+            if log is not None:
+                log.write(self.iteration, values)
+            self.processes.log(values, self.iteration)
+            if on_log is not None and self.processes.is_main:
+                on_log(self.iteration, values)
+
+        averages = Averages()
+        if c.eval_steps and self.iteration == 0:
+            write(self.evaluate())
+        while self.iteration < c.max_steps:
+            averages.add(self.step())
+            if self.iteration % c.logging_steps == 0 or self.iteration == c.max_steps:
+                write(averages.take())
+            if c.eval_steps and (self.iteration % c.eval_steps == 0 or self.iteration == c.max_steps):
+                values = self.evaluate()
+                write(values)
+                self._keep_best(values, output)
+            if self.iteration % c.save_steps == 0 or self.iteration == c.max_steps:
+                self._save(output)
+        if self.processes.is_main:
+            self.policy.save_pretrained(output / "policy")
+        self.processes.finish()
+        return self.policy
+
+    def step(self) -> dict[str, float]:
+        """One iteration: rollouts, rewards, advantages, update. Returns its metrics, averaged over processes."""
+        began = time.perf_counter()
+        c = self.config
+        first = (self.iteration * self.processes.count + self.processes.index) * c.num_prompts
+        problems = self.task.training_problems(c.seed, first, c.num_prompts)
+        alpha = self.draw_alphas(first, c.num_prompts)
+        seed = random.Random(f"rollouts/{c.seed}/{self.iteration}").getrandbits(62)
+        imitate = self.iteration < c.imitation_steps
+        rollouts = self.collector.collect([p.prompt for p in problems], alpha, seed, first, expert_only=imitate)
+        collected = time.perf_counter()
+        correct, rewards = self.rewards(problems, rollouts)
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate_at(self.iteration)
+        if imitate:
+            metrics = self.learner.imitate(rollouts, correct.clamp_min(0).float(), self.picked_samples(rollouts))
+        else:
+            metrics = self.update(rollouts, correct, rewards)
+        metrics["learning_rate"] = c.learning_rate_at(self.iteration)
+        metrics |= describe(rollouts, correct, rewards)
+        metrics = with_deviation(self.processes.mean_of(metrics))
+        metrics |= self._timings(rollouts, began, collected)
+        self.iteration += 1
+        return metrics
+
+    def update(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
+        """Follow the advantages, unless there is nothing to follow on any process."""
+        advantages = group_advantages(rewards, rollouts.group_size, self.config.scale_rewards)
+        if self.processes.maximum(float(advantages.abs().max())) < NO_SIGNAL:
+            return {"skipped": 1.0}
+        statistics = self.learner.update(rollouts, advantages.float(), self.picked_samples(rollouts))
+        return {"skipped": 0.0, **asdict(statistics)}
+
+    def draw_alphas(self, first: int, count: int) -> Tensor:
+        """(count,) float32: the trade-offs of groups number ``first`` and on."""
+        alpha = self.config.alpha
+        if isinstance(alpha, (int, float)):
+            return torch.full((count,), float(alpha))
+        low, high = (torch.tensor(float(a)).log1p() for a in alpha)
+        share = [random.Random(f"alpha/{self.config.seed}/{i}").random() for i in range(first, first + count)]
+        return (low + torch.tensor(share) * (high - low)).expm1()
+
+    def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """(N,) float64 worth of the answers, and the rewards that also count their speed."""
+        size, length = rollouts.group_size, self.config.max_completion_length
+        each = [problem for problem in problems for _ in range(size)]
+        if self.reward_functions:
+            columns: dict[str, Sequence[object]] = {
+                "answer": [p.answer for p in each],
+                "steps": rollouts.steps.tolist(),
+                "length": [length] * len(each),
+                "alpha": rollouts.alpha.tolist(),
+            }
+            shared = set.intersection(*(set(p.metadata) for p in problems)) - set(columns)
+            columns |= {name: [p.metadata[name] for p in each] for name in sorted(shared)}
+            worth = score(self.reward_functions, [p.prompt for p in each], rollouts.texts, columns)
+        else:
+            worth = [self.task.grade(p, t) for p, t in zip(each, rollouts.texts, strict=True)]
+        correct = torch.tensor(worth, dtype=torch.float64, device=rollouts.steps.device)
+        return correct, REWARDS[self.config.reward](correct, rollouts.steps, length, rollouts.alpha)
+
+    def picked_samples(self, rollouts: Rollouts) -> Any:
+        """The steps to replay: all, or ``replayed_steps`` of each rollout."""
+        samples, most = rollouts.samples, self.config.replayed_steps
+        if most is None:
+            return samples
+        seed = random.Random(f"replay/{self.config.seed}/{self.iteration}/{self.processes.index}").getrandbits(62)
+        return samples.take(pick_steps(samples.rollout, most, torch.Generator().manual_seed(seed)))
+
+    def _timings(self, rollouts: Rollouts, began: float, collected: float) -> dict[str, float]:
+        """Throughput over all processes, and this process's seconds by what they went into."""
+        now = time.perf_counter()
+        phases = self.clock.seconds()
+        model, policy = phases.get("model", 0.0), phases.get("policy", 0.0)
+        return {
+            "rollouts_per_second": rollouts.steps.shape[0] * self.processes.count / (now - began),
+            "seconds_model": model,
+            "seconds_policy": policy,
+            "seconds_other": max(0.0, collected - began - model - policy),
+            "seconds_update": now - collected,
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Reward, accuracy and NFE on held-out problems; a policy with a dial is tried at every ``eval_alphas``."""
+        c = self.config
+        config = replace(c.sampler_config(), actions=c.eval_actions, policy_temperature=1.0, max_batch_size=None)
+        sampler = Sampler(self.model, self.tokenizer, self.policy, config)
+        problems = self.task.problems(c.eval_problems, c.seed)[self.processes.index :: self.processes.count]
+        alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
+        total: dict[str, float] = {}
+        for alpha in alphas:
+            asked: dict[str, Any] = {"alpha": float(alpha)} if self.policy.alpha_conditioned else {}
+            result = sampler.generate([p.prompt for p in problems], seed=0, **asked)
+            grades = [self.task.grade(p, t) for p, t in zip(problems, result.texts or [], strict=True)]
+            correct = torch.tensor(grades, dtype=torch.float64, device=result.steps.device)
+            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
+            values = {
+                "eval_reward": reward.mean().item(),
+                "eval_accuracy": correct.mean().item(),
+                "eval_nfe": result.steps.double().mean().item(),
+            }
+            for name, value in values.items():
+                total[name] = total.get(name, 0.0) + value / len(alphas)
+                if len(alphas) > 1:
+                    total[f"{name}_alpha_{alpha:g}"] = value
+        return self.processes.mean_of(total)
+
+    def _keep_best(self, values: dict[str, float], output: Path) -> None:
+        if values["eval_reward"] <= self.best.get("eval_reward", float("-inf")):
+            return
+        self.best = {"iteration": float(self.iteration), **values}
+        if self.processes.is_main:
+            self.policy.save_pretrained(output / "best")
+
+    def _save(self, output: Path) -> None:
+        if self.processes.is_main:
+            state = {"best": self.best}
+            limit = self.config.save_total_limit
+            checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
+        self.processes.wait()
+
+
+def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
+    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`."""
+    metrics: dict[str, float] = {}
+    for prefix, chosen in (("", ~rollouts.expert), ("expert_", rollouts.expert)):
+        if not bool(chosen.any()):
+            continue
+        steps = rollouts.steps[chosen].double()
+        metrics |= {
+            f"{prefix}reward": rewards[chosen].mean().item(),
+            f"{prefix}accuracy": correct[chosen].mean().item(),
+            f"{prefix}nfe": steps.mean().item(),
+        }
+        if not prefix:
+            metrics["nfe_square"] = steps.square().mean().item()
+            metrics["still_masked"] = (~rollouts.finished[chosen]).double().mean().item()
+    if rollouts.group_size > 1:
+        spread = rewards.view(-1, rollouts.group_size).std(dim=1)
+        metrics["zero_std_ratio"] = (spread < NO_SIGNAL).double().mean().item()
+    return metrics
+
+
+def with_deviation(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics with the NFE's mean square turned into its standard deviation, over all processes' rollouts."""
+    if "nfe_square" in metrics:
+        metrics["nfe_std"] = max(0.0, metrics.pop("nfe_square") - metrics["nfe"] ** 2) ** 0.5
+    return metrics
