@@ -90,6 +90,9 @@ def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.Capture
     assert (semi.regime, full.regime) == ("8", "full")
     assert semi.accuracy > full.accuracy, "the order of unmasking decides the answer"
     assert semi.measures["reasons"] > 0.9
+    before = path.read_text()
+    assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
+    assert path.read_text() == before, "rows that are there are not made again"
 
 
 def test_plot_draws_what_evaluate_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
 from unmask.evaluation.evaluate import Evaluation, average_measures
-from unmask.evaluation.metrics import mean, standard_error
-from unmask.evaluation.results import markdown, read_csv, write_csv
+from unmask.evaluation.metrics import aup, mean, standard_error
+from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
 
 ROW = Evaluation(
     model="tiny",
@@ -44,8 +45,10 @@ def test_measures_average_over_the_problems_that_have_them() -> None:
 
 
 def test_rows_survive_a_csv_file(tmp_path: Path) -> None:
-    write_csv(tmp_path / "rows.csv", [ROW, ROW])
-    assert read_csv(tmp_path / "rows.csv") == [ROW, ROW]
+    dial = dataclasses.replace(ROW, policy="dial", learned=True, alpha=0.3, policy_scale=2.0, commit="abc")
+    write_csv(tmp_path / "rows.csv", [ROW, dial])
+    assert read_csv(tmp_path / "rows.csv") == [ROW, dial]
+    assert len({ROW.key, dial.key, dataclasses.replace(dial, alpha=1.0).key}) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
 
 
@@ -54,3 +57,30 @@ def test_markdown_table() -> None:
     assert lines[0] == "| policy | blocks | accuracy | NFE | TPF | reasons |"
     assert lines[2] == "| `threshold:0.9` | 8 | 0.750 ± 0.250 | 5.50 ± 0.50 | 2.00 ± 0.12 | 0.50 |"
     assert ROW.regime == "8"
+    table = markdown([dataclasses.replace(ROW, policy="dial", alpha=3.0, policy_scale=0.5), ROW]).splitlines()
+    assert table[0].startswith("| policy | alpha | blocks |")
+    assert table[2].startswith("| `dial` x 0.5 | 3 | 8 |")
+    assert table[3].startswith("| `threshold:0.9` |  | 8 |")
+
+
+def test_aup_by_hand() -> None:
+    assert aup([(2.0, 80.0)]) == pytest.approx(160.0)
+    # W(72) = exp(-3 * 0.1); the point at 70 lies more than 5 below the first and goes.
+    expected = 1.0 * 76 + (2.0 - 1.0) * (72 * math.exp(-0.3) + 76 * math.exp(-0.15)) / 2
+    assert aup([(2.0, 72.0), (1.0, 76.0), (3.0, 70.0)], best=80.0) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="at least one point"):
+        aup([])
+    with pytest.raises(ValueError, match="best must be positive"):
+        aup([(1.0, 0.0)])
+
+
+def test_aup_table_ranks_families() -> None:
+    better = dataclasses.replace(ROW, policy="dial:3", tpf=3.0)
+    lines = aup_table([ROW, better]).splitlines()
+    assert lines[2:] == ["| `dial` | 8 | 1 | 225.0 |", "| `threshold` | 8 | 1 | 150.0 |"]
+
+
+def test_other_csv_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="not rows of evaluations"):
+        read_csv(tmp_path / "rows.csv")

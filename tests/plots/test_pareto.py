@@ -23,13 +23,22 @@ def test_front_keeps_what_nothing_beats() -> None:
 def test_plot_names_regimes_and_rules(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [ROW, dataclasses.replace(ROW, block_length=24, policy="factor:1", nfe=3.0)]
+    rows.append(dataclasses.replace(ROW, policy="dial:3", learned=True))
     plot(rows, tmp_path / "front.svg", title="a title")
     import matplotlib
 
     matplotlib.rcParams["svg.fonttype"] = "none"  # text as text, so that it can be read back
     plot(rows, tmp_path / "front.svg", title="a title")
     drawn = (tmp_path / "front.svg").read_text()
-    for text in ("blocks of 8", "full diffusion", "threshold", "factor", "a title", "forwards per sequence (NFE)"):
+    for text in (
+        "blocks of 8",
+        "full diffusion",
+        "threshold",
+        "factor",
+        "dial",
+        "a title",
+        "forwards per sequence (NFE)",
+    ):
         assert text in drawn
 
 

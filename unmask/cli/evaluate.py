@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unmask.cli.options import add_decoding_options, add_model_options, block_length, make_sampler
+from unmask.tasks import TASKS
+
+if TYPE_CHECKING:
+    from unmask.evaluation.evaluate import Evaluation
+    from unmask.policies.base import UnmaskingPolicy
+    from unmask.tasks.base import Task
 
 # Every rule from fast to slow; STEPS count the whole buffer of 24.
 HEURISTICS = (
@@ -42,7 +49,9 @@ A regime is a block length (semi-autoregressive) or "full" (one block: full diff
 EXAMPLES = """examples:
   unmask evaluate --problems 200
   unmask evaluate --policies threshold:0.9 entropy-bound:0.1 --regimes 8 full
-  unmask evaluate --policies heuristics --problems 1000 --output heuristics.csv"""
+  unmask evaluate --policies tiny --alphas 0 1 3 10 --regimes full
+  unmask evaluate --policies heuristics mine=runs/quickstart/policy --problems 1000 --output rows.csv
+  unmask plot rows.csv"""
 
 
 def add_parser(commands: Any) -> None:
@@ -57,49 +66,107 @@ def add_parser(commands: Any) -> None:
         "--policies",
         nargs="+",
         default=["threshold:0.7", "threshold:0.9", "entropy-bound:0.1"],
-        help='policy names or folders; "heuristics" = every rule at several settings',
+        metavar="POLICY",
+        help='names or folders, LABEL=FOLDER to name one in the table; "heuristics" = every rule at several settings',
     )
     parser.add_argument(
         "--regimes", nargs="+", type=block_length, default=[8, "full"], help="block lengths (default: 8 full)"
     )
     parser.add_argument(
-        "--task", default="hops", help="task to solve: hops, sums, sudoku (default: hops, what tiny was made for)"
+        "--alphas", nargs="+", type=float, metavar="A", help="settings of policies with a dial (default: their own)"
+    )
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], metavar="BETA", help="policy scales of learned policies"
+    )
+    parser.add_argument(
+        "--task", default="hops", help=f"task to solve: {', '.join(TASKS)} (default: hops, what tiny was made for)"
     )
     parser.add_argument("--problems", type=int, default=200, metavar="N", help="how many problems (default 200)")
-    parser.add_argument("--problem-seed", type=int, default=0, help="which problems (default 0)")
-    parser.add_argument("--output", type=Path, metavar="CSV", help="also write the rows to a CSV file")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="S", help="sets of problems, one row each (default 0)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="CSV", help="write rows here as they come; rows already there are not repeated"
+    )
     add_model_options(parser)
     add_decoding_options(parser)
     parser.set_defaults(run=run)
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
+    label, equals, place = text.partition("=")
+    return (label, place) if equals and label and place else (text, text)
+
+
+def settings(policy: UnmaskingPolicy, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales."""
+    dial = getattr(policy, "alpha_conditioned", False)
+    alphas = args.alphas if dial and args.alphas else [args.alpha if dial else None]
+    for alpha in alphas:
+        for scale in args.scales if hasattr(policy, "config") else [1.0]:
+            yield {**({} if alpha is None else {"alpha": alpha}), **({} if scale == 1 else {"policy_scale": scale})}
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from unmask.benchmarking.timing import commit
     from unmask.evaluation.evaluate import COUNTING_RULE, evaluate
-    from unmask.evaluation.results import markdown, write_csv
+    from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
     from unmask.policies.registry import make_policy
+    from unmask.sampling.sampler import Sampler
     from unmask.tasks import make_task
 
     task = make_task(args.task)
-    policies = [name for p in args.policies for name in (HEURISTICS if p == "heuristics" else (p,))]
-    for policy in policies:  # a misspelt name should not cost an evening
-        make_policy(policy)
-    rows = []
+    labels = [split_label(name) for p in args.policies for name in (HEURISTICS if p == "heuristics" else (p,))]
+    # All are made before any works: a misspelt name should not cost an evening.
+    policies = [(label, make_policy(place)) for label, place in labels]
+    jobs = [
+        (regime, label, policy, {**chosen, "block_length": None if regime == "full" else regime}, seed)
+        for regime in args.regimes
+        for label, policy in policies
+        for chosen in settings(policy, args)
+        for seed in args.seeds
+    ]
+    known = read_csv(args.output) if args.output and args.output.exists() else []
+    rows: list[Evaluation] = []
+    args.alpha = None
+    base = make_sampler(args, "threshold:0.9")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        total = progress.add_task("evaluating", total=len(policies) * len(args.regimes))
-        for regime in args.regimes:
-            for policy in policies:
-                progress.update(total, description=f"{policy}, blocks {regime}")
-                args.block_length = regime
-                sampler = make_sampler(args, policy)
-                names = {"model": args.model, "policy": policy}
-                rows.append(evaluate(sampler, task, args.problems, args.problem_seed, names))
+        total = progress.add_task("evaluating", total=len(jobs))
+        for regime, label, policy, chosen, seed in jobs:
+            progress.update(total, description=f"{label}, blocks {regime}")
+            sampler = Sampler(base.model, base.tokenizer, policy, base.config.updated(chosen))
+            names = {"model": args.model, "policy": label, "commit": commit()}
+            row = find_row(known, sampler, task, label, args, seed)
+            if row is None:
+                row = evaluate(sampler, task, args.problems, seed, names)
+                known.append(row)
                 if args.output:
-                    write_csv(args.output, rows)
-                progress.advance(total)
+                    write_csv(args.output, known)
+            rows.append(row)
+            progress.advance(total)
     print(markdown(rows))
     print(f"\n{args.problems} problems of {task.name}, L = {rows[0].length}. {COUNTING_RULE}.", file=sys.stdout)
+    if any(row.accuracy for row in rows) and len(rows) > 1:
+        print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
     return 0
+
+
+def find_row(
+    known: list[Evaluation], sampler: Any, task: Task, label: str, args: argparse.Namespace, seed: int
+) -> Evaluation | None:
+    """The row among ``known`` that measured this already."""
+    config = sampler.config
+    alpha = config.alpha
+    if alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
+        alpha = sampler.policy.config.default_alpha
+    length = config.max_new_tokens
+    key = (
+        args.model, task.name, label, config.block_length or length, length, config.actions, args.problems, seed,
+        alpha, config.policy_scale,
+    )  # fmt: skip
+    return next((row for row in known if row.key == key), None)

@@ -1,4 +1,4 @@
-"""``unmask plot``: accuracy over forwards, from rows that ``unmask evaluate`` wrote."""
+"""``unmask plot``: accuracy over forwards from evaluated rows, or the curves of training runs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,40 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+DESCRIPTION = """Draw accuracy over forwards from CSV files that `unmask evaluate --output` wrote, or, given folders of
+training runs, their curves. The ending of the output file chooses the format."""
+EXAMPLES = """examples:
+  unmask plot rows.csv --output pareto.svg
+  unmask plot runs/quickstart runs/fast --output curves.png"""
+
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("plot", help="draw accuracy over forwards from evaluated rows", description=__doc__)
-    parser.add_argument("rows", nargs="+", type=Path, metavar="CSV", help="files written by unmask evaluate --output")
-    parser.add_argument("--output", type=Path, default=Path("pareto.svg"), help="figure to write (default: pareto.svg)")
+    parser = commands.add_parser(
+        "plot",
+        help="draw accuracy over forwards, or training curves",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="CSV files, or folders of runs")
+    parser.add_argument("--output", type=Path, help="figure to write (default: pareto.svg or curves.svg)")
     parser.add_argument("--title", default="")
+    parser.add_argument("--max-nfe", type=float, metavar="N", help="where the axis of forwards ends")
     parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from unmask.evaluation.results import read_csv
-    from unmask.plots.pareto import plot
+    from unmask.plots import curves, pareto
 
-    plot([row for path in args.rows for row in read_csv(path)], args.output, args.title)
-    print(args.output)
+    runs = [path for path in args.sources if path.is_dir() or path.suffix == ".jsonl"]
+    if runs and len(runs) < len(args.sources):
+        raise ValueError("give either CSV files of rows or folders of runs, not both in one figure")
+    output = args.output or Path("curves.svg" if runs else "pareto.svg")
+    if runs:
+        curves.plot({str(path): path for path in runs}, output, args.title)
+    else:
+        pareto.plot([row for path in args.sources for row in read_csv(path)], output, args.title, args.max_nfe)
+    print(output)
     return 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Task
@@ -38,6 +40,26 @@ class Evaluation:
     seconds: float
     measures: dict[str, float]
     """Means of the task's further measures."""
+    learned: bool = False
+    """Whether the policy is a trained network rather than a rule."""
+    alpha: float | None = None
+    """The trade-off asked of a policy conditioned on it."""
+    policy_scale: float = 1.0
+    commit: str = ""
+    """Of the code that made the row, where it is known."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What was evaluated; rows of equal keys measure the same."""
+        return (
+            self.model, self.task, self.policy, self.block_length, self.length, self.actions, self.problems,
+            self.seed, self.alpha, self.policy_scale,
+        )  # fmt: skip
+
+    @property
+    def family(self) -> str:
+        """The rule, or the name given to a learned policy, without its parameters."""
+        return self.policy.split(":", 1)[0]
 
     @property
     def regime(self) -> str:
@@ -55,14 +77,21 @@ def evaluate(
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
-    ``names`` gives the row's "model" and "policy"; ``overrides`` replace fields of the sampler's config. Raises
-    ValueError if the sampler has no tokenizer or ``num_problems`` is not positive.
+    ``names`` gives the row's "model", "policy" and "commit"; ``overrides`` replace fields of the sampler's config. The
+    draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. Raises ValueError if
+    the sampler has no tokenizer or ``num_problems`` is not positive.
     """
     if sampler.tokenizer is None:
         raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
     if num_problems < 1:
         raise ValueError(f"num_problems must be positive, got {num_problems}")
     config = sampler.config.updated(overrides)
+    if config.seed is None:
+        overrides = {**overrides, "seed": problem_seed}
+    learned = isinstance(sampler.policy, nn.Module)
+    alpha = config.alpha
+    if alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
+        alpha = sampler.policy.config.default_alpha  # type: ignore[attr-defined]
     problems = task.problems(num_problems, problem_seed)
     started = time.perf_counter()
     result = sampler.generate([p.prompt for p in problems], **overrides)
@@ -88,6 +117,10 @@ def evaluate(
         tpf_se=standard_error(tpf),
         seconds=seconds,
         measures=average_measures([task.measures(p, t) for p, t in zip(problems, texts, strict=True)]),
+        learned=learned,
+        alpha=alpha,
+        policy_scale=config.policy_scale,
+        commit=names.get("commit", ""),
     )
 
 

@@ -1,9 +1,13 @@
-"""Numbers over many problems, with their standard errors."""
+"""Numbers over many problems, with their standard errors, and one number for a whole curve."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+
+AUP_DROP = 5.0
+"""Points this many percent below the first of a curve do not count towards its AUP."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -18,3 +22,33 @@ def standard_error(values: Sequence[float]) -> float:
         return math.nan
     center = mean(values)
     return math.sqrt(math.fsum((v - center) ** 2 for v in values) / (count - 1) / count)
+
+
+def aup(points: Sequence[tuple[float, float]], best: float | None = None) -> float:
+    """Accuracy under parallelism (d3LLM): the weighted area under accuracy over tokens per forward.
+
+    With points sorted by TPF, ``rho_1 y_1 + sum (rho_i - rho_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2`` and
+    ``W(y) = min(exp(-3 (1 - y / best)), 1)``; points more than 5 below ``y_1`` are dropped.
+
+    Args:
+        points: (TPF, accuracy in percent) of one method at its settings.
+        best: the accuracy that weighs 1, for curves that are compared the best of all of them; None: this curve's.
+
+    Raises:
+        ValueError: no points, or ``best`` not positive.
+    """
+    if not points:
+        raise ValueError("aup needs at least one point (TPF, accuracy in percent)")
+    curve = sorted(points)
+    curve = [p for p in curve if p[1] >= curve[0][1] - AUP_DROP]
+    top = max(y for _, y in curve) if best is None else best
+    if top <= 0:
+        raise ValueError(f"best must be positive, got {top}")
+
+    def weighted(y: float) -> float:
+        return y * min(math.exp(-3 * (1 - y / top)), 1.0)
+
+    area = curve[0][0] * curve[0][1]
+    for (before, low), (rho, y) in pairwise(curve):
+        area += (rho - before) * (weighted(y) + weighted(low)) / 2
+    return area

@@ -1,4 +1,4 @@
-"""Evaluations as rows: CSV files and Markdown tables."""
+"""Evaluations as rows: CSV files, Markdown tables, and curves of rows that belong together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.evaluation.evaluate import Evaluation
+from unmask.evaluation.metrics import aup
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
@@ -24,6 +25,7 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
             row = asdict(evaluation)
             for name, form in FORMATS.items():
                 row[name] = format(row[name], form)
+            row["alpha"] = "" if evaluation.alpha is None else f"{evaluation.alpha:g}"
             row["seconds"] = f"{evaluation.seconds:.1f}"
             row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
             writer.writerow(row)
@@ -31,22 +33,27 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 
 def read_csv(path: Path) -> list[Evaluation]:
-    """Rows written by :func:`write_csv`."""
+    """Rows written by :func:`write_csv`; ValueError names a file that holds something else."""
     kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("block_length", "length", "problems", "seed"), int)
-    kinds |= {"measures": json.loads}
-    kinds |= dict.fromkeys((*FORMATS, "seconds"), float)
+    kinds |= {"measures": json.loads, "learned": "True".__eq__, "alpha": lambda v: float(v) if v else None}
+    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
     with path.open(newline="", encoding="utf-8") as file:
-        return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        try:
+            return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not rows of evaluations: {error}") from error
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:
     """A Markdown table, one row per evaluation."""
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
-    header = ["policy", "blocks", "accuracy", "NFE", "TPF", *measures]
+    dials = any(e.alpha is not None for e in evaluations)
+    header = ["policy", *(["alpha"] if dials else []), "blocks", "accuracy", "NFE", "TPF", *measures]
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for e in evaluations:
         cells = [
-            f"`{e.policy}`",
+            f"`{e.policy}`" + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
+            *(["" if e.alpha is None else f"{e.alpha:g}"] if dials else []),
             e.regime,
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
@@ -55,3 +62,25 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
         ]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def curves(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Evaluation]]:
+    """Rows by (family, regime), in their order."""
+    grouped: dict[tuple[str, str], list[Evaluation]] = {}
+    for e in evaluations:
+        grouped.setdefault((e.family, e.regime), []).append(e)
+    return grouped
+
+
+def aup_table(evaluations: Sequence[Evaluation]) -> str:
+    """AUP of every family in every regime, best first, as Markdown; weighted by the best accuracy among all rows."""
+    best = max((100 * e.accuracy for e in evaluations), default=0.0)
+    if best <= 0:
+        return ""
+    rows = [
+        (aup([(e.tpf, 100 * e.accuracy) for e in group], best), name, regime, len(group))
+        for (name, regime), group in curves(evaluations).items()
+    ]
+    lines = ["| policies | blocks | points | AUP |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{name}` | {regime} | {count} | {value:.1f} |" for value, name, regime, count in sorted(rows)[::-1]]
+    return "\n".join(lines)

@@ -1,21 +1,24 @@
-"""Accuracy over forwards, regime by regime: the field's Pareto plot."""
+"""Accuracy over forwards, one panel per regime: rules as points with their front, learned policies as curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: told apart by colour-blind readers
+COLORS = (
+    "#d55e00",
+    "#0072b2",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito: safe for colour-blind readers
 MARKERS = "os^Dv<>Pphd"
-
-
-def family(policy: str) -> str:
-    """The rule without its parameters."""
-    return policy.split(":", 1)[0]
+RULES = "0.55"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -31,8 +34,8 @@ def regime_name(evaluation: Evaluation) -> str:
     return "full diffusion" if evaluation.regime == "full" else f"blocks of {evaluation.regime}"
 
 
-def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "") -> None:
-    """Draw all rows with their standard errors and each regime's front; the file's ending chooses the format.
+def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe: float | None = None) -> None:
+    """Draw all rows with their standard errors; the file's ending chooses the format. ``max_nfe`` ends the x axis.
 
     Raises ValueError without rows, ImportError without matplotlib.
     """
@@ -42,23 +45,54 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "") -> None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     regimes = list(dict.fromkeys(map(regime_name, evaluations)))
-    families = list(dict.fromkeys(family(e.policy) for e in evaluations))
-    for regime, color in zip(regimes, COLORS, strict=False):
+    rules = list(dict.fromkeys(e.family for e in evaluations if not e.learned))
+    learned = list(dict.fromkeys(e.family for e in evaluations if e.learned))
+    figure, panels = plt.subplots(
+        1, len(regimes), figsize=(1.6 + 4.3 * len(regimes), 4.2), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, regime in zip(panels[0], regimes, strict=True):
         rows = [e for e in evaluations if regime_name(e) == regime]
-        for e in rows:
-            marker = MARKERS[families.index(family(e.policy)) % len(MARKERS)]
-            axes.errorbar(e.nfe, e.accuracy, e.accuracy_se, e.nfe_se, marker, color=color, ms=5, elinewidth=0.8)
-        axes.step(*zip(*front([(e.nfe, e.accuracy) for e in rows]), strict=True), where="post", color=color, alpha=0.5)
-    handles = [Line2D([], [], color=c, lw=2, label=r) for r, c in zip(regimes, COLORS, strict=False)]
-    for i, name in enumerate(families):
-        handles.append(Line2D([], [], color="0.4", ls="", marker=MARKERS[i % len(MARKERS)], ms=5, label=name))
-    axes.legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    axes.set(xlabel="forwards per sequence (NFE)", ylabel="accuracy", title=title, ylim=(0, 1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+        draw_rules(axes, [e for e in rows if not e.learned], rules)
+        draw_learned(axes, [e for e in rows if e.learned], learned)
+        axes.set(xlabel="forwards per sequence (NFE)", title=regime, ylim=(0, 1), xlim=(0, max_nfe))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("accuracy")
+    figure.legend(handles=legend(rules, learned), fontsize=8, loc="outside right center", frameon=False)
+    if title:
+        figure.suptitle(title)
     figure.savefig(path, dpi=160)
     plt.close(figure)
+
+
+def draw_rules(axes: Any, rows: Sequence[Evaluation], rules: Sequence[str]) -> None:
+    """Grey points by rule, and the front of all of them."""
+    for e in rows:
+        marker = MARKERS[rules.index(e.family) % len(MARKERS)]
+        axes.errorbar(e.nfe, e.accuracy, e.accuracy_se, e.nfe_se, marker, color=RULES, ms=4.5, elinewidth=0.8)
+    if rows:
+        steps = front([(e.nfe, e.accuracy) for e in rows])
+        axes.step(*zip(*steps, strict=True), where="post", color=RULES, alpha=0.7)
+
+
+def draw_learned(axes: Any, rows: Sequence[Evaluation], learned: Sequence[str]) -> None:
+    """A coloured curve through each learned family's points, by forwards."""
+    for name in dict.fromkeys(e.family for e in rows):
+        color = COLORS[learned.index(name) % len(COLORS)]
+        by_nfe = sorted((e for e in rows if e.family == name), key=lambda e: e.nfe)
+        x, y = [e.nfe for e in by_nfe], [e.accuracy for e in by_nfe]
+        errors = [e.accuracy_se for e in by_nfe], [e.nfe_se for e in by_nfe]
+        axes.errorbar(x, y, *errors, fmt="o-", color=color, ms=5, lw=1.6, elinewidth=0.8)
+
+
+def legend(rules: Sequence[str], learned: Sequence[str]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", ms=5, label=name) for i, name in enumerate(learned)
+    ]
+    for i, name in enumerate(rules):
+        handles.append(Line2D([], [], color=RULES, ls="", marker=MARKERS[i % len(MARKERS)], ms=5, label=name))
+    return handles
