@@ -86,9 +86,9 @@ class Study:
         results.mkdir(parents=True, exist_ok=True)
 
     def command(self, *arguments: str) -> None:
-        """``python -m unmask ...`` in the folder of the runs, its output left to the terminal; an error ends the study."""
-        line = [sys.executable, "-m", "unmask" if arguments[0] != "pretrain" else "unmask.pretraining", *arguments]
-        line = [part for part in line if part != "pretrain"]
+        """``python -m unmask ...`` in the folder of the runs; output goes to the terminal, an error ends the study."""
+        module, rest = ("unmask.pretraining", arguments[1:]) if arguments[0] == "pretrain" else ("unmask", arguments)
+        line = [sys.executable, "-m", module, *rest]
         print("$", shlex.join(line), flush=True)
         subprocess.run(line, check=True, cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -145,3 +145,11 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: unmask" in capsys.readouterr().out
+
+
+def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "quickstart", "--threads", "1", "alpha=-1"]) == 2
+    assert "alpha must be a finite number >= 0, got -1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "quickstart", "--threads", "1", "--oops"])
+    assert "unrecognized arguments: --oops" in capsys.readouterr().err

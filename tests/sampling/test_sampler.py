@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
 
-from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
+from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, load_model
 
 POLICIES = ["threshold:0.5", "confidence:8", "random:8", "entropy-bound:0.5", "factor:1", "klass:0.5,0.1", "learned"]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [3, 1], [9, 8]]
@@ -208,3 +208,17 @@ def test_bad_input_is_refused(call: object, error: type[Exception], message: str
 def test_unknown_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="treshold"):
         Sampler(random_model(), policy="treshold:0.9")
+
+
+def test_a_policy_brings_its_block_length_and_a_model_its_policy() -> None:
+    model = load_model("tiny")
+    trained = Policy(PolicyConfig(hidden_size=16, ffn_size=16, trained_block_length=0))
+    assert Sampler(model, policy=trained).config.block_length is None
+    assert Sampler(model, policy="threshold:0.9").config.block_length == 8
+    blocks = Policy(PolicyConfig(hidden_size=16, ffn_size=16, trained_block_length=4))
+    assert Sampler(model, policy=blocks).config == SamplerConfig(max_new_tokens=24, block_length=4)
+    own = SamplerConfig(max_new_tokens=24, block_length=12)
+    assert Sampler(model, policy=blocks, config=own).config is own
+    model.generation_defaults = {"max_new_tokens": 24, "block_length": 8, "policy": "factor:1"}
+    assert Sampler(model).policy.spec == "factor:1"
+    assert Sampler(model).config == SamplerConfig(max_new_tokens=24, block_length=8)

@@ -160,13 +160,12 @@ def find_row(
     known: list[Evaluation], sampler: Any, task: Task, label: str, args: argparse.Namespace, seed: int
 ) -> Evaluation | None:
     """The row among ``known`` that measured this already."""
+    from unmask.evaluation.evaluate import asked_alpha
+
     config = sampler.config
-    alpha = config.alpha
-    if alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
-        alpha = sampler.policy.config.default_alpha
     length = config.max_new_tokens
     key = (
         args.model, task.name, label, config.block_length or length, length, config.actions, args.problems, seed,
-        alpha, config.policy_scale,
+        asked_alpha(sampler, config), config.policy_scale,
     )  # fmt: skip
     return next((row for row in known if row.key == key), None)

@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("prompts", nargs="*", help="prompts to complete")
     parser.add_argument("--file", help="read prompts from a file, one per line; - for standard input")
     parser.add_argument(
-        "--policy", default="threshold:0.9", help="policy name or folder of a learned one (default: threshold:0.9)"
+        "--policy", help="policy name or folder of a learned one (default: the model's own, else threshold:0.9)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     parser.add_argument("--plain", action="store_true", help="no live view, also in a terminal")

@@ -55,7 +55,7 @@ FIELDS = (
 )
 
 
-def make_sampler(args: argparse.Namespace, policy: str) -> Any:
+def make_sampler(args: argparse.Namespace, policy: str | None) -> Any:
     """A Sampler for the model and decoding options of a command line."""
     import torch
 

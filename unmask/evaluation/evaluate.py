@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unmask.evaluation.metrics import mean, standard_error
+from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Task
 
@@ -89,9 +90,7 @@ def evaluate(
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
     learned = isinstance(sampler.policy, nn.Module)
-    alpha = config.alpha
-    if alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
-        alpha = sampler.policy.config.default_alpha  # type: ignore[attr-defined]
+    alpha = asked_alpha(sampler, config)
     problems = task.problems(num_problems, problem_seed)
     started = time.perf_counter()
     result = sampler.generate([p.prompt for p in problems], **overrides)
@@ -122,6 +121,13 @@ def evaluate(
         policy_scale=config.policy_scale,
         commit=names.get("commit", ""),
     )
+
+
+def asked_alpha(sampler: Sampler, config: SamplerConfig) -> float | None:
+    """The trade-off that ``config`` asks of the sampler's policy, its own if none; None if it takes none."""
+    if config.alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
+        return float(sampler.policy.config.default_alpha)  # type: ignore[union-attr]
+    return config.alpha
 
 
 def average_measures(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -54,6 +54,8 @@ class PolicyConfig:
     """Takes the speed/accuracy trade-off alpha as a further input."""
     default_alpha: float = 1.0
     """The alpha that a policy conditioned on it takes when none is asked for."""
+    trained_block_length: int | None = None
+    """Tokens per block in training, 0 for full diffusion; a Sampler without a configuration of its own decodes so."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False
@@ -79,6 +81,9 @@ class PolicyConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         if not (math.isfinite(self.default_alpha) and self.default_alpha >= 0):
             raise ValueError(f"default_alpha must be finite and >= 0, got {self.default_alpha!r}")
+        trained = self.trained_block_length
+        if trained is not None and (isinstance(trained, bool) or not isinstance(trained, int) or trained < 0):
+            raise ValueError(f"trained_block_length must be an integer >= 0, got {trained!r}")
         if not math.isfinite(self.output_bias):
             raise ValueError(f"output_bias must be finite, got {self.output_bias!r}")
 

@@ -21,6 +21,9 @@ from unmask.sampling.step import DenoisingStep, Distinct
 from unmask.sampling.stopping import DoneFlags
 from unmask.sampling.trajectory import Recorder
 
+DEFAULT_POLICY = "threshold:0.9"
+"""For models that come without a policy of their own."""
+
 OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
 """Called after each step: working rows (R,), their canvas, which were done before it, what was seen, the ranks."""
 
@@ -28,8 +31,10 @@ OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
 class Sampler:
     """Decodes a masked diffusion language model with an unmasking policy.
 
-    ``model`` follows DESIGN's model interface (see :func:`unmask.load_model`); ``policy`` is a name such as
-    "threshold:0.9", a folder or hub id of a learned policy, or an object with the policy interface.
+    ``model`` follows the interface of :class:`unmask.models.base.ModelBase` (see :func:`unmask.load_model`);
+    ``policy`` is a name such as "threshold:0.9", a folder or hub id of a learned policy, or an object with the policy
+    interface; None: the one that comes with the model, else "threshold:0.9". Without a ``config`` the buffer is the
+    model's, and the blocks are those that the policy, else the model, was trained for.
 
     Example::
 
@@ -41,13 +46,19 @@ class Sampler:
         self,
         model: Any,
         tokenizer: Tokenizer | None = None,
-        policy: str | UnmaskingPolicy = "threshold:0.9",
+        policy: str | UnmaskingPolicy | None = None,
         config: SamplerConfig | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        # A packaged model brings the buffer and block length it was trained for.
-        self.config = config or SamplerConfig(**getattr(model, "generation_defaults", {}))
+        # A packaged model brings the buffer and block length it was trained for, and a policy trained on it.
+        defaults = dict(getattr(model, "generation_defaults", {}))
+        own = defaults.pop("policy", DEFAULT_POLICY)
+        policy = own if policy is None else policy
         self.policy = policy if not isinstance(policy, str) else make_policy(policy)
+        trained = getattr(getattr(self.policy, "config", None), "trained_block_length", None)
+        if trained is not None:
+            defaults["block_length"] = trained or None
+        self.config = config or SamplerConfig(**defaults)
         self.clock: PhaseClock | None = None
         """Set to one to learn how long the model and the policy take in each generation."""
         if isinstance(self.policy, torch.nn.Module):
@@ -57,7 +68,7 @@ class Sampler:
     def from_pretrained(
         cls,
         name: str,
-        policy: str | UnmaskingPolicy = "threshold:0.9",
+        policy: str | UnmaskingPolicy | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         config: SamplerConfig | None = None,
@@ -123,7 +134,8 @@ class Sampler:
     def with_alpha(self, canvas: Canvas, config: SamplerConfig) -> Canvas:
         """``canvas`` with the config's alpha, else the policy's own, in every row, if the policy is conditioned."""
         if getattr(self.policy, "alpha_conditioned", False):
-            alpha = self.policy.config.default_alpha if config.alpha is None else config.alpha  # type: ignore[attr-defined]
+            own = self.policy.config.default_alpha  # type: ignore[union-attr]
+            alpha = own if config.alpha is None else config.alpha
             canvas.alpha = torch.full(canvas.steps.shape, float(alpha), device=canvas.steps.device)
         elif config.alpha is not None:
             raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")

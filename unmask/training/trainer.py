@@ -61,6 +61,8 @@ class Trainer:
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
         self._check_policy()
+        # So that whoever loads the policy decodes as it was trained.
+        self.policy.config = replace(self.policy.config, trained_block_length=config.block_length or 0)
         self.reward_functions = tuple(reward_functions)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
