@@ -220,5 +220,5 @@ def test_a_policy_brings_its_block_length_and_a_model_its_policy() -> None:
     own = SamplerConfig(max_new_tokens=24, block_length=12)
     assert Sampler(model, policy=blocks, config=own).config is own
     model.generation_defaults = {"max_new_tokens": 24, "block_length": 8, "policy": "factor:1"}
-    assert Sampler(model).policy.spec == "factor:1"
+    assert Sampler(model).policy.spec == "factor:1.0"
     assert Sampler(model).config == SamplerConfig(max_new_tokens=24, block_length=8)
