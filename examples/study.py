@@ -102,7 +102,8 @@ class Study:
             self.command("pretrain", name, "--output", name)
 
     def evaluate(self, rows: str, regime: str, policies: list[str], *options: str) -> None:
-        common = ["--problems", str(self.problems), "--max-batch-size", "64", "--regimes", regime]
+        common = ["--problems", str(self.problems), "--regimes", regime]
+        common += ["--max-batch-size", "64", "--dtype", "bfloat16"]
         output = str(self.results / f"{rows}.csv")
         self.command("evaluate", "--policies", *policies, *common, "--output", output, *options)
 

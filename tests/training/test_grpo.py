@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unmask.training.grpo import clipped_loss, group_advantages, mix_expert, surrogate
+from unmask.training.grpo import clipped_loss, group_advantages, mix_expert, relative_to_best, surrogate
 
 
 def test_advantages_by_hand() -> None:
@@ -26,6 +26,11 @@ def test_advantages_by_hand() -> None:
 def test_bad_groups(count: int, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         group_advantages(torch.zeros(count), size)
+
+
+def test_groups_relative_to_their_best() -> None:
+    rewards = torch.tensor([0.02, 0.0, 0.04, 0.8, 0.4, 0.0, 0.0, 0.0, -1.0], dtype=torch.float64)
+    assert relative_to_best(rewards, 3).tolist() == pytest.approx([0.5, 0, 1, 1, 0.5, 0, 0, 0, -1])
 
 
 def test_mix_expert_by_hand() -> None:

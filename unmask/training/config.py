@@ -81,6 +81,9 @@ class TrainerConfig:
     alpha: float | Sequence[float] = 1.0
     """Weight of speed. From a pair (low, high) every group draws its own, evenly in log(1 + alpha): a policy with a
     dial, which needs ``policy: {alpha_conditioned: true}``."""
+    balance_alphas: bool = True
+    """With a range of alphas: divide rewards by their group's best. At alpha 10 rewards are a tenth of those at 0, and
+    without this the slow end of the dial would outvote the fast one."""
     scale_rewards: bool = False
     """Divide advantages by their group's deviation."""
 

@@ -34,6 +34,13 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
     return advantages.reshape(-1)
 
 
+def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
+    """Rewards (N,) divided by the largest of their group where that is positive: groups on scales of their own."""
+    groups = rewards.view(-1, group_size)
+    best = groups.amax(dim=1, keepdim=True)
+    return (groups / torch.where(best > 0, best, 1.0)).reshape(-1)
+
+
 def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
     """Log-likelihood of expert actions under the behaviour ``G/(G+E) pi + 1/(G+E) delta``, of ``logp``'s shape.
 

@@ -22,7 +22,7 @@ from unmask.tasks import make_task
 from unmask.tasks.base import Problem, Task
 from unmask.training import checkpoint
 from unmask.training.config import TrainerConfig
-from unmask.training.grpo import NO_SIGNAL, group_advantages
+from unmask.training.grpo import NO_SIGNAL, group_advantages, relative_to_best
 from unmask.training.learner import Learner, pick_steps
 from unmask.training.metrics import Averages, MetricsLog
 from unmask.training.processes import Processes
@@ -189,6 +189,8 @@ class Trainer:
 
     def update(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
         """Follow the advantages, unless there is nothing to follow on any process."""
+        if self.config.balance_alphas and not isinstance(self.config.alpha, (int, float)):
+            rewards = relative_to_best(rewards, rollouts.group_size)
         advantages = group_advantages(rewards, rollouts.group_size, self.config.scale_rewards)
         if self.processes.maximum(float(advantages.abs().max())) < NO_SIGNAL:
             return {"skipped": 1.0}
