@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.models import Transformer, load_model
 from unmask.models.kv_cache import KVCache
+from unmask.models.masked_lm import MaskedLM
 
 Build = Callable[..., Transformer]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -154,6 +155,22 @@ def test_size_and_dtype(build: Build) -> None:
     assert cache.keys.shape == cache.values.shape == (3, 5, 10, 2, 4)
     assert cache.keys.dtype == torch.bfloat16
     assert (cache.length, cache.rows) == (9, 5)
+    assert Transformer.supports_cache and not MaskedLM.supports_cache
+
+
+def test_bfloat16_is_close(build: Build) -> None:
+    """Windows round as the plain forward does: both are about as far from float32."""
+    model = build(logits_shift=1, qkv_bias=True)
+    ids, real = canvas(model, True)
+    exact = model(ids, real)[:, 6:9]
+    model.to(torch.bfloat16)
+    cache = model.new_cache(3, LENGTH)
+    wanted = torch.arange(6, 9).expand(3, -1)
+    model.forward_cached(ids, real, cache, wanted)
+    out = model.forward_cached(ids, real, cache, wanted, torch.arange(5, 9).expand(3, -1))
+    assert out.dtype == torch.bfloat16
+    error, plain = ((x.float() - exact).abs().mean() for x in (out, model(ids, real)[:, 6:9]))
+    assert error < 1.5 * plain
 
 
 @pytest.mark.parametrize("shift", [0, 1])

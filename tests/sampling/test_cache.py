@@ -45,16 +45,17 @@ def make_sampler(policy: str = "threshold:0.5", model: Any = None, **config: obj
 
 
 class Spy:
-    """A model that notes what each cached forward computes: (rows, positions or None for all)."""
+    """A model that notes what each cached forward computes: (rows of the cache, positions), None for all of them."""
 
     def __init__(self, model: Transformer) -> None:
-        self.model, self.calls = model, []
+        self.model, self.calls, self.whole_rows = model, [], 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def forward_cached(self, ids: Tensor, mask: Any, cache: Any, wanted: Tensor, computed: Any, rows: Any) -> Tensor:
         self.calls.append((None if rows is None else rows.tolist(), None if computed is None else computed.tolist()))
+        self.whole_rows += len(ids) if computed is None else 0
         return self.model.forward_cached(ids, mask, cache, wanted, computed, rows)
 
 
@@ -79,17 +80,13 @@ def test_refresh_within_a_block() -> None:
 
 
 def test_rows_are_refreshed_each_at_its_own_time() -> None:
-    """While some rows are refreshed, the others compute their windows; nothing is computed for finished rows then."""
+    """While some rows are refreshed, the others compute their windows."""
     spy = Spy(random_model())
     out = make_sampler("threshold:0.5", spy, cache="dual").generate(PROMPTS)
     assert len(set(out.steps.tolist())) > 1
-    mixed = [rows for rows, _ in spy.calls if rows is not None]
-    assert mixed
-    whole = {None: 0, True: 0}
-    for rows, computed in spy.calls:
-        if computed is None:
-            whole[True] += len(PROMPTS) if rows is None else len(rows)
-    assert whole[True] == 4 * len(PROMPTS)  # each row once per block
+    assert any(rows is not None and computed is None for rows, computed in spy.calls)
+    assert any(rows is not None and computed is not None for rows, computed in spy.calls)
+    assert spy.whole_rows == 4 * len(PROMPTS)  # each row once per block
 
 
 @pytest.mark.parametrize("make", [random_model, shifted_model])
@@ -97,7 +94,7 @@ def test_rows_are_refreshed_each_at_its_own_time() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_refreshing_every_step_is_exact(policy: str, cache: str, make: Any) -> None:
     sampler = make_sampler(policy, make(), seed=2)
-    for changes in ({}, {"block_length": None}, {"temperature": 0.8}, {"max_batch_size": 2}):
+    for changes in ({"temperature": 0.8}, {"block_length": None, "max_batch_size": 2}):
         plain = sampler.generate(PROMPTS, **changes)
         cached = sampler.generate(PROMPTS, cache=cache, cache_refresh=1, **changes)
         assert torch.equal(plain.sequences, cached.sequences)
@@ -121,7 +118,7 @@ def test_windows_are_exact_for_one_layer(make: Any) -> None:
             assert torch.equal(plain.steps, cached.steps)
 
 
-@pytest.mark.parametrize(("block_length", "temperature"), [(4, 0.0), (None, 0.7), (8, 0.7)])
+@pytest.mark.parametrize(("block_length", "temperature"), [(4, 0.0), (None, 0.7)])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_row_alone_equals_row_in_any_batch(
@@ -143,7 +140,7 @@ def test_row_alone_equals_row_in_any_batch(
     assert torch.equal(first.trajectory.confidence[0], whole.trajectory.confidence[0, :steps])
     assert not (whole.completions == MASK).any()
     batched = make_sampler(policy, **settings)
-    for size in (None, 2, 3):
+    for size in (None, 3):
         out = batched.generate(PROMPTS, max_batch_size=size)
         assert torch.equal(out.completions, whole.completions)
         assert torch.equal(out.steps, whole.steps)
@@ -151,8 +148,7 @@ def test_row_alone_equals_row_in_any_batch(
         assert torch.allclose(out.trajectory.confidence, whole.trajectory.confidence, atol=1e-4)
 
 
-@pytest.mark.parametrize("refresh", [None, 1, 3])
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("cache", "refresh"), [("prefix", 2), ("dual", None)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_host_that_reads_late_changes_nothing(
     policy: str, cache: str, refresh: int | None, monkeypatch: pytest.MonkeyPatch
@@ -204,7 +200,7 @@ def test_a_host_that_reads_late_changes_nothing(
 def test_full_context_policies_see_the_last_known_confidences() -> None:
     """Block by block, "dual" leaves everything outside the block as the refresh found it; "prefix" what is before."""
     for cache in CACHES:
-        sampler = make_sampler("learned", cache=cache, record=True, actions="greedy")
+        sampler = make_sampler("learned", cache=cache, record=True, policy_scale=0.0)  # one a step
         out = sampler.generate([[1, 2, 3]])
         t = out.trajectory
         assert t is not None
@@ -220,7 +216,7 @@ def test_full_context_policies_see_the_last_known_confidences() -> None:
             assert torch.equal(t.confidence[0, s, high:], t.confidence[0, s - 1, high:])
             assert not torch.equal(t.confidence[0, s, low:high], t.confidence[0, s - 1, low:high])
             seen += 1
-        assert seen > 3
+        assert seen == 12
 
 
 @pytest.mark.parametrize("cache", CACHES)
