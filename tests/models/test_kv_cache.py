@@ -76,7 +76,9 @@ def test_windows_of_an_unchanged_canvas_equal_the_plain_forward(model: Transform
     assert close(out, expected.gather(1, wanted[..., None].expand_as(out)))
     assert torch.allclose(cache.keys[:, :, :-1], before[:, :, :-1], atol=1e-4)
     some = torch.tensor([2, 0])  # of some of the cache's rows
-    out = model.forward_cached(ids[some], None if real is None else real[some], cache, wanted[some], computed[some], some)
+    out = model.forward_cached(
+        ids[some], None if real is None else real[some], cache, wanted[some], computed[some], some
+    )
     assert close(out, expected[some].gather(1, wanted[some][..., None].expand_as(out)))
 
 
@@ -126,7 +128,8 @@ def test_a_row_alone_without_its_padding(model: Transformer) -> None:
     out = model.forward_cached(ids[1:2, 4:], None, one, torch.arange(8)[None])
     assert close(out[0], expected[1, 4:])
     assert cache.keys[:, 1, 4:-1].abs().min(0).values.max() > 0
-    assert not cache.keys[:, 0].any() and not cache.keys[:, 1, :4].any()  # the same memory, and only there
+    assert not cache.keys[:, 0].any()
+    assert not cache.keys[:, 1, :4].any()
 
 
 def test_rearranged_rows_keep_their_keys(build: Build) -> None:
@@ -155,7 +158,8 @@ def test_size_and_dtype(build: Build) -> None:
     assert cache.keys.shape == cache.values.shape == (3, 5, 10, 2, 4)
     assert cache.keys.dtype == torch.bfloat16
     assert (cache.length, cache.rows) == (9, 5)
-    assert Transformer.supports_cache and not MaskedLM.supports_cache
+    assert Transformer.supports_cache
+    assert not MaskedLM.supports_cache
 
 
 def test_bfloat16_is_close(build: Build) -> None:

@@ -156,7 +156,9 @@ class DenoisingStep:
             return self.model.forward_cached(canvas.tokens, canvas.attention, cache, wanted, part.computed, part.rows)
         pad = 0 if canvas.attention is None else int((~canvas.attention).sum())
         computed = None if part.computed is None else part.computed - pad
-        return self.model.forward_cached(canvas.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed)
+        return self.model.forward_cached(
+            canvas.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed
+        )
 
     def forward(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
         """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, BL, V)."""
