@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from unmask.benchmarking.timing import Comparison
-from unmask.cli import main
+from unmask.cli import main, options
 from unmask.evaluation.results import read_csv
 
 
@@ -48,6 +49,17 @@ def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
     assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
     assert by_file.stdout == by_pipe.stdout
     assert len(by_file.stdout.splitlines()) == 2
+
+
+def test_options_of_the_cache_reach_the_sampler() -> None:
+    parser = argparse.ArgumentParser()
+    options.add_model_options(parser)
+    options.add_decoding_options(parser)
+    args = parser.parse_args(["--cache", "dual", "--cache-refresh", "4"])
+    config = options.make_sampler(args, "threshold:0.9").config
+    assert (config.cache, config.cache_refresh) == ("dual", 4)
+    config = options.make_sampler(parser.parse_args([]), "threshold:0.9").config
+    assert (config.cache, config.cache_refresh) == ("none", None)
 
 
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:

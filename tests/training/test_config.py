@@ -28,6 +28,7 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"policy": {"hiden_size": 3}}, "unknown policy configuration keys: hiden_size"),
         ({"actions": "greedy"}, "actions must be one of bernoulli, dpls, got 'greedy'"),
         ({"report_to": ["mlflow"]}, "report_to must be one of tensorboard, wandb, got 'mlflow'"),
+        ({"cache": "some"}, "cache must be one of none, prefix, dual, got 'some'"),
         ({"max_steps": 0}, "max_steps must be a positive integer, got 0"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0, got -1"),
         ({"adam_beta2": 1.0}, r"adam_beta2 must be in \[0, 1\), got 1.0"),

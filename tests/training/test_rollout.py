@@ -77,6 +77,21 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
         assert seen - rows_shared == 3 * (4 - 1)
 
 
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_recorded_steps_replay_with_a_cache(cache: str) -> None:
+    """What is recorded is what the policy saw: the last known confidences lead it to the same greedy actions."""
+    policy = make_policy_network()
+    config = SamplerConfig(max_new_tokens=24, block_length=8, actions="greedy", cache=cache)
+    samples = make_collector(policy, config).collect(PROMPTS, torch.ones(3), seed=4).samples
+    with torch.no_grad():
+        logits = policy(samples.mask, samples.confidence, samples.time, None, samples.allowed, 8)
+    logits = logits.masked_fill(~samples.allowed, float("-inf"))
+    best = torch.nn.functional.one_hot(logits.argmax(dim=1), 24).bool()
+    expected = torch.where((logits > 0).any(dim=1, keepdim=True), logits > 0, best)
+    assert len(samples.mask) >= 3 * 4 * 3
+    assert torch.equal(samples.rank >= 0, expected)
+
+
 class SharingSampler:
     """``Sampler.finish`` with groups shared or not."""
 

@@ -82,6 +82,21 @@ def test_metrics_and_files(tmp_path: Path) -> None:
     assert (tmp_path / "best" / "model.safetensors").exists()
 
 
+def test_training_with_a_cache(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, cache="dual", block_length=8, expert="threshold:0.9", expert_block_length=8, eval_steps=3,
+        eval_problems=4,
+    )  # fmt: skip
+    assert trainer.config.sampler_config().cache == trainer.config.expert_config().cache == "dual"
+    before = [p.clone() for p in trainer.policy.parameters()]
+    policy = trainer.train()
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
+    assert all(3 <= row[name] <= 24 for row in rows for name in row if name in ("nfe", "expert_nfe", "eval_nfe"))
+    assert all(math.isfinite(row["reward"]) for row in rows if "reward" in row)
+    assert any(not p.equal(was) for p, was in zip(policy.parameters(), before, strict=True))
+
+
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     make_trainer(tmp_path / "whole", replayed_steps=3).train()
     make_trainer(tmp_path / "parts", replayed_steps=3).train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from unmask.sampling.config import ACTIONS
+from unmask.sampling.config import ACTIONS, CACHES
 
 
 def block_length(text: str) -> int | str:
@@ -37,6 +37,8 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="of every draw (default 0)")
     group.add_argument("--max-steps", type=int, metavar="N", help="forwards after which a row stops (default L)")
     group.add_argument("--max-batch-size", type=int, metavar="B", help="rows decoded side by side (default: all)")
+    group.add_argument("--cache", choices=CACHES, help="keys and values reused within a block (default: none)")
+    group.add_argument("--cache-refresh", type=int, metavar="N", help="recompute all every N steps of a block")
     group.add_argument("--deterministic", action="store_true", default=None, help="one row per forward; slow")
 
 
@@ -51,6 +53,8 @@ FIELDS = (
     "seed",
     "max_steps",
     "max_batch_size",
+    "cache",
+    "cache_refresh",
     "deterministic",
 )
 

@@ -29,6 +29,8 @@ class ModelBase(nn.Module):
     """The longest canvas in tokens, None if unlimited."""
     generation_defaults: dict[str, Any]
     """Sampler settings the checkpoint asks for (such as ``block_length``); empty if it asks for none."""
+    supports_cache: bool = False
+    """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
+from unmask.models.kv_cache import KVCache, KVWindow
+
+LayerWindow = tuple[KVWindow, int]
+"""The part of a cache that a forward computes, and the layer."""
 
 CACHED_ANGLES = 4096
 """Rotary tables are kept for this many positions (4 MB at head_dim 128); longer canvases compute theirs anew."""
@@ -158,25 +162,39 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, c.intermediate_size, bias=False)
         self.down_proj = nn.Linear(c.intermediate_size, width, bias=False)
 
-    def attend(self, h: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None) -> Tensor:
-        """Attention over the normalised ``h`` (B, T, hidden), heads side by side (B, T, hidden), before ``o_proj``."""
+    def attend(
+        self, h: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None, cached: LayerWindow | None = None
+    ) -> Tensor:
+        """Attention of the normalised ``h`` (B, W, hidden), heads side by side (B, W, hidden), before ``o_proj``.
+
+        Over ``h`` itself, or with ``cached`` over all positions of the cache once those of ``h`` are stored there.
+        """
         batch, length, _ = h.shape
         q = apply_rotary(self.q_proj(h).view(batch, length, self.num_heads, self.head_dim), cos, sin)
         k = apply_rotary(self.k_proj(h).view(batch, length, self.kv_heads, self.head_dim), cos, sin)
         v = self.v_proj(h).view(batch, length, self.kv_heads, self.head_dim)
+        if cached is not None:
+            window, layer = cached
+            k, v = window.update(layer, k, v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         grouped = self.kv_heads != self.num_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_bias, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(2)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None, rows: Positions = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention_bias: Tensor | None,
+        rows: Positions = None,
+        cached: LayerWindow | None = None,
     ) -> Tensor:
-        """``x`` (B, T, hidden); ``attention_bias`` is added to the scores and broadcastable to (B, H, T, T).
+        """``x`` (B, W, hidden); ``attention_bias`` is added to the scores and broadcastable to (B, H, W, T).
 
         Of the result only ``rows`` are computed (see :func:`select_rows`), after an attention over everything.
         """
-        attended = self.attend(self.attn_norm(x), cos, sin, attention_bias)
+        attended = self.attend(self.attn_norm(x), cos, sin, attention_bias, cached)
         x = select_rows(x, rows) + self.o_proj(select_rows(attended, rows))
         h = self.mlp_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
@@ -184,6 +202,8 @@ class Block(nn.Module):
 
 class Transformer(ModelBase):
     """Bidirectional decoder over a canvas of token ids; its logits are aligned: row i predicts token i."""
+
+    supports_cache = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -245,3 +265,85 @@ class Transformer(ModelBase):
         """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`."""
         self.check_inputs(input_ids, attention_mask, positions)
         return self.lm_head(self.hidden_states(input_ids, attention_mask, positions))
+
+    def new_cache(self, rows: int, length: int) -> KVCache:
+        """An empty cache for ``rows`` canvases of ``length`` tokens."""
+        c = self.config
+        return KVCache.allocate(c.num_layers, rows, length, c.kv_heads, c.head_dim, self.dtype, self.device)
+
+    @property
+    def lookback(self) -> int:
+        """How many positions before a token those reach back that its logits are computed from: 0 or 1."""
+        return self.config.logits_shift
+
+    def forward_cached(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: KVCache,
+        wanted: Tensor,
+        computed: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Aligned logits (N, S, V) at positions ``wanted`` (N, S) int64, computing only some positions anew.
+
+        Hidden states are computed at positions ``computed`` (N, W) int64, T where a place is to stay empty; None is
+        all of them. They see what ``cache`` holds of the other positions, and their own keys and values are stored
+        there. ``computed`` must hold, in any order, what ``wanted`` is predicted from: the same positions, and with
+        :attr:`lookback` the real ones before them; this is not checked. ``rows`` (N,) int64 are the rows of the
+        cache that ``input_ids`` (N, T) stand for; None: all in use.
+
+        Raises TypeError and ValueError as :meth:`forward` does, and for a shape that does not fit.
+        """
+        self.check_inputs(input_ids, attention_mask, None)
+        check_windows(input_ids, cache, wanted, computed, rows)
+        batch, length = input_ids.shape
+        cos, sin = self.rotary(length, attention_mask)
+        tokens = input_ids
+        if computed is not None:
+            at = computed.clamp_max(length - 1)
+            tokens = input_ids.gather(1, at)
+            batch_index = torch.arange(batch, device=at.device)[:, None]
+            cos, sin = (t[at] if t.ndim == 3 else t[batch_index, at] for t in (cos, sin))
+        x = self.embed(tokens)
+        bias = self.attention_bias(attention_mask, x.dtype)
+        window = cache.window(rows, computed)
+        outputs = self._raw_rows(input_ids, attention_mask, wanted, computed)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, bias, outputs if i == last else None, (window, i))
+        return self.lm_head(self.final_norm(x))
+
+    def _raw_rows(
+        self, input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, computed: Tensor | None
+    ) -> Tensor:
+        """(N, S) flat indices, among the computed positions of all rows, of those that predict ``wanted``."""
+        batch, length = input_ids.shape
+        row = torch.arange(batch, device=wanted.device)[:, None]
+        if self.config.logits_shift:
+            flat = (wanted + row * length).reshape(-1)
+            wanted = shifted_rows(input_ids, attention_mask, flat).view(wanted.shape) - row * length
+        if computed is None:
+            return wanted + row * length
+        width = computed.shape[1]
+        place = torch.zeros((batch, length + 1), dtype=torch.int64, device=wanted.device)
+        place.scatter_(1, computed, torch.arange(width, device=wanted.device).expand_as(computed))
+        return place.gather(1, wanted) + row * width
+
+
+def check_windows(
+    input_ids: Tensor, cache: KVCache, wanted: Tensor, computed: Tensor | None, rows: Tensor | None
+) -> None:
+    """Refuse windows of a wrong dtype or shape; looks at no values."""
+    batch, length = input_ids.shape
+    for name, index in (("wanted", wanted), ("computed", computed), ("rows", rows)):
+        if index is None:
+            continue
+        if index.dtype != torch.int64:
+            raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
+        if index.ndim != (1 if name == "rows" else 2) or index.shape[0] != batch:
+            raise ValueError(f"{name} must have one entry per row of input_ids ({batch}), got {tuple(index.shape)}")
+    if cache.length != length:
+        raise ValueError(f"input_ids have {length} tokens, but the cache is for {cache.length}")
+    if rows is None and cache.rows != batch:
+        raise ValueError(f"input_ids have {batch} rows, but the cache has {cache.rows} in use; say which with rows")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 ACTIONS = ("bernoulli-argmax", "bernoulli", "greedy", "dpls")
-CACHES = ("none",)
+CACHES = ("none", "prefix", "dual")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class SamplerConfig:
     max_steps: int | None = None
     """Forwards after which an unfinished row stops; None means L."""
     cache: str = "none"
-    """Reuse of keys and values between steps; "none" recomputes everything."""
+    """Reuse of keys and values between steps (Fast-dLLM, arXiv 2505.22618), approximate. "none" recomputes everything
+    in every step. The others do so when a row enters a block; within the block "prefix" recomputes from the block to
+    the end, "dual" the block alone."""
+    cache_refresh: int | None = None
+    """Also recompute everything every so many steps within a block; 1 makes a cache exact. None: never."""
     stop_at_eos: bool = True
     """Stop a row once an end of sequence is committed and everything before it is too."""
     record: bool = False
@@ -65,7 +69,7 @@ class SamplerConfig:
             require_non_negative("alpha", self.alpha)
         require_choice("actions", self.actions, ACTIONS)
         require_choice("cache", self.cache, CACHES)
-        for name in ("max_steps", "max_batch_size"):
+        for name in ("max_steps", "max_batch_size", "cache_refresh"):
             if getattr(self, name) is not None:
                 require_positive_int(name, getattr(self, name))
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):

@@ -25,7 +25,7 @@ DEFAULT_POLICY = "threshold:0.9"
 """For models that come without a policy of their own."""
 
 OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
-"""Called after each step: working rows (R,), their canvas, which were done before it, what was seen, the ranks."""
+"""Called after each step: working rows (R,), their canvas, which took no step, what was seen, the ranks."""
 
 
 class Sampler:
@@ -106,6 +106,7 @@ class Sampler:
 
     def prepare(self, prompts: Prompts, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
         """Validated prompts with a buffer of masks behind them."""
+        self.check_cache(config)
         model = self.model
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
@@ -120,6 +121,7 @@ class Sampler:
         return self.with_alpha(canvas, config)
 
     def prepare_infill(self, input_ids: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
+        self.check_cache(config)
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
         ids, attention = encode_prompts(input_ids, attention_mask, None, self.padding_id)
@@ -152,6 +154,13 @@ class Sampler:
         if limit is not None and length > limit:
             raise ValueError(f"{what} exceeds the model's context of {limit} tokens")
 
+    def check_cache(self, config: SamplerConfig) -> None:
+        if config.cache != "none" and not getattr(self.model, "supports_cache", False):
+            raise ValueError(
+                f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__} '
+                'does not; use cache="none"'
+            )
+
     @torch.no_grad()
     def run(
         self, canvas: Canvas, config: SamplerConfig, on_step: OnStep | None = None, group_size: int = 1
@@ -173,11 +182,11 @@ class Sampler:
         flags = DoneFlags(work.done.device)
         distinct = first_of_groups(0, width, group, rows.device)
         while len(rows):
-            done_before = work.done.clone() if on_step else work.done
+            before = work.steps.clone() if on_step else work.steps
             observation, rank = step(work, distinct)
             distinct = None
             if on_step:
-                on_step(rows, work, done_before, observation, rank)
+                on_step(rows, work, work.steps == before, observation, rank)
             yield
             finished = flags.poll(work.done)
             if finished is None or not any(finished):
@@ -205,7 +214,7 @@ class Sampler:
         holes = canvas.remaining.clone()
         recorder = Recorder() if config.record else None
         on_step = (
-            None if recorder is None else lambda rows, _, done, seen, rank: recorder.append(rows, done, seen, rank)
+            None if recorder is None else lambda rows, _, idle, seen, rank: recorder.append(rows, idle, seen, rank)
         )
         for _ in self.run(canvas, config, on_step, group_size):
             pass
@@ -236,9 +245,9 @@ class Sampler:
     def events(self, canvas: Canvas, config: SamplerConfig) -> Iterator[StreamEvent]:
         latest: list[StreamEvent] = []
 
-        def on_step(rows: Tensor, work: Canvas, done: Tensor, _: Observation, rank: Tensor) -> None:
+        def on_step(rows: Tensor, work: Canvas, idle: Tensor, _: Observation, rank: Tensor) -> None:
             canvas.put(rows, work)
-            took = (~done).cpu()
+            took = (~idle).cpu()
             committed, buffer = (rank >= 0).cpu()[took], work.buffer.cpu()[took]
             positions = [row.nonzero().flatten().tolist() for row in committed]
             latest[:] = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask import ops
 from unmask.ops.random import philox_uniform
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.sampling.cache_plan import CachePlan, Part, buffer_positions
 from unmask.sampling.canvas import Canvas
 from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
@@ -46,31 +47,89 @@ class DenoisingStep:
         wants_all = policy.full_context or "logits" in policy.needs
         self.block_only = not wants_all
         self.memory: dict[str, Any] = {}
+        self.plan: CachePlan | None = None
+        if config.cache != "none":
+            late = torch.device(model.device).type == "cuda" and not config.deterministic
+            self.plan = CachePlan(model, config, self.block_only, late)
 
     def __call__(self, canvas: Canvas, distinct: Distinct | None = None) -> tuple[Observation, Tensor]:
         """Advance ``canvas`` in place; returns what the policy saw and the rank (N, L) of what it unmasked.
 
-        With ``distinct`` the model runs on those rows alone, and their copies share what it says.
+        With ``distinct`` the model runs on those rows alone, and their copies share what it says. A row that takes
+        no step (finished, or held by the cache plan) is left as it is.
         """
         observation = self.observe(canvas, distinct)
+        held = None if self.plan is None else self.plan.held(canvas)
+        if held is None:
+            with self.phase("policy"):
+                decision = self.policy.decide(observation)
+            return observation, self.commit(canvas, observation, decision)
+        before = {name: value.clone() for name, value in self.memory.items() if isinstance(value, Tensor)}
         with self.phase("policy"):
             decision = self.policy.decide(observation)
-        return observation, self.commit(canvas, observation, decision)
+        for name, value in before.items():
+            self.memory[name].copy_(torch.where(held.view(-1, *(1,) * (value.ndim - 1)), value, self.memory[name]))
+        canvas.done.logical_or_(held)
+        rank = self.commit(canvas, observation, decision)
+        canvas.done.logical_and_(~held)
+        return observation, rank
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.clock is None else self.clock.phase(name)
 
     def can_share(self) -> bool:
-        """Whether copies of a row see the same: not if tokens, or what the policy reads, are drawn per row."""
-        return self.config.temperature == 0 and not self.policy.needs
+        """Whether copies of a row see the same: not if tokens, or what the policy reads, are drawn per row.
+
+        With a cache every row computes its own keys and values.
+        """
+        return self.config.temperature == 0 and not self.policy.needs and self.plan is None
 
     def observe(self, whole: Canvas, distinct: Distinct | None = None) -> Observation:
         """Run the model and reduce its logits to what the policy reads."""
+        values = self.look(whole, distinct) if self.plan is None else self.look_and_recall(whole, self.plan)
+        # The canvas changes in place, and so does what is recalled; what is kept beyond this step has to be a copy.
+        keep = torch.clone if self.config.record else torch.Tensor.detach
+        return Observation(
+            mask=keep(whole.mask),
+            allowed=keep(whole.allowed),
+            steps=keep(whole.steps),
+            length=whole.length,
+            block_length=whole.block_length,
+            uniform=self.uniform(whole) if "uniform" in self.policy.needs else None,
+            alpha=whole.alpha,
+            memory=self.memory,
+            **values,
+        )
+
+    def look(self, whole: Canvas, distinct: Distinct | None) -> dict[str, Tensor]:
+        """What an observation says of the logits, by its fields (N, L, ...); outside the block 0 if nobody reads it."""
         canvas = whole if distinct is None else whole.take(distinct.rows)
         block_only = self.block_only and canvas.block_length < canvas.length
         positions = active_positions(canvas) if block_only else None  # (N, BL) buffer positions
         with self.phase("model"):
             logits = self.forward(canvas, positions)  # (N, S, V) with S = L or BL
+
+        def spread(values: Tensor) -> Tensor:
+            """Block statistics (N, BL, ...) at their positions of the buffer (N, L, ...)."""
+            if positions is not None:
+                index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
+                buffer = values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:]))
+                values = buffer.scatter_(1, index, values)
+            return values if distinct is None else values[distinct.copy_of]
+
+        return {name: spread(values) for name, values in self.statistics(canvas, logits, positions).items()}
+
+    def look_and_recall(self, canvas: Canvas, plan: CachePlan) -> dict[str, Tensor]:
+        """The same with a cache: of positions not recomputed, what was last known of them."""
+        for part in plan.parts(canvas):
+            rows = canvas if part.rows is None else canvas.take(part.rows)
+            with self.phase("model"):
+                logits = self.forward_part(rows, plan, part)
+            plan.put(part, self.statistics(rows, logits, part.wanted), canvas.length)
+        return {name: values.clone() if self.config.record else values for name, values in plan.known.items()}
+
+    def statistics(self, canvas: Canvas, logits: Tensor, positions: Tensor | None) -> dict[str, Tensor]:
+        """What an observation says of ``logits`` (N, S, V), by its fields; ``positions`` (N, S), None: the buffer."""
         allowed = canvas.allowed if positions is None else canvas.allowed.gather(1, positions)
         stats = ops.topk_confidence(
             logits,
@@ -82,31 +141,23 @@ class DenoisingStep:
             exclude=(self.model.mask_token_id,),
             entropy="entropy" in self.policy.needs,
         )
+        values = {"confidence": stats.confidence, "token": stats.sample, "token_confidence": stats.sample_confidence}
+        if stats.entropy is not None:
+            values["entropy"] = stats.entropy
+        if "logits" in self.policy.needs:
+            values["logits"] = logits
+        return values
 
-        def spread(values: Tensor) -> Tensor:
-            """Block statistics (N, BL, ...) at their positions of the buffer (N, L, ...)."""
-            if positions is not None:
-                index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
-                buffer = values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:]))
-                values = buffer.scatter_(1, index, values)
-            return values if distinct is None else values[distinct.copy_of]
-
-        # The canvas changes in place; what is kept beyond this step has to be a copy.
-        keep = torch.clone if self.config.record else torch.Tensor.detach
-        return Observation(
-            mask=keep(whole.mask),
-            allowed=keep(whole.allowed),
-            confidence=spread(stats.confidence),
-            token=spread(stats.sample),
-            token_confidence=spread(stats.sample_confidence),
-            steps=keep(whole.steps),
-            length=canvas.length,
-            block_length=canvas.block_length,
-            entropy=None if stats.entropy is None else spread(stats.entropy),
-            logits=logits if "logits" in self.policy.needs else None,
-            uniform=self.uniform(canvas) if "uniform" in self.policy.needs else None,
-            alpha=whole.alpha,
-            memory=self.memory,
+    def forward_part(self, canvas: Canvas, plan: CachePlan, part: Part) -> Tensor:
+        """Logits (N, S, V) of what ``part`` wants, for the rows of ``canvas`` that it names."""
+        cache, wanted = plan.cache, part.wanted + canvas.start
+        assert cache is not None
+        if part.row is None:
+            return self.model.forward_cached(canvas.tokens, canvas.attention, cache, wanted, part.computed, part.rows)
+        pad = 0 if canvas.attention is None else int((~canvas.attention).sum())
+        computed = None if part.computed is None else part.computed - pad
+        return self.model.forward_cached(
+            canvas.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed
         )
 
     def forward(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
@@ -165,6 +216,8 @@ class DenoisingStep:
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         """Follow a change of the working rows: ``keep`` (R,) rows stay, in this order, then come ``fresh`` new ones."""
+        if self.plan is not None:
+            self.plan.rearrange(keep, fresh)
         for name, value in self.memory.items():
             if isinstance(value, Tensor):  # one entry per row; a new row's are whatever its policy starts from
                 self.memory[name] = torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
@@ -184,5 +237,4 @@ class DenoisingStep:
 
 def active_positions(canvas: Canvas) -> Tensor:
     """(N, BL) int64 buffer positions of each row's active block; past the end, the last position again."""
-    offsets = torch.arange(canvas.block_length, device=canvas.block.device)
-    return (canvas.block[:, None] * canvas.block_length + offsets).clamp_max(canvas.length - 1)
+    return buffer_positions(canvas, canvas.block, canvas.block_length)

@@ -43,13 +43,13 @@ class Recorder:
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, ...]] = []
 
-    def append(self, rows: Tensor, done: Tensor, observation: Observation, rank: Tensor) -> None:
-        """Keep one step: ``rows`` (B,) row indices, ``done`` (B,) rows that were finished before it.
+    def append(self, rows: Tensor, idle: Tensor, observation: Observation, rank: Tensor) -> None:
+        """Keep one step: ``rows`` (B,) row indices, ``idle`` (B,) bool, rows that took no step.
 
         The observation must hold copies of the canvas's state, as it does with ``SamplerConfig(record=True)``.
         """
         o = observation
-        self._steps.append((rows, ~done, o.steps, o.mask, o.allowed, o.confidence, rank))
+        self._steps.append((rows, ~idle, o.steps, o.mask, o.allowed, o.confidence, rank))
 
     def trajectory(self, num_rows: int) -> Trajectory | None:
         """Everything so far; None if no step was recorded."""

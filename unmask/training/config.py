@@ -58,6 +58,8 @@ class TrainerConfig:
     """Of the tokens. At 0 rollouts of a group differ by their actions alone."""
     max_steps_per_rollout: int | None = None
     """Forwards after which a rollout stops; None: L."""
+    cache: str = "none"
+    """Reuse of keys and values while decoding: "none", "prefix" or "dual"; see :class:`unmask.SamplerConfig`."""
 
     num_generations: int = 8
     """G, rollouts by the policy per prompt."""
@@ -223,6 +225,7 @@ class TrainerConfig:
             actions=self.actions,
             max_steps=self.max_steps_per_rollout,
             max_batch_size=self.rollout_batch_size,
+            cache=self.cache,
         )
 
     def expert_config(self) -> SamplerConfig:

@@ -1,0 +1,201 @@
+"""Which positions to recompute when, and what to remember of the others: Fast-dLLM's block-wise caches.
+
+A row is refreshed (all its positions computed anew) when it starts or enters a block, and every ``cache_refresh``
+steps within one. In between only a window is computed: with "prefix" from the active block to the end, with "dual" the
+active block. What else the windows see are keys and values as they were at the last refresh. A row's schedule depends
+on that row alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.models.kv_cache import KVCache
+from unmask.sampling.canvas import Canvas
+from unmask.sampling.config import SamplerConfig
+
+Stamp = tuple[int, int]
+"""A row's active block and steps taken."""
+
+
+@dataclass
+class Part:
+    """Rows of the working batch that one forward computes."""
+
+    rows: Tensor | None
+    """(N,) int64; None: all."""
+    computed: Tensor | None
+    """(N, W) int64 canvas positions to compute, T where a place stays empty; None: all."""
+    wanted: Tensor
+    """(N, S) int64 buffer positions whose logits are wanted; past the end, the last position again."""
+    row: int | None = None
+    """The row, if every row has a forward of its own."""
+
+
+class CachePlan:
+    """The schedule of one generation, its keys and values, and what was last seen of every position.
+
+    The schedule is the host's, and it must not wait for the device. On the CPU (``late`` False) it reads each row's
+    block as it is. With ``late`` it reads it one step late; a row that is due for a refresh which the host does not
+    know of is held for that step: what was computed is dropped, and nothing of it counts (see :meth:`held`). So the
+    results are the same either way.
+    """
+
+    def __init__(self, model: Any, config: SamplerConfig, block_only: bool, late: bool) -> None:
+        """``block_only``: the policy looks at the active block alone."""
+        self.model, self.block_only, self.late = model, block_only, late
+        self.dual, self.refresh_every, self.alone = config.cache == "dual", config.cache_refresh, config.deterministic
+        self.cache: KVCache | None = None
+        self.known: dict[str, Tensor] = {}
+        """Per name (N, L, ...): the last statistics of each position."""
+        self._stored: list[Stamp | None] = []  # each row at its last refresh, as far as the host knows
+        self._stamp = torch.empty(0)  # (2, N) int64: the same on the device
+        self._refreshed: list[int] = []  # rows refreshed in the last step
+        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None  # (2, N) on its way to the host
+
+    def parts(self, canvas: Canvas) -> list[Part]:
+        """What to compute in this step: the rows to be refreshed, then the windows of the others."""
+        count = canvas.steps.shape[0]
+        if self.cache is None:
+            self.cache = self.model.new_cache(count, canvas.tokens.shape[1])
+            self._stored = [None] * count
+            self._stamp = torch.full((2, count), -1, dtype=torch.int64, device=canvas.steps.device)
+        now = self._learn(canvas)
+        num_blocks = -(-canvas.length // canvas.block_length)
+        live = [i for i in range(count) if now is None or now[i][0] < num_blocks]
+        refresh = [i for i in live if self._due(i, None if now is None else now[i])]
+        windows = sorted(set(live) - set(refresh)) if refresh or self.alone else list(range(count))
+        parts = [self._whole(canvas, group) for group in self._groups(refresh)]
+        for part in parts:
+            index = slice(None) if part.rows is None else part.rows
+            self._stamp[:, index] = torch.stack((canvas.block, canvas.steps))[:, index]
+        self._refreshed = refresh
+        if not self.late:
+            self._remember(now)
+        return parts + [self._window(canvas, group) for group in self._groups(windows)]
+
+    def held(self, canvas: Canvas) -> Tensor | None:
+        """(N,) bool: unfinished rows whose forward does not count, as a refresh is due; None: none can be."""
+        if not self.late:
+            return None
+        due = canvas.block != self._stamp[0]
+        if self.refresh_every is not None:
+            due |= canvas.steps - self._stamp[1] >= self.refresh_every
+        return due & ~canvas.done
+
+    def put(self, part: Part, values: dict[str, Tensor], length: int) -> None:
+        """Remember ``values`` (N, S, ...) of the part's wanted positions."""
+        count = len(self._stored)
+        for name, new in values.items():
+            if name not in self.known:
+                self.known[name] = new.new_zeros((count, length, *new.shape[2:]))
+            rows = torch.arange(count, device=new.device) if part.rows is None else part.rows
+            self.known[name][rows[:, None], part.wanted] = new
+
+    def rearrange(self, keep: Tensor, fresh: int) -> None:
+        """Follow a change of the working rows; see :meth:`DenoisingStep.rearrange`. Waits for the device."""
+        if self.cache is None:
+            return
+        self.cache.rearrange(keep, fresh)
+        self._receive()
+        kept: list[Stamp | None] = [self._stored[i] for i in keep.tolist()]
+        self._stored = kept + [None] * fresh
+        self._stamp = torch.cat((self._stamp[:, keep], self._stamp.new_full((2, fresh), -1)), dim=1)
+        for name, value in self.known.items():
+            self.known[name] = torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
+
+    def _due(self, row: int, now: Stamp | None) -> bool:
+        stored = self._stored[row]
+        if stored is None or now is None:
+            return stored is None
+        every = self.refresh_every
+        return now[0] != stored[0] or (every is not None and now[1] - stored[1] >= every)
+
+    def _learn(self, canvas: Canvas) -> list[Stamp] | None:
+        """Every row's block and steps, with ``late`` as they were a step ago; None: nothing has come yet."""
+        state = torch.stack((canvas.block, canvas.steps))
+        if not self.late:
+            return pairs(state)
+        received = self._receive()
+        if state.is_cuda:
+            copy = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
+            copy.copy_(state, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._sent = (copy, event)
+        else:
+            self._sent = (state, None)
+        return received
+
+    def _receive(self) -> list[Stamp] | None:
+        """Take in what the last step sent, which is how the rows stood when it refreshed some of them."""
+        if self._sent is None:
+            return None
+        state, event = self._sent
+        if event is not None:
+            event.synchronize()
+        self._sent = None
+        now = pairs(state)
+        self._remember(now)
+        return now
+
+    def _remember(self, now: list[Stamp] | None) -> None:
+        assert now is not None
+        for i in self._refreshed:
+            self._stored[i] = now[i]
+        self._refreshed = []
+
+    def _groups(self, rows: list[int]) -> list[list[int]]:
+        if self.alone:
+            return [[i] for i in rows]
+        return [rows] if rows else []
+
+    def _part(self, canvas: Canvas, group: list[int]) -> tuple[Tensor | None, int | None, Tensor]:
+        """Its rows as a tensor, its row if it has a forward of its own, and the rows' active blocks (N,)."""
+        everything = len(group) == canvas.steps.shape[0] and not self.alone
+        rows = None if everything else to_device(group, canvas.block.device)
+        return rows, group[0] if self.alone else None, canvas.block if rows is None else canvas.block[rows]
+
+    def _whole(self, canvas: Canvas, group: list[int]) -> Part:
+        rows, row, block = self._part(canvas, group)
+        if self.block_only:
+            wanted = buffer_positions(canvas, block, canvas.block_length)
+        else:
+            wanted = torch.arange(canvas.length, device=block.device).expand(len(group), -1)
+        return Part(rows=rows, computed=None, wanted=wanted, row=row)
+
+    def _window(self, canvas: Canvas, group: list[int]) -> Part:
+        """The windows' width is one for the group: the widest that a row may need."""
+        rows, row, block = self._part(canvas, group)
+        width = canvas.block_length
+        if not self.dual:  # no row is before the block the host knows
+            first = min(stamp[0] for stamp in (self._stored[i] for i in group) if stamp is not None)
+            width = max(width, canvas.length - first * canvas.block_length)
+        back, size = self.model.lookback, canvas.tokens.shape[1]
+        offsets = torch.arange(-back, width, device=block.device)
+        computed = block[:, None] * canvas.block_length + offsets + canvas.start
+        computed = torch.where((computed >= 0) & (computed < size), computed, size)
+        wanted = buffer_positions(canvas, block, canvas.block_length if self.block_only else width)
+        return Part(rows=rows, computed=computed, wanted=wanted, row=row)
+
+
+def buffer_positions(canvas: Canvas, block: Tensor, width: int) -> Tensor:
+    """(N, width) int64 buffer positions from ``block`` (N,) on; past the end, the last position again."""
+    offsets = torch.arange(width, device=block.device)
+    return (block[:, None] * canvas.block_length + offsets).clamp_max(canvas.length - 1)
+
+
+def pairs(state: Tensor) -> list[Stamp]:
+    """(2, N) as N pairs."""
+    first, second = state.tolist()
+    return list(zip(first, second, strict=True))
+
+
+def to_device(numbers: list[int], device: torch.device) -> Tensor:
+    """(N,) int64 on ``device``, without waiting for it."""
+    tensor = torch.tensor(numbers, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
