@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Comparison:
     """Least bytes that must pass through memory; None where memory is not what binds."""
     flops: int | None = None
     """Floating-point operations that must be done."""
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By contender, what its latest call produced or took, such as {"tokens": 512}; kept up to date by the calls."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Timing:
     """What binds: "memory" or "arithmetic", empty if unknown."""
     limit_share: float | None
     """Time that the limit alone would take / this time."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What one call produced or took."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -130,6 +134,7 @@ def run(
             goal=comparison.goal if name == "unmask" else None,
             limit=binding if bound else "",
             limit_share=bound / value if bound else None,
+            counts=dict(comparison.counts.get(name, {})),
         )
         for name, value in seconds.items()
     ]
@@ -175,13 +180,16 @@ def commit() -> str:
 
 
 def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) -> None:
-    """One row per timing, the environment repeated in each."""
+    """One row per timing, the environment repeated in each; what was counted gets two columns, per call and second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = ["name", "setting", "contender", "seconds", "ratio", "goal", "limit", "limit_share"]
-        writer.writerow(names + list(info))
+        counted = list(dict.fromkeys(name for t in timings for name in t.counts))
+        writer.writerow(names + counted + [f"{name}/s" for name in counted] + list(info))
         for t in timings:
             share = "" if t.limit_share is None else f"{t.limit_share:.3f}"
             numbers = [f"{t.seconds:.4g}", f"{t.ratio:.3g}", "" if t.goal is None else t.goal, t.limit, share]
-            writer.writerow([t.name, t.setting, t.contender, *numbers, *info.values()])
+            counts = [f"{t.counts[name]:g}" if name in t.counts else "" for name in counted]
+            rates = [f"{t.counts[name] / t.seconds:.4g}" if name in t.counts else "" for name in counted]
+            writer.writerow([t.name, t.setting, t.contender, *numbers, *counts, *rates, *info.values()])
