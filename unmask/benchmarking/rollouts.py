@@ -151,7 +151,7 @@ def same(s: Setting, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -
 
 
 def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
-    """Batches of 1 to 256, four of them decoded, in blocks of 8 and as one block.
+    """Batches of 1 to 256, in blocks of 8 and as one block: 16 rollouts at batch 1, else four batches (two of 256).
 
     Completions are compared with greedy actions, which need no random numbers; timed are Bernoulli actions with the
     argmax as fallback, the default.
@@ -161,7 +161,8 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
     out = []
     for block in (8, LENGTH):
         for batch in (16,) if quick else (1, 16, 64, 256):
-            s = Setting(model, policy, counter, batch, 4 * max(batch, 4), block)
+            rollouts = max(16, min(4 * batch, 512))
+            s = Setting(model, policy, counter, batch, rollouts, block)
             ours, theirs = partial(sampler, s), partial(lockstep, s)
             out.append(
                 Comparison(

@@ -82,14 +82,16 @@ def time_once(call: Call, inner: int, device: torch.device) -> float:
 def medians(contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0) -> dict[str, float]:
     """Median seconds per call of each contender, measured in turns within about ``budget`` seconds each."""
     inner = {}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
     for name, call in contenders.items():
         call()
         synchronize(device)
         once = max(time_once(call, 1, device), 1e-7)
         inner[name] = max(1, min(1000, round(0.02 / once)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+        if inner[name] == 1:
+            samples[name].append(once)
     deadline = time.perf_counter() + budget * len(contenders)
-    while time.perf_counter() < deadline or len(next(iter(samples.values()))) < 3:
+    while time.perf_counter() < deadline or min(map(len, samples.values())) < 3:
         for name, call in contenders.items():
             samples[name].append(time_once(call, inner[name], device))
     return {name: statistics.median(values) for name, values in samples.items()}
