@@ -80,15 +80,10 @@ static void sum_exp_plain(const typename Type::Element* x, int count, float m, d
 // the lowest bits, in one instruction; f takes another. Neither rounds at the size of x or m. The lowest bits of n look
 // up 2^(j/S), the rest is the exponent, and 2^(f/S) is near 1. The factor 2^(m L - c) that all terms have too much is
 // taken out of the sum.
-//
-// The maximum is wanted only if it is above `ceiling` (any value up to that may stand for it, unless kExact). Rounding
-// keeps the order, so an element above has no lower n than the ceiling: the largest n of the block, an integer maximum
-// that uses other units than the floating-point ones, mostly rules it out.
 constexpr float kFusedLimit = 1e5f;  // |m| up to which 1.5 * 2^23 - S c stays in [2^23, 2^24)
 
-template <typename Type, bool kEntropy, bool kExact>
-static float sum_exp_fused(const typename Type::Element* x, int count, float m, float ceiling, double* sum,
-                           double* weighted) {
+template <typename Type, bool kEntropy>
+static float sum_exp_fused(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
   const double scaled = static_cast<double>(m) * static_cast<double>(kLog2E);  // exact
   const float c = static_cast<float>(nearbyint(scaled));
   const vf magic = splat(12582912.0f + kTableSize * (127.0f - c));
@@ -96,7 +91,6 @@ static float sum_exp_fused(const typename Type::Element* x, int count, float m, 
   const vf lowest = splat(m - 87.0f);  // below it the terms are 2^-125, which is nothing beside 1
   const vi table = exp2_table();
   vf total[4], total_weighted[4], best[4];
-  vi highest = splat_int(0);
   for (int w = 0; w < 4; ++w) {
     total[w] = total_weighted[w] = splat(0.0f);
     best[w] = splat(kMinusInfinity);
@@ -106,10 +100,9 @@ static float sum_exp_fused(const typename Type::Element* x, int count, float m, 
     Type::load4(x + i, v);
     prefetch<Type>(x + i);
     for (int w = 0; w < 4; ++w) {
-      if (kExact) best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
+      best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
       const vf y = maximum(lowest, v[w]);
       const vf shifted = mul_add(y, log2e, magic);
-      if (!kExact) highest = (vi)shifted > highest ? (vi)shifted : highest;
       const vf f = mul_add(y, log2e, magic - shifted);
       const vf power = (vf)(((vi)shifted << (23 - kTableBits)) + lookup(table, (vi)shifted));
       const vf p = exp2_near_one(f);
@@ -126,24 +119,15 @@ static float sum_exp_fused(const typename Type::Element* x, int count, float m, 
   *sum = factor * horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
   *weighted = factor * kLog2E *
               horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
-  if (!kExact) {
-    const vi limit = (vi)mul_add(maximum(lowest, splat(ceiling)), log2e, magic);
-    return any(highest >= limit) ? block_maximum<Type>(x, count) : kMinusInfinity;
-  }
   return horizontal_max(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
 }
 #endif
 
-// Sums over a block with exponents relative to m, and the block's maximum, or anything up to `ceiling` if it is not
-// above that.
+// Sums over a block with exponents relative to m, and the block's maximum.
 template <typename Type, bool kEntropy>
-static float sum_exp(const typename Type::Element* x, int count, float m, float ceiling, double* sum,
-                     double* weighted) {
+static float sum_exp(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
 #if UNMASK_LANES > 4
-  if (m < kFusedLimit && m > -kFusedLimit) {
-    return ceiling > kMinusInfinity ? sum_exp_fused<Type, kEntropy, false>(x, count, m, ceiling, sum, weighted)
-                                    : sum_exp_fused<Type, kEntropy, true>(x, count, m, ceiling, sum, weighted);
-  }
+  if (m < kFusedLimit && m > -kFusedLimit) return sum_exp_fused<Type, kEntropy>(x, count, m, sum, weighted);
 #endif
   sum_exp_plain<Type, kEntropy>(x, count, m, sum, weighted);
   return block_maximum<Type>(x, count);
@@ -163,15 +147,14 @@ static void raise_maximum(float largest, RowState* row) {
   row->maximum = largest;
 }
 
-// Adds exp(x - maximum) of the block to the sums and returns the block's maximum, or anything up to `ceiling` if it is
-// not above that; `ceiling` is at most the row's maximum. A NaN makes the sum NaN.
+// Adds exp(x - maximum) of the block to the sums and returns the block's maximum. A NaN makes the sum NaN.
 template <typename Type, bool kEntropy>
-static float accumulate(const typename Type::Element* x, int count, float ceiling, RowState* row) {
+static float accumulate(const typename Type::Element* x, int count, RowState* row) {
   double sum, weighted;
   float largest;
   if (row->maximum > kMinusInfinity) {
     // One pass: terms relative to the maximum of the blocks before, as long as this one's is not much larger.
-    largest = sum_exp<Type, kEntropy>(x, count, row->maximum, ceiling, &sum, &weighted);
+    largest = sum_exp<Type, kEntropy>(x, count, row->maximum, &sum, &weighted);
     if (largest <= row->maximum + kMaxGrowth) {
       row->sum += sum;
       if (kEntropy) row->weighted_sum += weighted;
@@ -184,8 +167,7 @@ static float accumulate(const typename Type::Element* x, int count, float ceilin
   if (largest == __builtin_inff()) return largest;
   if (largest > kMinusInfinity) raise_maximum<kEntropy>(largest, row);
   // Nothing but -inf so far: any finite number keeps -inf - m from being NaN.
-  const float m = largest > kMinusInfinity ? largest : 0.0f;
-  sum_exp<Type, kEntropy>(x, count, m, kMinusInfinity, &sum, &weighted);
+  sum_exp<Type, kEntropy>(x, count, largest > kMinusInfinity ? largest : 0.0f, &sum, &weighted);
   row->sum += sum;
   if (kEntropy) row->weighted_sum += weighted;
   return largest;
@@ -273,11 +255,9 @@ static void update_sample(const TopkConfidenceParams& params, const Draw& draw, 
 template <typename Type, bool kEntropy>
 static bool update(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x, int count,
                    int64_t first, RowState* row) {
-  const float entry = entry_value(*row, params.k);
-  const float ceiling = draw != nullptr ? kMinusInfinity : entry < row->maximum ? entry : row->maximum;
-  const float largest = accumulate<Type, kEntropy>(x, count, ceiling, row);
+  const float largest = accumulate<Type, kEntropy>(x, count, row);
   if (largest == __builtin_inff()) return false;
-  if (largest > entry) update_list<Type>(params, x, count, first, row);
+  if (largest > entry_value(*row, params.k)) update_list<Type>(params, x, count, first, row);
   if (draw != nullptr) {
     const float bound = __builtin_fmaf(largest, params.inverse_temperature, kGumbelMax);
     if (bound > row->best_score) update_sample<Type>(params, *draw, x, count, first, row);
