@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmask.benchmarking.rollouts import LENGTH, Counter, Setting, comparisons, confident_policy, lockstep, same, sampler
+from unmask.benchmarking.rollouts import (
+    LENGTH,
+    Counter,
+    Setting,
+    comparisons,
+    confident_policy,
+    lockstep,
+    same,
+    sampler,
+)
 from unmask.benchmarking.timing import Comparison, medians, run, write_csv
 from unmask.models import load_model
 

@@ -44,7 +44,7 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.42 * len(entries)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.45 * len(entries)), layout="constrained")
     for y, (_, limit, shares) in enumerate(entries):
         ours, color = shares["unmask"], COLORS.get(limit, "0.4")
         eager = shares.get("eager")
@@ -52,15 +52,15 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
             axes.plot([eager, ours], [y, y], color=color, lw=1.2, alpha=0.4)
             axes.plot(eager, y, "o", color=color, mfc="white", ms=5)
         axes.plot(ours, y, "o", color=color, ms=6)
-        axes.annotate(f"{ours:.0%}", (ours, y), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.axvline(1.0, color="0.3", lw=1.0, ls="--")
+        axes.annotate(f"{ours:.0%}", (ours, y), (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.axvline(1.0, color="0.3", lw=1.0, ls="--", zorder=0)
     axes.set(xscale="log", xlabel="share of the limit measured in the same run", title=title)
-    axes.set_xlim(right=2.2)
+    axes.set_xlim(right=1.6)
     ticks = [t for t in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if t >= axes.get_xlim()[0]]
     axes.set_xticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(entries)), [label for label, _, _ in entries], fontsize=7.5)
-    axes.invert_yaxis()
+    axes.set_ylim(len(entries) - 0.5, -0.7)
     limits = dict.fromkeys(limit for _, limit, _ in entries)
     handles = [Line2D([], [], color=COLORS.get(limit, "0.4"), lw=2, label=f"limit: {limit}") for limit in limits]
     handles += [
