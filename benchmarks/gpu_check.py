@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SUITES = ("topk_confidence", "policy_forward", "step")
+SUITES = ("topk_confidence", "policy_forward", "step", "rollouts")
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
 RESERVE = 10.0
 """Seconds kept back to write the summary."""

@@ -74,7 +74,7 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
     assert shared.completions.tolist() == separate.completions.tolist()
     assert torch.allclose(shared.samples.confidence, separate.samples.confidence, atol=1e-5)
     if batch is None:  # else rows also wait for others of their group, or of the batch
-        assert seen - rows_shared == 3 * (4 - 1)
+        assert seen - rows_shared >= 3 * (4 - 1)
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])

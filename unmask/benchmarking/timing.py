@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Comparison:
     """Least bytes that must pass through memory; None where memory is not what binds."""
     flops: int | None = None
     """Floating-point operations that must be done."""
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By contender, what its latest call produced or took, such as {"tokens": 512}; kept up to date by the calls."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Timing:
     """What binds: "memory" or "arithmetic", empty if unknown."""
     limit_share: float | None
     """Time that the limit alone would take / this time."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What one call produced or took."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -78,14 +82,16 @@ def time_once(call: Call, inner: int, device: torch.device) -> float:
 def medians(contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0) -> dict[str, float]:
     """Median seconds per call of each contender, measured in turns within about ``budget`` seconds each."""
     inner = {}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
     for name, call in contenders.items():
         call()
         synchronize(device)
         once = max(time_once(call, 1, device), 1e-7)
         inner[name] = max(1, min(1000, round(0.02 / once)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+        if inner[name] == 1:
+            samples[name].append(once)
     deadline = time.perf_counter() + budget * len(contenders)
-    while time.perf_counter() < deadline or len(next(iter(samples.values()))) < 3:
+    while time.perf_counter() < deadline or min(map(len, samples.values())) < 3:
         for name, call in contenders.items():
             samples[name].append(time_once(call, inner[name], device))
     return {name: statistics.median(values) for name, values in samples.items()}
@@ -130,6 +136,7 @@ def run(
             goal=comparison.goal if name == "unmask" else None,
             limit=binding if bound else "",
             limit_share=bound / value if bound else None,
+            counts=dict(comparison.counts.get(name, {})),
         )
         for name, value in seconds.items()
     ]
@@ -175,13 +182,16 @@ def commit() -> str:
 
 
 def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) -> None:
-    """One row per timing, the environment repeated in each."""
+    """One row per timing, the environment repeated in each; what was counted gets two columns, per call and second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = ["name", "setting", "contender", "seconds", "ratio", "goal", "limit", "limit_share"]
-        writer.writerow(names + list(info))
+        counted = list(dict.fromkeys(name for t in timings for name in t.counts))
+        writer.writerow(names + counted + [f"{name}/s" for name in counted] + list(info))
         for t in timings:
             share = "" if t.limit_share is None else f"{t.limit_share:.3f}"
             numbers = [f"{t.seconds:.4g}", f"{t.ratio:.3g}", "" if t.goal is None else t.goal, t.limit, share]
-            writer.writerow([t.name, t.setting, t.contender, *numbers, *info.values()])
+            counts = [f"{t.counts[name]:g}" if name in t.counts else "" for name in counted]
+            rates = [f"{t.counts[name] / t.seconds:.4g}" if name in t.counts else "" for name in counted]
+            writer.writerow([t.name, t.setting, t.contender, *numbers, *counts, *rates, *info.values()])

@@ -80,6 +80,9 @@ def print_table(timings: list[Any], bandwidth: float, rate: float) -> None:
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for name in ("time", "speed-up", "goal", "of limit"):
         table.add_column(name, justify="right")
+    counted = list(dict.fromkeys(name for t in timings for name in t.counts))
+    for name in counted:
+        table.add_column(f"{name}/s", justify="right")
     last = None
     for t in timings:
         key = (t.name, t.setting)
@@ -94,6 +97,7 @@ def print_table(timings: list[Any], bandwidth: float, rate: float) -> None:
             f"{t.ratio:.1f}x",
             "" if t.goal is None else f"{t.goal:g}x {'✓' if reached else '✗'}",
             f"{t.limit_share:.0%} {t.limit}" if ours and t.limit_share is not None else "",
+            *(f"{t.counts[name] / t.seconds:,.0f}" if name in t.counts else "" for name in counted),
             style="bold" if ours else None,
         )
         last = key

@@ -169,7 +169,8 @@ class Sampler:
 
         Works on up to ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch
         shrinks. The rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows
-        with equal tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared.
+        with equal tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared; on
+        the CPU, where comparing rows waits for nothing, it sees one of all equal rows in every step.
         """
         step = self.make_step(config)
         group = group_size if step.can_share() else 1
@@ -180,9 +181,12 @@ class Sampler:
         del queue[:width]
         work = canvas.take(rows)
         flags = DoneFlags(work.done.device)
+        on_cpu = rows.device.type == "cpu"
         distinct = first_of_groups(0, width, group, rows.device)
         while len(rows):
             before = work.steps.clone() if on_step else work.steps
+            if on_cpu and group > 1:
+                distinct = equal_rows(work)
             observation, rank = step(work, distinct)
             distinct = None
             if on_step:
@@ -192,7 +196,7 @@ class Sampler:
             if finished is None or not any(finished):
                 continue
             room = (width - finished.count(False)) // group * group
-            if (queue and room) or worth_shrinking(sum(finished), len(finished)):
+            if (queue and room) or worth_shrinking(sum(finished), len(finished), on_cpu):
                 canvas.put(rows, work)
                 keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
                 fresh, queue = queue[:room], queue[room:]
@@ -277,9 +281,23 @@ def first_of_groups(before: int, fresh: int, group_size: int, device: torch.devi
     return Distinct(rows=torch.cat((others, first)), copy_of=torch.cat((others, before + groups)))
 
 
-def worth_shrinking(finished: int, total: int) -> bool:
-    """Whether to drop finished rows that nothing can replace: once a quarter of the batch idles."""
-    return finished == total or finished * 4 >= total
+def equal_rows(canvas: Canvas) -> Distinct | None:
+    """Rows of which the model says the same, since they have the same tokens; None if there are none."""
+    same = [canvas.tokens, canvas.done[:, None]] + ([] if canvas.attention is None else [canvas.attention])
+    copy_of = torch.unique(torch.cat(same, dim=1), dim=0, return_inverse=True)[1]
+    count, index = int(copy_of.max()) + 1, torch.arange(len(copy_of), device=copy_of.device)
+    if count == len(index):
+        return None
+    rows = index.new_full((count,), len(index)).scatter_reduce_(0, copy_of, index, "amin")
+    return Distinct(rows=rows, copy_of=copy_of)
+
+
+def worth_shrinking(finished: int, total: int, on_cpu: bool) -> bool:
+    """Whether to drop finished rows that nothing can replace yet.
+
+    On the CPU always, as each costs time; elsewhere once a quarter of the batch idles.
+    """
+    return finished == total or on_cpu or finished * 4 >= total
 
 
 def raise_if_poisoned(canvas: Canvas) -> None:
