@@ -12,7 +12,7 @@ GRADINGS = ("strict", "math-verify")
 LONGEST = 300
 """Characters of an answer beyond which it is only compared as a string."""
 
-NUMBER = re.compile(r"[-−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d[\d,]*)?")
+NUMBER = re.compile(r"[-\u2212]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d[\d,]*)?")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
 HEAVY = re.compile(r"\^.*\^|\^\{?\(?-?\d{5}|\*\*|\d{4}\)?!|!!")
 """Towers of powers and the like, which would keep a computer algebra system busy for ever."""
@@ -48,7 +48,7 @@ def last_boxed(text: str) -> str | None:
 
 def normalise(answer: str) -> str:
     """An answer without what does not change it: spaces, thousands separators, $, %, sizes, a final period."""
-    text = answer.strip().replace("−", "-")
+    text = answer.strip().replace("\u2212", "-")
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(start) and text.endswith(end):
             text = text[2:-2]

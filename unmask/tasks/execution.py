@@ -13,6 +13,7 @@ answers them with plain data, so that printing, exiting, patching builtins or ov
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -168,14 +169,10 @@ def supervise(job: IO[bytes], folder: str, limits: Limits, home: str) -> tuple[b
 def end(process: subprocess.Popen[bytes]) -> None:
     """Let the supervisor remove what is left; take away the whole process group if it does not."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

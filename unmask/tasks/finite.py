@@ -104,7 +104,7 @@ def read_rows(path: str) -> Iterable[tuple[str, Any]]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file {path}")
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")  # noqa: SIM115
     with opened as lines:
         for i, line in enumerate(lines, 1):
             if line.strip():

@@ -8,6 +8,7 @@ program's functions are proxies, and what comes back is plain data: a program ca
 and nothing else. It passes if the tests run to their end in the judge.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -33,7 +34,16 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 KEPT_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
@@ -120,10 +130,8 @@ def build_root(root: str, disk: int) -> None:
         os.mkdir(root + name)
     if not os.path.lexists(root + "/tmp"):
         os.symlink(HOME, root + "/tmp")
-    try:
+    with contextlib.suppress(OSError):  # a container that masks parts of /proc forbids it: the program has none
         mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    except OSError:
-        pass  # a container that masks parts of /proc forbids it: the program has none
     mount("none", root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     mount("tmpfs", root + HOME, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes=4096,mode=1777")
     os.chdir(root)
@@ -172,10 +180,8 @@ def kill_descendants() -> None:
         while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
             mine |= more
         for pid in mine - {os.getpid()}:
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
         try:
             while True:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:
