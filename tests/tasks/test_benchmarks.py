@@ -28,7 +28,7 @@ HUMANEVAL_ROWS = [
         "prompt": 'import math\n\n\ndef twice(x):\n    return 2 * x\n\n\ndef area(r):\n    """ Of a disc. """\n',
         "entry_point": "area",
         "canonical_solution": "    return math.pi * r * r\n",
-        "test": "def check(candidate):\n    assert abs(candidate(1) - 3.14159) < 1e-4\n    assert candidate(2) > twice(5)\n",
+        "test": "def check(candidate):\n    assert abs(candidate(1) - 3.14159) < 1e-4\n    assert candidate(2) > twice(5)\n",  # noqa: E501
     }
 ]
 MBPP_ROWS = [

@@ -106,7 +106,7 @@ CHEATS = {
         'import os\nfor d in range(64):\n    try: os.write(d, b\'{"passed": true, "token": "", "reason": ""}\')\n'
         "    except OSError: pass\nos._exit(0)"
     ),
-    "equal to all": "class E:\n    def __eq__(s, o): return True\n    def __bool__(s): return True\ndef f(x):\n    return E()",
+    "equal to all": "class E:\n    def __eq__(s, o): return True\n    def __bool__(s): return True\ndef f(x):\n    return E()",  # noqa: E501
     "int equal to all": "class E(int):\n    def __eq__(s, o): return True\ndef f(x):\n    return E(0)",
     "patched builtins": "import builtins\nbuiltins.AssertionError = type('A', (Exception,), {})\nf = lambda x: 0",
     "patched harness": (
@@ -114,7 +114,7 @@ CHEATS = {
         "        if hasattr(m, n): setattr(m, n, lambda *a: True)\nf = lambda x: 0"
     ),
     "frames": (
-        "import sys, gc\nfound = [o for o in gc.get_objects() if isinstance(o, dict) and ('tests' in o or 'token' in o)]\n"
+        "import sys, gc\nfound = [o for o in gc.get_objects() if isinstance(o, dict) and ('tests' in o or 'token' in o)]\n"  # noqa: E501
         "g = sys._getframe()\nwhile g:\n    found += [v for v in g.f_locals.values() if 'assert ' + 'f(' in str(v)]\n"
         "    g = g.f_back\nf = lambda x: x + 1 if found else 0"
     ),
