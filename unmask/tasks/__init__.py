@@ -6,11 +6,23 @@ from dataclasses import fields
 from typing import Any
 
 from unmask.tasks.base import Problem, Task
+from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hops import Hops
+from unmask.tasks.humaneval import HumanEval
+from unmask.tasks.math500 import Math500
+from unmask.tasks.mbpp import MBPP
 from unmask.tasks.sudoku import Sudoku
 from unmask.tasks.sums import Sums
 
-TASKS: dict[str, type[Task]] = {"hops": Hops, "sums": Sums, "sudoku": Sudoku}
+TASKS: dict[str, type[Task]] = {
+    "hops": Hops,
+    "sums": Sums,
+    "sudoku": Sudoku,
+    "gsm8k": GSM8K,
+    "math500": Math500,
+    "humaneval": HumanEval,
+    "mbpp": MBPP,
+}
 
 
 def make_task(name: str, **options: Any) -> Task:
@@ -24,4 +36,16 @@ def make_task(name: str, **options: Any) -> Task:
     return TASKS[name](**options)
 
 
-__all__ = ["TASKS", "Hops", "Problem", "Sudoku", "Sums", "Task", "make_task"]
+__all__ = [
+    "GSM8K",
+    "MBPP",
+    "TASKS",
+    "Hops",
+    "HumanEval",
+    "Math500",
+    "Problem",
+    "Sudoku",
+    "Sums",
+    "Task",
+    "make_task",
+]

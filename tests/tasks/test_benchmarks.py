@@ -1,0 +1,240 @@
+"""The field's benchmarks: loading, drawing and grading, on made-up rows and on the real ones where they are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Task, make_task
+from unmask.tasks.code import extract_code
+from unmask.tasks.execution import SandboxError, run_tests
+
+GSM8K_ROWS = [
+    {"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1:,}"}
+    for i in range(1995, 2005)
+]
+MATH_ROWS = [{"problem": "Halve $x$.", "answer": r"\frac{x}{2}", "solution": r"\boxed{\frac{x}{2}}", "level": 1}]
+HUMANEVAL_ROWS = [
+    {
+        "task_id": "Made/0",
+        "prompt": 'import math\n\n\ndef twice(x):\n    return 2 * x\n\n\ndef area(r):\n    """ Of a disc. """\n',
+        "entry_point": "area",
+        "canonical_solution": "    return math.pi * r * r\n",
+        "test": "def check(candidate):\n    assert abs(candidate(1) - 3.14159) < 1e-4\n    assert candidate(2) > twice(5)\n",  # noqa: E501
+    }
+]
+MBPP_ROWS = [
+    {
+        "task_id": 1,
+        "text": "Add two numbers.",
+        "code": "def sum(a, b):\n    return a + b",
+        "test_list": ["assert sum(1, 2) == 3", "assert sum(x, 1) == 5"],
+        "test_setup_code": "x = 4",
+    },
+    {
+        "task_id": 2,
+        "prompt": "Round up.",
+        "code": "import math\ndef up(a):\n    return math.ceil(a)",
+        "test_list": ["assert up(0.5) == math.floor(1.5)"],
+        "test_imports": ["import math"],
+    },
+]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path) -> GSM8K:
+    path = write(tmp_path / "rows.jsonl", GSM8K_ROWS)
+    return GSM8K(path=path, train_path=path)
+
+
+def shared(name: str) -> str:
+    """A file of real benchmark data, if this checkout has it nearby."""
+    root = Path(__file__).parents[2]
+    folders = [Path(os.environ["UNMASK_TEST_DATA"])] if "UNMASK_TEST_DATA" in os.environ else []
+    for folder in (*folders, root / "../shared/data", root / "../../shared/data"):
+        if (folder / name).is_file():
+            return str((folder / name).resolve())
+    pytest.skip(f"no {name} here; UNMASK_TEST_DATA may name its folder")
+
+
+@pytest.fixture
+def sandbox() -> None:
+    try:
+        assert run_tests("x = 1", "assert x").passed
+    except SandboxError:
+        pytest.skip("no namespaces on this system")
+
+
+def test_rows_become_problems(gsm8k: GSM8K, tmp_path: Path) -> None:
+    first = gsm8k.problems(100, seed=0)[0]
+    assert first.answer == "1996"
+    assert first.response == "It is 1996.\nThe answer is \\boxed{1996}."
+    assert first.prompt.endswith("\n\nWhat is 1995 + 1?")
+    assert r"\boxed{}" in first.prompt
+    assert [gsm8k.grade(first, c) for c in ("It is 1,996.", r"\boxed{1996}", "1995", "")] == [1.0, 1.0, 0.0, 0.0]
+    task = Math500(path=write(tmp_path / "m.jsonl.gz", MATH_ROWS), grading="strict")
+    (problem,) = task.problems(1, seed=0)
+    assert (problem.answer, problem.metadata) == (r"\frac{x}{2}", {"level": 1})
+    assert task.grade(problem, problem.response) == 1.0
+    assert task.grade(problem, r"\boxed{0.5x}") == 0.0
+    pytest.importorskip("math_verify")
+    assert Math500(path=task.path).grade(problem, r"\boxed{0.5x}") == 1.0
+
+
+def test_evaluation_draws_without_replacement(gsm8k: GSM8K) -> None:
+    everything = list(gsm8k.all_problems())
+    assert len(everything) == 10
+    assert gsm8k.problems(10, seed=3) == gsm8k.problems(999, seed=4) == everything
+    drawn = gsm8k.problems(6, seed=1)
+    assert len({p.answer for p in drawn}) == 6
+    assert drawn == gsm8k.problems(6, seed=1)
+    assert drawn != gsm8k.problems(6, seed=2)
+
+
+def test_training_walks_shuffled_epochs(gsm8k: GSM8K) -> None:
+    stream = gsm8k.training_problems(seed=5, first=0, count=30)
+    epochs = [[p.answer for p in stream[i : i + 10]] for i in (0, 10, 20)]
+    assert all(len(set(epoch)) == 10 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    for first, count in ((0, 1), (7, 6), (13, 17), (29, 1)):
+        assert gsm8k.training_problems(5, first, count) == stream[first : first + count]
+    assert gsm8k.training_problems(6, 0, 30) != stream
+    assert gsm8k.training_problems(5, 3, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"question": "a", "answer": "#### 1"}', "{"], "line 2: not JSON"),
+        (['{"question": "a"}'], "line 1: no field 'answer'"),
+        (["", '{"question": "a", "answer": "1"}'], "line 2: the answer has no final number after ####"),
+        (["[1]"], "line 1: expected an object, got list"),
+        (['{"question": 3, "answer": "#### 1"}'], "line 1: 'int' object has no attribute 'strip'"),
+        ([], "rows.jsonl has no problems"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"rows.jsonl.*{message}|{message}"):
+        GSM8K(path=str(path)).problems(1, 0)
+
+
+def test_missing_things_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        GSM8K(path="nowhere.jsonl").problems(1, 0)
+    with pytest.raises(ValueError, match="gsm8k has no split 'dev'; it has train, test"):
+        GSM8K(split="dev")
+    with pytest.raises(ValueError, match="humaneval has no split 'train' to train on; give a file as train_path"):
+        HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS)).training_problems(0, 0, 1)
+    with pytest.raises(ValueError, match="unknown subset 'half'; known are full, sanitized"):
+        MBPP(subset="half")
+    with pytest.raises(ValueError, match="unknown grading 'x'"):
+        make_task("gsm8k", grading="x")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r'pip install "unmask\[tasks\]", or give a local file'):
+        GSM8K().problems(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "asked"),
+    [
+        (GSM8K(), GSM8K_ROWS, ("openai/gsm8k", "main", "test")),
+        (Math500(grading="strict"), MATH_ROWS, ("HuggingFaceH4/MATH-500", None, "test")),
+        (HumanEval(), HUMANEVAL_ROWS, ("openai/openai_humaneval", None, "test")),
+        (MBPP(split="validation"), MBPP_ROWS, ("google-research-datasets/mbpp", "full", "validation")),
+        (MBPP(subset="sanitized"), MBPP_ROWS, ("google-research-datasets/mbpp", "sanitized", "test")),
+    ],
+)
+def test_the_hub_is_read_through_datasets(
+    monkeypatch: pytest.MonkeyPatch, task: Task, rows: list[Any], asked: tuple[str, ...]
+) -> None:
+    from unmask.tasks.finite import load_problems
+
+    calls = []
+    fake: Any = types.ModuleType("datasets")
+    fake.load_dataset = lambda name, config, split: calls.append((name, config, split)) or rows
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    load_problems.cache_clear()
+    try:
+        assert len(task.problems(1000, 0)) == len(rows)
+        assert len(task.problems(1, 0)) == 1
+    finally:
+        load_problems.cache_clear()
+    assert calls == [asked]
+
+
+def test_code_is_taken_from_blocks() -> None:
+    assert extract_code("x = 1\n", "f") == "x = 1\n"
+    assert extract_code("Here:\n```python\ndef f(): pass\n```\nUse:\n```\nf()\n```\n", "f") == "def f(): pass\n"
+    assert extract_code("```py\na\n```\n```\nb\n```", "f") == "b\n"
+    assert extract_code("```python\ndef f():\n    return 1", "f") == "def f():\n    return 1"
+
+
+def test_programs_are_only_run_when_allowed(tmp_path: Path) -> None:
+    for task in (
+        HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS)),
+        MBPP(path=write(tmp_path / "m.jsonl", MBPP_ROWS)),
+    ):
+        problem = task.problems(1, 0)[0]
+        with pytest.raises(RuntimeError, match=f"grading {task.name} .* allow_execution=True"):
+            task.grade(problem, problem.response)
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
+    task: HumanEval | MBPP = HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS), allow_execution=True)
+    (problem,) = task.problems(1, 0)
+    whole = "```python\ndef area(r):\n    return math.pi * r ** 2\n```"
+    wrong = "```python\ndef area(r):\n    return 3 * r ** 2\n```"
+    completions = (problem.response, problem.answer, whole, wrong, "", "```python\nimport sys; sys.exit(0)\n```")
+    assert [task.grade(problem, c) for c in completions] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    task = MBPP(path=write(tmp_path / "m.jsonl", MBPP_ROWS), allow_execution=True)
+    for problem in task.problems(2, 0):
+        assert task.grade(problem, problem.response) == 1.0
+        assert task.grade(problem, problem.response.replace("return", "return 1 +")) == 0.0
+        assert task.grade(problem, "I cannot") == 0.0
+    assert [p.metadata["entry_points"] for p in task.all_problems()] == [["sum"], ["up"]]
+    assert all(t in task.all_problems()[0].prompt for t in MBPP_ROWS[0]["test_list"])
+
+
+def test_every_gsm8k_answer_parses_and_its_solution_is_right() -> None:
+    task = GSM8K(path=shared("gsm8k_test.jsonl"), train_path=shared("gsm8k_train_2000.jsonl"))
+    problems = task.problems(10**6, 0)
+    assert len(problems) == 1319
+    assert all(p.answer.removeprefix("-").isdigit() for p in problems)
+    assert sum(int(p.answer) for p in problems[:3]) == 18 + 3 + 70000
+    assert sum(task.grade(p, p.response) for p in problems) == 1319
+    assert sum(task.grade(p, p.response.replace(f"{{{p.answer}}}", f"{{{p.answer}1}}")) for p in problems) == 0
+    assert len({p.prompt for p in task.training_problems(0, 0, 2000)}) == 2000
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize("count", [12, pytest.param(164, marks=pytest.mark.slow)])
+def test_humaneval_solutions_pass_and_prompts_alone_fail(count: int) -> None:
+    task = HumanEval(path=shared("HumanEval.jsonl.gz"), allow_execution=True, timeout=30)
+    assert len(task.all_problems()) == 164
+    problems = task.problems(count, seed=0)
+    with ThreadPoolExecutor(2) as pool:
+        failed = [
+            p.metadata["task_id"]
+            for p, r in zip(problems, pool.map(task.run, problems, [p.response for p in problems]), strict=True)
+            if not r.passed
+        ]
+        passed = sum(pool.map(task.grade, problems, [""] * count))
+    assert failed == []
+    assert passed == 0

@@ -1,0 +1,133 @@
+"""The final answer of a worked solution: finding it and comparing it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from fractions import Fraction
+
+GRADINGS = ("strict", "math-verify")
+"""How answers are compared: as normalised strings and exact numbers, or as expressions too."""
+
+LONGEST = 300
+"""Characters of an answer beyond which it is only compared as a string."""
+
+NUMBER = re.compile(r"[-\u2212]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d[\d,]*)?")
+FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
+HEAVY = re.compile(r"\^.*\^|\^\{?\(?-?\d{5}|\*\*|\d{4}\)?!|!!")
+"""Towers of powers and the like, which would keep a computer algebra system busy for ever."""
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The last ``\boxed{...}`` (braces may nest); without one, the line after the last ``####``; without that, the
+    last number; None if there is none of these. A box that never closes counts as none."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    _, marked, rest = text.rpartition("####")
+    if marked:
+        return rest.strip().partition("\n")[0].strip()
+    numbers = NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last closed ``\boxed{...}`` or ``\fbox{...}`` holds."""
+    for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
+        depth, at = 1, match.end()
+        while at < len(text) and depth:
+            if text[at] == "\\":
+                at += 2  # an escaped brace is a character
+                continue
+            depth += (text[at] == "{") - (text[at] == "}")
+            at += 1
+        if depth == 0:
+            return text[match.end() : at - 1].strip()
+    return None
+
+
+def normalise(answer: str) -> str:
+    """An answer without what does not change it: spaces, thousands separators, $, %, sizes, a final period."""
+    text = answer.strip().replace("\u2212", "-")
+    for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
+        if text.startswith(start) and text.endswith(end):
+            text = text[2:-2]
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[$%]|~", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\s+", "", text).rstrip(".")
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return text
+
+
+def number(normalised: str) -> Fraction | None:
+    r"""The exact value of an integer, a decimal, ``a/b`` or ``\frac{a}{b}``; None for anything else."""
+    if match := FRACTION.fullmatch(normalised):
+        sign, top, bottom = match[1] or match[4] or "", match[2] or match[5], match[3] or match[6]
+        normalised = f"{sign}{top}/{bottom}".replace("--", "")
+    if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)|[-+]?\d+/\d+", normalised, re.ASCII) or len(normalised) > LONGEST:
+        return None
+    try:
+        return Fraction(normalised)
+    except ZeroDivisionError:
+        return None
+
+
+def same_answer(expected: str, given: str) -> bool:
+    """Whether two answers are the same string when normalised, or the same exact number."""
+    first, second = normalise(expected), normalise(given)
+    if first == second:
+        return bool(first)
+    value = number(first)
+    return value is not None and value == number(second)
+
+
+def equivalent(expected: str, given: str) -> bool:
+    """Whether two answers are the same, also as expressions in the eyes of math-verify.
+
+    Its time limits need the main thread. In others it runs without; an answer that would take for ever (longer than
+    ``LONGEST``, or with towers of powers) is compared as a string in either case.
+    """
+    if same_answer(expected, given):
+        return True
+    library = math_verify()
+    if len(given) > LONGEST or HEAVY.search(given):
+        return False
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    read = [
+        library.parse(rf"\boxed{{{text.strip().rstrip('.')}}}", parsing_timeout=limit, raise_on_error=False)
+        for text in (expected, given)
+    ]
+    return bool(all(read) and library.verify(*read, timeout_seconds=limit, raise_on_error=False))
+
+
+def math_verify():  # type: ignore[no-untyped-def]
+    """The library, quietened; ImportError says how to install it."""
+    import logging
+
+    try:
+        import math_verify as library
+    except ImportError as error:
+        raise ImportError(
+            'grading="math-verify" needs the package math-verify: pip install "unmask[tasks]", or use grading="strict"'
+        ) from error
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return library
+
+
+def check_grading(grading: str) -> None:
+    """ValueError for an unknown way of grading, ImportError for one whose package is not installed."""
+    if grading not in GRADINGS:
+        raise ValueError(f"unknown grading {grading!r}; known are {', '.join(GRADINGS)}")
+    if grading == "math-verify":
+        math_verify()
+
+
+def grade_answer(expected: str, completion: str, grading: str) -> float:
+    """1.0 if the final answer of ``completion`` is ``expected`` in the given way of grading, else 0.0."""
+    given = extract_answer(completion)
+    if given is None:
+        return 0.0
+    return float(same_answer(expected, given) if grading == "strict" else equivalent(expected, given))

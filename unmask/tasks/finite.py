@@ -1,0 +1,127 @@
+"""Tasks with a finite set of problems, from a local file or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from unmask.tasks.base import Problem, Task
+
+
+@dataclass(frozen=True)
+class FiniteTask(Task):
+    """A benchmark: :meth:`problems` draws from ``split``, :meth:`training_problems` walks ``train_split``.
+
+    ``path`` and ``train_path`` are local ``.jsonl`` or ``.jsonl.gz`` files to read in place of the hub's splits.
+    """
+
+    DATASET: ClassVar[str]
+    CONFIG: ClassVar[str | None] = None
+    SPLITS: ClassVar[tuple[str, ...]]
+    FIELDS: ClassVar[tuple[str, ...]]
+    """Fields that every row must have."""
+
+    path: str | None = None
+    train_path: str | None = None
+    split: str = "test"
+    train_split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.split not in self.SPLITS:
+            raise ValueError(f"{self.name} has no split {self.split!r}; it has {', '.join(self.SPLITS)}")
+
+    @abstractmethod
+    def problem(self, row: Mapping[str, Any]) -> Problem:
+        """The problem of one row; ValueError says what is wrong with it."""
+
+    def config(self) -> str | None:
+        """The configuration of the hub's data set."""
+        return self.CONFIG
+
+    def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
+        """Every problem of the split in use, in order; read once."""
+        return load_problems(self, train)
+
+    def problems(self, count: int, seed: int) -> list[Problem]:
+        """``count`` distinct problems drawn with ``random.Random(f"{name}/{seed}")``, or all in their order if there
+        are no more than ``count``."""
+        everything = self.all_problems()
+        if count >= len(everything):
+            return list(everything)
+        return random.Random(f"{self.name}/{seed}").sample(everything, count)
+
+    def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
+        """Problems number ``first`` and on of the training split, epoch after epoch, each in its own shuffled order."""
+        everything = self.all_problems(train=True)
+        epoch, order, drawn = -1, list(range(len(everything))), []
+        for i in range(first, first + count):
+            if i // len(everything) != epoch:
+                epoch = i // len(everything)
+                order = list(range(len(everything)))
+                random.Random(f"{self.name}/train/{seed}/{epoch}").shuffle(order)
+            drawn.append(everything[order[i % len(everything)]])
+        return drawn
+
+    def sample(self, rng: random.Random) -> Problem:
+        return rng.choice(self.all_problems())
+
+
+@lru_cache(maxsize=8)
+def load_problems(task: FiniteTask, train: bool) -> tuple[Problem, ...]:
+    path = task.train_path if train else task.path
+    if path is not None:
+        rows: Iterable[tuple[str, Any]] = read_rows(path)
+    else:
+        split = task.train_split if train else task.split
+        if split not in task.SPLITS:
+            raise ValueError(f"{task.name} has no split {split!r} to train on; give a file as train_path")
+        rows = hub_rows(task.DATASET, task.config(), split)
+    found = []
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected an object, got {type(row).__name__}")
+        for name in task.FIELDS:
+            if name not in row:
+                raise ValueError(f"{where}: no field {name!r}")
+        try:
+            found.append(task.problem(row))
+        except (ValueError, TypeError, AttributeError, SyntaxError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not found:
+        raise ValueError(f"{path or task.DATASET} has no problems")
+    return tuple(found)
+
+
+def read_rows(path: str) -> Iterable[tuple[str, Any]]:
+    """Each line of a ``.jsonl`` or ``.jsonl.gz`` file that is not blank, with its place for messages."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")  # noqa: SIM115
+    with opened as lines:
+        for i, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield f"{path}, line {i}", json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {i}: not JSON: {error}") from error
+
+
+def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[tuple[str, Any]]:
+    """Each row of a split on the Hugging Face hub; ImportError says what to install."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f'reading {dataset} from the hub needs the package datasets: pip install "unmask[tasks]", or give a local '
+            "file as path or train_path"
+        ) from error
+    for i, row in enumerate(load_dataset(dataset, config, split=split)):
+        yield f"{dataset}, {split} row {i}", dict(row)

@@ -1,0 +1,64 @@
+"""``mbpp``: mostly basic Python problems (Austin et al., 2021)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.tasks.base import Problem
+from unmask.tasks.code import CodeTask, extract_code
+
+PROMPT = """{text}
+
+Write a self-contained Python function, with the imports that it needs, in one code block. It must pass these tests:
+
+```python
+{tests}
+```"""
+
+
+@dataclass(frozen=True)
+class MBPP(CodeTask):
+    """500 test and 374 training problems (``subset="full"``), or the reviewed 257 and 120 (``"sanitized"``).
+
+    A local file may be of either subset.
+    """
+
+    DATASET = "google-research-datasets/mbpp"
+    SPLITS = ("train", "test", "validation", "prompt")
+    FIELDS = ("task_id", "code", "test_list")
+
+    subset: str = "full"
+    name: str = "mbpp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subset not in ("full", "sanitized"):
+            raise ValueError(f"unknown subset {self.subset!r}; known are full, sanitized")
+
+    def config(self) -> str:
+        return self.subset
+
+    def problem(self, row: Mapping[str, Any]) -> Problem:
+        text = row.get("text", row.get("prompt"))
+        if text is None:
+            raise ValueError("no field 'text' or 'prompt'")
+        if not row["test_list"]:
+            raise ValueError("test_list is empty")
+        asserts = "\n".join(row["test_list"])
+        tests = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", ""), asserts])
+        metadata = {"task_id": row["task_id"], "tests": tests, "entry_points": used(row["code"], tests)}
+        prompt = PROMPT.format(text=text.strip(), tests=asserts)
+        return Problem(prompt, row["code"], f"```python\n{row['code'].strip()}\n```", metadata)
+
+    def program(self, problem: Problem, completion: str) -> str:
+        return extract_code(completion, (problem.metadata["entry_points"] or [""])[0])
+
+
+def used(code: str, tests: str) -> list[str]:
+    """Functions and classes of ``code`` that ``tests`` name, in the order of their definition."""
+    named = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in ast.parse(code).body if isinstance(node, definitions) and node.name in named]
