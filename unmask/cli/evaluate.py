@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ EXAMPLES = """examples:
   unmask evaluate --problems 200
   unmask evaluate --policies threshold:0.9 entropy-bound:0.1 --regimes 8 full
   unmask evaluate --policies tiny --alphas 0 1 3 10 --regimes full
+  unmask evaluate --task gsm8k --task-options path=test.jsonl --model LLaDA-8B-Instruct --regimes 32
   unmask evaluate --policies heuristics mine=runs/quickstart/policy --problems 1000 --output rows.csv
   unmask plot rows.csv"""
 
@@ -81,6 +83,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--task", default="hops", help=f"task to solve: {', '.join(TASKS)} (default: hops, what tiny was made for)"
     )
+    parser.add_argument(
+        "--task-options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of the task, such as path=test.jsonl",
+    )
     parser.add_argument("--problems", type=int, default=200, metavar="N", help="how many problems (default 200)")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="S", help="sets of problems, one row each (default 0)"
@@ -97,6 +106,20 @@ def split_label(text: str) -> tuple[str, str]:
     """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
     label, equals, place = text.partition("=")
     return (label, place) if equals and label and place else (text, text)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; numbers, true, false and null are read as JSON, all else is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--task-options: {pair!r} is not NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def settings(policy: UnmaskingPolicy, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -119,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
     from unmask.sampling.sampler import Sampler
     from unmask.tasks import make_task
 
-    task = make_task(args.task)
+    task = make_task(args.task, **parse_options(args.task_options))
+    args.problems = len(task.problems(args.problems, args.seeds[0]))  # a benchmark may have fewer
     labels = [split_label(name) for p in args.policies for name in (HEURISTICS if p == "heuristics" else (p,))]
     # All are made before any works: a misspelt name should not cost an evening.
     policies = [(label, make_policy(place)) for label, place in labels]

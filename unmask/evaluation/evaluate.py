@@ -106,7 +106,7 @@ def evaluate(
         block_length=config.block_length or config.max_new_tokens,
         length=config.max_new_tokens,
         actions=config.actions,
-        problems=num_problems,
+        problems=len(problems),
         seed=problem_seed,
         accuracy=mean(grades),
         accuracy_se=standard_error(grades),
