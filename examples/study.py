@@ -25,14 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ALPHAS = ("0", "0.3", "1", "3", "10")
-DIAL_ALPHAS = ("0", "0.3", "1", "2", "3", "5", "10")
+DIAL_ALPHAS = ("0", "1", "3", "5", "10", "20", "30")
 SCALES = ("0.5", "0.75", "1.5", "2")
-CONFIGS = {
-    "full": "quickstart",
-    "blocks": "tiny-blocks",
-    "dial-full": "tiny-dial-full",
-    "dial-blocks": "tiny-dial-blocks",
-}
+CONFIGS = {"full": "quickstart", "blocks": "tiny-blocks"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,8 @@ class Run:
     name: str
     config: str
     settings: tuple[str, ...] = ()
+    start: Run | None = None
+    """The run whose policy this one goes on from."""
 
 
 def policy(**changes: object) -> str:
@@ -55,7 +52,9 @@ def trade_off(regime: str, alpha: str, seed: int = 0) -> Run:
 
 
 def dial(regime: str, seed: int = 0) -> Run:
-    return Run(f"dial-{regime}-{seed}", CONFIGS[f"dial-{regime}"], (f"seed={seed}",))
+    name, config, setting = f"dial-{regime}-{seed}", f"tiny-dial-{regime}", f"seed={seed}"
+    start = Run(f"{name}-start", config, (setting,))
+    return Run(name, f"{config}-wide", (setting, f"init_policy={start.name}/policy"), start)
 
 
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
@@ -94,6 +93,8 @@ class Study:
 
     def train(self, run: Run) -> None:
         if not (self.folder / run.name / "policy" / "config.json").exists():
+            if run.start is not None:
+                self.train(run.start)
             output = f"output_dir={run.name}"
             self.command("train", run.config, output, *run.settings, "--resume", "--threads", "1")
 
@@ -125,8 +126,8 @@ class Study:
         for regime, blocks in (("full", "full"), ("blocks", "8")):
             single = [self.labelled(f"one per alpha:{a}", trade_off(regime, a)) for a in ALPHAS]
             learned = [self.labelled("dial", dial(regime)), *single]
-            jobs.append((self.evaluate, f"rules-{regime}", blocks, ["heuristics"]))
             jobs.append((self.evaluate, f"learned-{regime}", blocks, learned, "--alphas", *DIAL_ALPHAS))
+            jobs.append((self.evaluate, f"rules-{regime}", blocks, ["heuristics"]))
         self.all(*jobs)
         rows = ("rules-full", "learned-full", "rules-blocks", "learned-blocks")
         self.plot("frontiers", *rows, options=("--max-nfe", "13"))
@@ -152,7 +153,7 @@ class Study:
         jobs = []
         for regime, blocks in (("full", "full"), ("blocks", "8")):
             learned = [self.labelled("dial", dial(regime)), *rules]
-            dials = ("--alphas", "1", "3", "10")
+            dials = ("--alphas", "0", "10", "30")
             small = ("--model", "tiny-small", *dials)
             sudoku = ("--model", "tiny-sudoku", "--task", "sudoku", *dials)
             jobs.append((self.evaluate, f"small-{regime}", blocks, learned, *small))
