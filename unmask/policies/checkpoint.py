@@ -52,7 +52,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     text = os.fspath(name)
-    packaged = Path(__file__).parent / text
+    packaged = Path(__file__).parent / text.replace("-", "_")
     if re.fullmatch(r"\w[\w-]*", text) and (packaged / CONFIG_FILE).is_file():
         return packaged
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
