@@ -170,10 +170,10 @@ def kill_descendants() -> None:
     """Kill what the program left running; this process is the reaper of its orphans."""
     for _ in range(100):
         parents = {}
-        for pid in filter(str.isdigit, os.listdir("/proc")):
+        for name in filter(str.isdigit, os.listdir("/proc")):
             try:
-                with open(f"/proc/{pid}/stat", "rb") as file:
-                    parents[int(pid)] = int(file.read().rpartition(b")")[2].split()[1])
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
             except OSError:
                 continue
         mine = {os.getpid()}

@@ -61,6 +61,7 @@ def encode(value: Any, other: Callable[[Any], Any]) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    kind: Any
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
             return {kind.__name__: [encode(v, other) for v in kind.__iter__(value)]}
