@@ -105,6 +105,9 @@ def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.Capture
     before = path.read_text()
     assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
     assert path.read_text() == before, "rows that are there are not made again"
+    other = ["--policies", "threshold:0.9", "--regimes", "8", "--dtype", "bfloat16", "--output", str(path)]
+    assert main(["evaluate", "--problems", "20", *other]) == 0
+    assert [row.settings for row in read_csv(path)] == ["", "", "dtype=bfloat16"]
 
 
 def test_plot_draws_what_evaluate_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

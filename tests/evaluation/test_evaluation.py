@@ -48,7 +48,6 @@ def test_rows_survive_a_csv_file(tmp_path: Path) -> None:
     dial = dataclasses.replace(ROW, policy="dial", learned=True, alpha=0.3, policy_scale=2.0, commit="abc")
     write_csv(tmp_path / "rows.csv", [ROW, dial])
     assert read_csv(tmp_path / "rows.csv") == [ROW, dial]
-    assert len({ROW.key, dial.key, dataclasses.replace(dial, alpha=1.0).key}) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
 
 

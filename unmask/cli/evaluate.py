@@ -15,7 +15,6 @@ from unmask.tasks import TASKS
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
     from unmask.policies.base import UnmaskingPolicy
-    from unmask.tasks.base import Task
 
 # Every rule from fast to slow; STEPS count the whole buffer of 24.
 HEURISTICS = (
@@ -43,6 +42,10 @@ HEURISTICS = (
     "klass:0.9,0.01",
     "klass:0.6,0.1",
 )
+FURTHER = (
+    "dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic"
+)  # fmt: skip
+"""Options that a row depends on beside those with a column of their own."""
 DESCRIPTION = """Decode problems of a task with each policy in each regime, grade the answers, and print a table of
 accuracy, forwards (NFE) and tokens per forward (TPF) with standard errors.
 
@@ -136,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from unmask.benchmarking.timing import commit
-    from unmask.evaluation.evaluate import COUNTING_RULE, evaluate
+    from unmask.evaluation.evaluate import COUNTING_RULE, evaluate, identity
     from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
     from unmask.policies.registry import make_policy
     from unmask.sampling.sampler import Sampler
@@ -154,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
         for chosen in settings(policy, args)
         for seed in args.seeds
     ]
+    further = " ".join([f"{name}={getattr(args, name)}" for name in FURTHER if getattr(args, name, None) is not None])
+    further = " ".join(filter(None, (further, *args.task_options)))
     known = read_csv(args.output) if args.output and args.output.exists() else []
     rows: list[Evaluation] = []
     args.alpha = None
@@ -164,8 +169,9 @@ def run(args: argparse.Namespace) -> int:
         for regime, label, policy, chosen, seed in jobs:
             progress.update(total, description=f"{label}, blocks {regime}")
             sampler = Sampler(base.model, base.tokenizer, policy, base.config.updated(chosen))
-            names = {"model": args.model, "policy": label, "commit": commit()}
-            row = find_row(known, sampler, task, label, args, seed)
+            names = {"model": args.model, "policy": label, "commit": commit(), "settings": further}
+            wanted = identity(sampler, task, args.problems, seed, names)
+            row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)
             if row is None:
                 row = evaluate(sampler, task, args.problems, seed, names)
                 known.append(row)
@@ -178,18 +184,3 @@ def run(args: argparse.Namespace) -> int:
     if any(row.accuracy for row in rows) and len(rows) > 1:
         print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
     return 0
-
-
-def find_row(
-    known: list[Evaluation], sampler: Any, task: Task, label: str, args: argparse.Namespace, seed: int
-) -> Evaluation | None:
-    """The row among ``known`` that measured this already."""
-    from unmask.evaluation.evaluate import asked_alpha
-
-    config = sampler.config
-    length = config.max_new_tokens
-    key = (
-        args.model, task.name, label, config.block_length or length, length, config.actions, args.problems, seed,
-        asked_alpha(sampler, config), config.policy_scale,
-    )  # fmt: skip
-    return next((row for row in known if row.key == key), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,8 @@ class Evaluation:
     policy_scale: float = 1.0
     commit: str = ""
     """Of the code that made the row, where it is known."""
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What was evaluated; rows of equal keys measure the same."""
-        return (
-            self.model, self.task, self.policy, self.block_length, self.length, self.actions, self.problems,
-            self.seed, self.alpha, self.policy_scale,
-        )  # fmt: skip
+    settings: str = ""
+    """Further settings that the row depends on, as the caller names them."""
 
     @property
     def family(self) -> str:
@@ -89,8 +83,6 @@ def evaluate(
     config = sampler.config.updated(overrides)
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
-    learned = isinstance(sampler.policy, nn.Module)
-    alpha = asked_alpha(sampler, config)
     problems = task.problems(num_problems, problem_seed)
     started = time.perf_counter()
     result = sampler.generate([p.prompt for p in problems], **overrides)
@@ -100,14 +92,7 @@ def evaluate(
     nfe, tpf = [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist()
     names = names or {}
     return Evaluation(
-        model=names.get("model", type(sampler.model).__name__),
-        task=task.name,
-        policy=names.get("policy", str(getattr(sampler.policy, "spec", type(sampler.policy).__name__))),
-        block_length=config.block_length or config.max_new_tokens,
-        length=config.max_new_tokens,
-        actions=config.actions,
-        problems=len(problems),
-        seed=problem_seed,
+        **identity(sampler, task, len(problems), problem_seed, names, **overrides),
         accuracy=mean(grades),
         accuracy_se=standard_error(grades),
         nfe=mean(nfe),
@@ -116,11 +101,34 @@ def evaluate(
         tpf_se=standard_error(tpf),
         seconds=seconds,
         measures=average_measures([task.measures(p, t) for p, t in zip(problems, texts, strict=True)]),
-        learned=learned,
-        alpha=alpha,
-        policy_scale=config.policy_scale,
+        learned=isinstance(sampler.policy, nn.Module),
         commit=names.get("commit", ""),
     )
+
+
+def identity(
+    sampler: Sampler,
+    task: Task,
+    num_problems: int,
+    problem_seed: int,
+    names: Mapping[str, str] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """The fields of a row that say what was evaluated; rows that agree in them measure the same."""
+    config, names = sampler.config.updated(overrides), names or {}
+    return {
+        "model": names.get("model", type(sampler.model).__name__),
+        "task": task.name,
+        "policy": names.get("policy", str(getattr(sampler.policy, "spec", type(sampler.policy).__name__))),
+        "block_length": config.block_length or config.max_new_tokens,
+        "length": config.max_new_tokens,
+        "actions": config.actions,
+        "problems": num_problems,
+        "seed": problem_seed,
+        "alpha": asked_alpha(sampler, config),
+        "policy_scale": config.policy_scale,
+        "settings": names.get("settings", ""),
+    }
 
 
 def asked_alpha(sampler: Sampler, config: SamplerConfig) -> float | None:
