@@ -25,6 +25,7 @@ def random_network(dtype: torch.dtype = torch.float64, **fields) -> PolicyNetwor
         ada.bias.normal_(std=0.2)
         if network.alpha_mlp is not None:
             network.alpha_mlp[2].weight.normal_(std=0.3)
+            network.alpha_shift.weight.normal_(std=0.3)
     return network
 
 
@@ -119,9 +120,12 @@ def sequence_by_loops(net, mask, confidence, time, alpha):
             odd.append(a * math.sin(angle) + b * math.cos(angle))
         return torch.stack(even + odd)
 
-    shared = mlp("time_mlp", time.item(), net.frequencies.double())
+    shared, shift = mlp("time_mlp", time.item(), net.frequencies.double()), 0.0
     if alpha is not None:
         shared = shared + mlp("alpha_mlp", math.log1p(alpha), net.alpha_frequencies.double())
+        angles = [math.log1p(alpha) * f for f in net.alpha_frequencies.double().tolist()]
+        embedded = [f(a) for f in (math.cos, math.sin) for a in angles]
+        shift = p["alpha_shift.weight"][0] @ torch.tensor(embedded, dtype=torch.float64)
     ada, xs, q, k, v = [], [], [], [], []
     for i in range(length):
         cond = p["mask_embedding.weight"][int(mask[i])] + shared
@@ -142,7 +146,7 @@ def sequence_by_loops(net, mask, confidence, time, alpha):
         hidden = linear(f"{block}linear1", norm(f"{block}norm2", x) * (1 + ada[i][3]) + ada[i][4])
         gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         x = x + linear(f"{block}linear2", gelu) * (1 + ada[i][5])
-        logits.append(linear("output_proj", norm("final_norm", x))[0])
+        logits.append(linear("output_proj", norm("final_norm", x))[0] + shift)
     assert heads * size == d
     return torch.stack(logits)
 

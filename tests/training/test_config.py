@@ -24,6 +24,9 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"alpha": [3, 1], "policy": {"alpha_conditioned": True}}, "alpha must have 0 <= low < high"),
         ({"alpha": -1}, "alpha must be a finite number >= 0, got -1"),
         ({"expert": "treshold:0.9"}, "expert must be a heuristic"),
+        ({"expert": ["threshold:0.9", "treshold:0.5"]}, "expert must be a heuristic .* got 'treshold:0.5'"),
+        ({"expert": ["threshold:0.9", 3]}, "expert must be a heuristic .* got 3"),
+        ({"expert": [], "imitation_steps": 1}, "imitation_steps=1 needs an expert"),
         ({"expert": "threshold:0.9", "expert_block_length": 7}, "expert_block_length=7: .* not divisible"),
         ({"policy": {"hiden_size": 3}}, "unknown policy configuration keys: hiden_size"),
         ({"actions": "greedy"}, "actions must be one of bernoulli, dpls, got 'greedy'"),
@@ -38,6 +41,14 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
 def test_bad_settings(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainerConfig.from_dict({**SMALL, **change})
+
+
+def test_every_expert_counts_in_a_group() -> None:
+    steered = {**SMALL, "expert_block_length": 8}
+    config = TrainerConfig.from_dict({**steered, "expert": ["threshold:0.9", "factor:1"], "num_experts": 3})
+    assert (config.experts, config.expert_rollouts, config.group_size) == (("threshold:0.9", "factor:1"), 6, 8)
+    assert TrainerConfig.from_dict({**steered, "expert": "factor:1"}).group_size == 3
+    assert TrainerConfig.from_dict(SMALL).experts == ()
 
 
 @pytest.mark.parametrize("name", packaged_configs())

@@ -26,8 +26,8 @@ def make_policy_network(**changes: object) -> Policy:
 def make_collector(policy: Policy, config: SamplerConfig = CONFIG, expert: str | None = None, **more: int) -> Collector:
     model, tokenizer = tiny()
     expert_config = SamplerConfig(max_new_tokens=24, block_length=8)
-    rule = None if expert is None else make_policy(expert)
-    return Collector(model, tokenizer, policy, config, 4, rule, expert_config, num_experts=2 if expert else 0, **more)
+    rules = [] if expert is None else [make_policy(expert)]
+    return Collector(model, tokenizer, policy, config, 4, rules, expert_config, num_experts=2, **more)
 
 
 def test_rollouts_are_the_samplers() -> None:
@@ -125,6 +125,20 @@ def test_experts_come_last_in_each_group_and_are_scored_everywhere() -> None:
     assert steps.allowed.equal(steps.mask)
     assert (steps.rank >= 0).equal(result.trajectory.actions[1, : len(steps.time)])
     assert (steps.confidence > 0).all()  # also outside its block, which a threshold does not look at
+
+
+def test_several_experts_keep_their_order_in_every_group() -> None:
+    policy, names = make_policy_network(), ("threshold:0.5", "entropy-threshold:0.1")
+    model, tokenizer = tiny()
+    config = SamplerConfig(max_new_tokens=24, block_length=8)
+    collector = Collector(model, tokenizer, policy, CONFIG, 4, [make_policy(n) for n in names], config, num_experts=1)
+    rollouts = collector.collect(PROMPTS, torch.ones(3), seed=0)
+    assert (rollouts.group_size, rollouts.expert.tolist()) == (6, [False, False, False, False, True, True] * 3)
+    for place, name in zip((4, 5), names, strict=True):
+        alone = Sampler(model, tokenizer, name, config).generate(PROMPTS)
+        assert rollouts.completions[place::6].equal(alone.completions)
+        assert rollouts.steps[place::6].equal(alone.steps)
+    assert not rollouts.steps[4::6].equal(rollouts.steps[5::6])
 
 
 def test_experts_in_blocks_are_scored_in_their_block() -> None:

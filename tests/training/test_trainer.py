@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,21 @@ def test_training_raises_the_reward(tmp_path: Path) -> None:
     assert before["eval_accuracy"] < 0.4  # what a careless order gets
     assert after["eval_accuracy"] > before["eval_accuracy"] + 0.15
     assert after["eval_reward"] > before["eval_reward"] + 0.1
+
+
+def test_what_experts_did_counts_by_how_much_better_it_was(tmp_path: Path) -> None:
+    """With one expert whatever is right; with several the positive part of the advantage among them."""
+    alone = make_trainer(tmp_path / "one", expert="threshold:0.9", expert_block_length=8)
+    several = make_trainer(
+        tmp_path / "two", expert=["threshold:0.5", "threshold:0.9"], expert_block_length=8, balance_alphas=True,
+        alpha=[0, 10], policy={**SETTINGS["policy"], "alpha_conditioned": True},
+    )  # fmt: skip
+    correct = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    rewards = torch.tensor([0.5, 0.0, 0.1, 0.4], dtype=torch.float64)
+    rollouts = SimpleNamespace(group_size=1)
+    assert alone.worth_imitating(rollouts, correct, rewards).tolist() == [1, 0, 1, 1]
+    rollouts.group_size = 2  # groups (0.5, 0) and (0.1, 0.4), by their best (1, 0) and (0.25, 1)
+    assert several.worth_imitating(rollouts, correct, rewards).tolist() == [0.5, 0, 0, 0.375]
 
 
 def test_metrics_and_files(tmp_path: Path) -> None:

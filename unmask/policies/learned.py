@@ -91,13 +91,16 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         return Decision(logits=block.spread(logits))
 
     def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, alpha: Tensor | None, allowed: Tensor) -> Tensor:
-        cond = self.alpha_condition(mask.shape[0], alpha)
+        dial = self.alpha_condition(mask.shape[0], alpha)
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
         if self.config.zero_time:
             time = torch.zeros_like(time)
-        cond = None if cond is None else cond.float()
-        return ops.policy_forward(self.packed_weights(), mask, confidence.float(), time, allowed, cond)
+        weights = self.packed_weights()
+        if dial is None:
+            return ops.policy_forward(weights, mask, confidence.float(), time, allowed, None)
+        condition, shift = dial
+        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, condition.float()) + shift.float()
 
     def _kernel_takes(self, device: torch.device) -> bool:
         c = self.config

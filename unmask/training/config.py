@@ -67,15 +67,17 @@ class TrainerConfig:
     """Rollouts by the policy per device and iteration; a multiple of ``num_generations``."""
     rollout_batch_size: int | None = None
     """Rows decoded side by side; None: all of them."""
-    expert: str | None = None
-    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group."""
+    expert: str | Sequence[str] | None = None
+    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group, or several. Heuristics from
+    fast to careful show a policy with a dial both of its ends."""
     num_experts: int = 1
-    """E, expert rollouts per prompt."""
+    """Rollouts per prompt of each expert."""
     expert_block_length: int = 32
-    """Tokens per block of the expert."""
+    """Tokens per block of the experts."""
 
     imitation_steps: int = 0
-    """First iterations in which the policy only learns to do as the expert does, where that was rewarded."""
+    """First iterations in which the policy only learns to do as the expert does: of one, what was right; of several,
+    what was better than their average, by as much as it was."""
     imitation_learning_rate: float = 3e-3
 
     reward: str = "multiplicative"
@@ -134,7 +136,7 @@ class TrainerConfig:
         self._check_groups()
         self._check_dial()
         self.sampler_config()  # block_length must divide max_completion_length, and so on
-        if self.expert is not None:
+        if self.experts:
             self.expert_config()
 
     def _check_numbers(self) -> None:
@@ -169,12 +171,13 @@ class TrainerConfig:
             require_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for tracker in self.report_to:
             require_choice("report_to", tracker, TRACKERS)
-        if self.expert is not None and self.expert.partition(":")[0] not in HEURISTICS:
-            raise ValueError(f"expert must be a heuristic ({', '.join(HEURISTICS)}), got {self.expert!r}")
+        for expert in self.experts:
+            if not isinstance(expert, str) or expert.partition(":")[0] not in HEURISTICS:
+                raise ValueError(f"expert must be a heuristic ({', '.join(HEURISTICS)}) or several, got {expert!r}")
 
     def _check_groups(self) -> None:
         group = self.num_generations
-        if group < 2 and self.expert is None:
+        if group < 2 and not self.experts:
             raise ValueError("num_generations must be at least 2: a group of 1 has nothing to compare with")
         if self.per_device_train_batch_size % group:
             raise ValueError(
@@ -182,7 +185,7 @@ class TrainerConfig:
                 f"num_generations={group}"
             )
 
-        if self.imitation_steps and self.expert is None:
+        if self.imitation_steps and not self.experts:
             raise ValueError(f"imitation_steps={self.imitation_steps} needs an expert to imitate")
         if self.imitation_steps >= self.max_steps:
             raise ValueError(f"imitation_steps={self.imitation_steps} leaves nothing of max_steps={self.max_steps}")
@@ -207,9 +210,21 @@ class TrainerConfig:
         return self.per_device_train_batch_size // self.num_generations
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names, none to several."""
+        if self.expert is None:
+            return ()
+        return (self.expert,) if isinstance(self.expert, str) else tuple(self.expert)
+
+    @property
+    def expert_rollouts(self) -> int:
+        """E, the experts' rollouts per prompt."""
+        return self.num_experts * len(self.experts)
+
+    @property
     def group_size(self) -> int:
-        """Rollouts per prompt, the expert's included."""
-        return self.num_generations + (self.num_experts if self.expert is not None else 0)
+        """G + E, rollouts per prompt."""
+        return self.num_generations + self.expert_rollouts
 
     def policy_config(self) -> PolicyConfig:
         """The fresh policy's configuration; ValueError for unknown keys."""

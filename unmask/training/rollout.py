@@ -1,4 +1,4 @@
-"""Rollouts: groups of decodings of the same prompts, by the policy and, where wanted, by an expert."""
+"""Rollouts: groups of decodings of the same prompts, by the policy and, where wanted, by experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unmask.sampling.sampler import Sampler
 
 @dataclass
 class Rollouts:
-    """N = groups x (G + E) rollouts; each group's G by the policy come first, then its E by the expert."""
+    """N = groups x (G + E) rollouts; each group's G by the policy come first, then its E by the experts."""
 
     steps: Tensor
     """(N,) int64: forwards taken (NFE)."""
@@ -29,7 +29,7 @@ class Rollouts:
     alpha: Tensor
     """(N,) float32: the trade-off the rollout is rewarded for."""
     expert: Tensor
-    """(N,) bool: the expert's."""
+    """(N,) bool: an expert's."""
     samples: Samples
     group_size: int
     """G + E."""
@@ -79,7 +79,7 @@ class WideView(UnmaskingPolicy):
 
 
 class Collector:
-    """Decodes groups of rollouts with one Sampler per behaviour: the policy, and the expert if there is one."""
+    """Decodes groups of rollouts with one Sampler per behaviour: the policy, and each expert."""
 
     def __init__(
         self,
@@ -88,23 +88,25 @@ class Collector:
         policy: UnmaskingPolicy,
         config: SamplerConfig,
         num_generations: int,
-        expert: UnmaskingPolicy | None = None,
+        experts: Sequence[UnmaskingPolicy] = (),
         expert_config: SamplerConfig | None = None,
-        num_experts: int = 0,
+        num_experts: int = 1,
         max_prompt_length: int | None = None,
     ) -> None:
-        """``config`` and ``expert_config`` are how the policy and the expert decode; both record."""
+        """``config`` and ``expert_config`` are how the policy and the experts decode; both record.
+
+        ``num_generations`` and ``num_experts`` count the rollouts per prompt of the policy and of each expert.
+        """
         self.sampler = Sampler(model, tokenizer, policy, replace(config, record=True))
         self.num_generations, self.num_experts, self.max_prompt_length = num_generations, num_experts, max_prompt_length
-        self.expert: Sampler | None = None
-        if expert is not None and num_experts:
-            wide = WideView(expert, policy.num_confidences)
-            self.expert = Sampler(model, tokenizer, wide, replace(expert_config or config, record=True))
+        steered = replace(expert_config or config, record=True)
+        wide = [WideView(expert, policy.num_confidences) for expert in experts]
+        self.experts = [Sampler(model, tokenizer, expert, steered) for expert in wide]
 
     def collect(
         self, prompts: Sequence[str], alpha: Tensor, seed: int, first_group: int = 0, expert_only: bool = False
     ) -> Rollouts:
-        """One group per prompt, or with ``expert_only`` just the expert's part of it.
+        """One group per prompt, or with ``expert_only`` just the experts' part of it.
 
         Args:
             prompts: text, cut to its last ``max_prompt_length`` tokens.
@@ -117,8 +119,8 @@ class Collector:
         parts = []
         if not expert_only:
             parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group, self.num_generations)))
-        if self.expert is not None:
-            parts.append((True, self._decode(self.expert, ids, alpha, seed, first_group, self.num_experts)))
+        for expert in self.experts:
+            parts.append((True, self._decode(expert, ids, alpha, seed, first_group, self.num_experts)))
         whole = self.sampler.config.block_length in (None, self.sampler.config.max_new_tokens)
         return join_groups(parts, alpha, expert_everywhere=whole)
 

@@ -78,9 +78,9 @@ class Trainer:
             self.policy,
             config.sampler_config(),
             config.num_generations,
-            None if config.expert is None else make_policy(config.expert),
-            None if config.expert is None else config.expert_config(),
-            config.num_experts if config.expert is not None else 0,
+            [make_policy(expert) for expert in config.experts],
+            config.expert_config() if config.experts else None,
+            config.num_experts,
             config.max_prompt_length,
         )
         self.learner = self._make_learner()
@@ -116,7 +116,7 @@ class Trainer:
             c.max_grad_norm,
             c.replay_chunk_size,
             c.num_generations,
-            c.num_experts if c.expert is not None else 0,
+            c.expert_rollouts,
             self.processes.mean,
         )
 
@@ -177,9 +177,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate_at(self.iteration)
         if imitate:
-            metrics = self.learner.imitate(rollouts, correct.clamp_min(0).float(), self.picked_samples(rollouts))
+            worth = self.worth_imitating(rollouts, correct, rewards)
+            metrics = self.learner.imitate(rollouts, worth, self.picked_samples(rollouts))
         else:
-            metrics = self.update(rollouts, correct, rewards)
+            metrics = self.update(rollouts, rewards)
         metrics["learning_rate"] = c.learning_rate_at(self.iteration)
         metrics |= describe(rollouts, correct, rewards)
         metrics = with_deviation(self.processes.mean_of(metrics))
@@ -187,11 +188,21 @@ class Trainer:
         self.iteration += 1
         return metrics
 
-    def update(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
-        """Follow the advantages, unless there is nothing to follow on any process."""
+    def worth_imitating(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> Tensor:
+        """(N,) float32 >= 0: how much each of the experts' rollouts counts in imitation."""
+        if len(self.config.experts) == 1:
+            return correct.clamp_min(0).float()
+        return self.advantages(rollouts, rewards).clamp_min(0).float()
+
+    def advantages(self, rollouts: Rollouts, rewards: Tensor) -> Tensor:
+        """(N,) float64 advantages, of rewards relative to their group's best where alphas differ."""
         if self.config.balance_alphas and not isinstance(self.config.alpha, (int, float)):
             rewards = relative_to_best(rewards, rollouts.group_size)
-        advantages = group_advantages(rewards, rollouts.group_size, self.config.scale_rewards)
+        return group_advantages(rewards, rollouts.group_size, self.config.scale_rewards)
+
+    def update(self, rollouts: Rollouts, rewards: Tensor) -> dict[str, float]:
+        """Follow the advantages, unless there is nothing to follow on any process."""
+        advantages = self.advantages(rollouts, rewards)
         if self.processes.maximum(float(advantages.abs().max())) < NO_SIGNAL:
             return {"skipped": 1.0}
         statistics = self.learner.update(rollouts, advantages.float(), self.picked_samples(rollouts))
