@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,20 @@ def test_alpha_starts_without_effect_and_then_has_one():
     assert torch.allclose(both[0], network(mask, confidence, time, 0.1)[0])
     assert torch.allclose(both[1], network(mask, confidence, time, 10)[1])
     assert not torch.allclose(both[0], network(mask, confidence, time, 10)[0], atol=1e-2)
+
+
+def test_alphas_beyond_training_act_as_its_ends():
+    mask, confidence, time = inputs(2, 6)
+    network = random_network(alpha_conditioned=True)
+    below, above, within = (network(mask, confidence, time, a) for a in (0.5, 10.0, 3.0))
+    network.config = replace(network.config, trained_alphas=(0.5, 10.0))
+    assert torch.equal(network(mask, confidence, time, torch.tensor([0.0, 100.0]))[0], below[0])
+    assert torch.equal(network(mask, confidence, time, torch.tensor([0.0, 100.0]))[1], above[1])
+    assert torch.equal(network(mask, confidence, time, 3.0), within)
+    assert PolicyConfig.from_dict({"trained_alphas": [0, 10]}).trained_alphas == (0, 10)
+    for bad in ((3, 1), (0, 1, 2), (-1, 2), (0, math.inf), ("a", "b")):
+        with pytest.raises(ValueError, match="trained_alphas must be a pair"):
+            PolicyConfig(trained_alphas=bad)
 
 
 def test_input_errors():

@@ -77,6 +77,23 @@ def test_what_experts_did_counts_by_how_much_better_it_was(tmp_path: Path) -> No
     assert several.worth_imitating(rollouts, correct, rewards).tolist() == [0.5, 0, 0, 0.375]
 
 
+def test_a_dial_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, alpha=[0, 10], policy={**SETTINGS["policy"], "alpha_conditioned": True}, dial_learning_rate=0.0,
+        learning_rate=0.01, weight_decay=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for p in trainer.policy.parameters():
+        p.grad = torch.randn_like(p)
+    before = {name: p.clone() for name, p in trainer.policy.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.01 * group["scale"]
+    trainer.optimizer.step()
+    for name, p in trainer.policy.named_parameters():
+        assert p.equal(before[name]) == name.startswith("alpha_"), name
+    assert trainer.policy.config.trained_alphas == (0, 10)
+
+
 def test_metrics_and_files(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_steps=2, eval_problems=4, save_total_limit=2, logging_steps=2)
     policy = trainer.train()

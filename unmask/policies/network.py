@@ -54,6 +54,8 @@ class PolicyConfig:
     """Takes the speed/accuracy trade-off alpha as a further input."""
     default_alpha: float = 1.0
     """The alpha that a policy conditioned on it takes when none is asked for."""
+    trained_alphas: tuple[float, float] | None = None
+    """Least and largest alpha of training; whoever asks for less or more gets these. None: any alpha as it is."""
     trained_block_length: int | None = None
     """Tokens per block in training, 0 for full diffusion; a Sampler without a configuration of its own decodes so."""
     zero_time: bool = False
@@ -81,11 +83,21 @@ class PolicyConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         if not (math.isfinite(self.default_alpha) and self.default_alpha >= 0):
             raise ValueError(f"default_alpha must be finite and >= 0, got {self.default_alpha!r}")
+        self._check_trained_alphas()
         trained = self.trained_block_length
         if trained is not None and (isinstance(trained, bool) or not isinstance(trained, int) or trained < 0):
             raise ValueError(f"trained_block_length must be an integer >= 0, got {trained!r}")
         if not math.isfinite(self.output_bias):
             raise ValueError(f"output_bias must be finite, got {self.output_bias!r}")
+
+    def _check_trained_alphas(self) -> None:
+        if self.trained_alphas is None:
+            return
+        values = tuple(self.trained_alphas)
+        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+        if len(values) != 2 or not numbers or not 0 <= values[0] <= values[1]:
+            raise ValueError(f"trained_alphas must be a pair 0 <= low <= high, got {self.trained_alphas!r}")
+        object.__setattr__(self, "trained_alphas", values)  # JSON has lists
 
     @property
     def head_dim(self) -> int:
@@ -253,6 +265,8 @@ class PolicyNetwork(nn.Module):
             alpha = alpha.to(weight).expand(batch)
         else:
             alpha = torch.full((batch,), float(alpha), device=weight.device, dtype=weight.dtype)
+        if self.config.trained_alphas is not None:
+            alpha = alpha.clamp(*self.config.trained_alphas)
         embedding = sinusoidal_embedding(alpha.log1p(), self.alpha_frequencies)  # (B, D)
         return self.alpha_mlp(embedding), self.alpha_shift(embedding)
 

@@ -102,6 +102,9 @@ class TrainerConfig:
     epsilon: float = 0.5
     """Clipping range of the likelihood ratio."""
     learning_rate: float = 3e-5
+    dial_learning_rate: float = 5.0
+    """Times the learning rate: of the layers by which alpha enters. What differs between alphas is a smaller signal
+    than what they share."""
     lr_scheduler_type: str = "cosine"
     """"cosine" (to 0) or "constant", after the warm-up."""
     warmup_steps: int = 100
@@ -151,7 +154,8 @@ class TrainerConfig:
             if getattr(self, name) is not None:
                 require_positive_int(name, getattr(self, name))
         for name in (
-            "epsilon", "weight_decay", "temperature", "learning_rate", "imitation_learning_rate", "max_grad_norm"
+            "epsilon", "weight_decay", "temperature", "learning_rate", "dial_learning_rate", "imitation_learning_rate",
+            "max_grad_norm",
         ):  # fmt: skip
             require_non_negative(name, getattr(self, name))
         for name in ("warmup_steps", "eval_steps", "imitation_steps", "seed"):

@@ -62,10 +62,13 @@ class Trainer:
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
         self._check_policy()
         # So that whoever loads the policy decodes as it was trained.
-        self.policy.config = replace(self.policy.config, trained_block_length=config.block_length or 0)
+        alphas = None if isinstance(config.alpha, (int, float)) else (float(config.alpha[0]), float(config.alpha[1]))
+        self.policy.config = replace(
+            self.policy.config, trained_block_length=config.block_length or 0, trained_alphas=alphas
+        )
         self.reward_functions = tuple(reward_functions)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
+            parameter_groups(self.policy, config.dial_learning_rate),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
@@ -175,7 +178,7 @@ class Trainer:
         collected = time.perf_counter()
         correct, rewards = self.rewards(problems, rollouts)
         for group in self.optimizer.param_groups:
-            group["lr"] = c.learning_rate_at(self.iteration)
+            group["lr"] = c.learning_rate_at(self.iteration) * group["scale"]
         if imitate:
             worth = self.worth_imitating(rollouts, correct, rewards)
             metrics = self.learner.imitate(rollouts, worth, self.picked_samples(rollouts))
@@ -296,6 +299,14 @@ class Trainer:
             limit = self.config.save_total_limit
             checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
         self.processes.wait()
+
+
+def parameter_groups(policy: Policy, dial: float) -> list[dict[str, Any]]:
+    """The policy's parameters for an optimizer, each group with the "scale" of its learning rate."""
+    groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
+    for name, parameter in policy.named_parameters():
+        groups[name.startswith("alpha_")].append(parameter)
+    return [{"params": p, "scale": dial if is_dial else 1.0} for is_dial, p in groups.items() if p]
 
 
 def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
