@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-DESCRIPTION = """Upload a learned policy to the Hugging Face hub, with a model card of its configuration, its training and
-its results. Log in first (`hf auth login`)."""
+DESCRIPTION = """Upload a learned policy to the Hugging Face hub, with a model card that shows its configuration, its
+training and its results. Log in first (`hf auth login`)."""
 EXAMPLES = """examples:
   unmask evaluate --policies mine=runs/quickstart/policy threshold:0.9 --regimes full --output rows.csv
   unmask push runs/quickstart/policy user/name --base-model tiny --results rows.csv --training quickstart --dry-run"""
@@ -51,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
         details["results"] = [asdict(row) for row in read_csv(args.results)]
     if args.training:
-        from unmask.training.config import TrainerConfig
+        from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
-        details["training"] = TrainerConfig.from_yaml(args.training).to_dict()
+        training = TrainerConfig.from_yaml(args.training).to_dict()
+        details["training"] = {name: value for name, value in training.items() if name not in OBSERVATIONAL}
     if args.dry_run:
         path = Path(args.folder, "README.md")
         path.write_text(policy.card(args.repo_id, **details), encoding="utf-8")

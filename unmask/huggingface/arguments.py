@@ -11,6 +11,9 @@ from unmask.sampling.config import SamplerConfig, require_positive_int
 SETTINGS = tuple(f.name for f in fields(SamplerConfig) if f.name not in ("max_new_tokens", "temperature"))
 """Fields of SamplerConfig that transformers has no name for: they pass through under their own."""
 
+MEANT = frozenset({"max_new_tokens", "max_length", "do_sample", "temperature"})
+"""Arguments of transformers that settings are made from."""
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
     **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), (1.0,)),
@@ -50,9 +53,6 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     if "do_sample" in given or "temperature" in given:
         settings["temperature"] = token_temperature(given.get("do_sample"), given.get("temperature"))
     return settings
-
-
-MEANT = frozenset({"max_new_tokens", "max_length", "do_sample", "temperature"})
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

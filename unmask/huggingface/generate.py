@@ -97,10 +97,6 @@ def custom_generate(
     Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
     """
     config = fields_of(generation_config)
-    for name, hooks in (("logits_processor", logits_processor), ("stopping_criteria", stopping_criteria)):
-        foreign = [type(hook).__name__ for hook in hooks or () if type(hook).__name__ not in FROM_CONFIG]
-        if foreign:
-            raise ValueError(f"{name} has no meaning when a masked diffusion model is decoded, got {foreign}")
     defaults = type(generation_config)._get_default_generation_params()
     config = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
     # The rows are repeated already, and the length is prepared: it counts the prompt.
@@ -108,6 +104,7 @@ def custom_generate(
     config["max_length"] = generation_config.max_length
     arguments = {name: value for name, value in arguments.items() if name not in FROM_TRANSFORMERS}
     attention = arguments.pop("attention_mask", None)
+    arguments |= {"logits_processor": foreign(logits_processor), "stopping_criteria": foreign(stopping_criteria)}
     return run(model, input_ids, attention, streamer, policy, mask_token_id, {**config, **arguments})
 
 
@@ -118,6 +115,11 @@ _fields = [
 ]
 _own = list(_signature.parameters.values())
 custom_generate.__signature__ = _signature.replace(parameters=[*_own[:-1], *_fields, _own[-1]])  # type: ignore[attr-defined]
+
+
+def foreign(hooks: Sequence[Any] | None) -> list[str]:
+    """The classes of those that transformers did not make of the configuration."""
+    return [type(hook).__name__ for hook in hooks or () if type(hook).__name__ not in FROM_CONFIG]
 
 
 def fields_of(generation_config: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def mask_patterns(length: int, mc_num: int, seed: int) -> tuple[Tensor, Tensor]:
         ways = torch.tensor([comb(length, int(c)) for c in counts], dtype=torch.float64)
         return masked, 1 / (counts * ways)  # 1 / L for l, 1 / ways for which, times L / l
     generator = torch.Generator().manual_seed(seed)
-    # One offset for evenly spaced draws: each number is uniform by itself, and together they cover 1..L evenly.
+    # Evenly spaced draws behind one random offset: their mean is unbiased, and they cover 1..length evenly.
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     even = (torch.arange(mc_num, dtype=torch.float64) + offset) / mc_num
     counts = 1 + (even * length).long().clamp_max(length - 1)

@@ -84,14 +84,19 @@ class UnmaskLM(TemplateLM):
         refused = sorted({"temperature", "record", "stop_at_eos"} & set(settings))
         if refused:
             raise ValueError(f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs")
-        # The buffer is the task's: its length is set, a multiple of the block length, for each request.
-        SamplerConfig().updated({**settings, "max_new_tokens": settings.get("block_length") or 1})
+        require_positive_int("max_new_tokens", settings.get("max_new_tokens", 1))
+        blocks = settings.get("block_length")
+        one_block = max(blocks, 1) if isinstance(blocks, int) else 1
+        SamplerConfig().updated({"block_length": None, **settings, "max_new_tokens": one_block})
         model = load_model(pretrained, found_device(device), dtype, trust_remote_code, revision)
         self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code, None if tokenizer else revision)
         self.sampler = Sampler(model, self.tokenizer, policy)
-        length = settings.pop("max_new_tokens", self.sampler.config.max_new_tokens)
-        base = self.sampler.config.updated({"max_new_tokens": length, **settings, "max_batch_size": self.batch_size})
-        self.sampler.config = base
+        own = self.sampler.config
+        # The length of a buffer is the request's; this one is for requests that do not say.
+        length = whole_blocks(
+            settings.get("max_new_tokens", own.max_new_tokens), settings.get("block_length", own.block_length)
+        )
+        self.sampler.config = own.updated({**settings, "max_new_tokens": length, "max_batch_size": self.batch_size})
         self.pretrained, self._tokenizer_name = str(pretrained), str(tokenizer or pretrained)
         self._device = model.device
         self.steps: list[float] = []
@@ -113,7 +118,7 @@ class UnmaskLM(TemplateLM):
         bos = getattr(self.tokenizer, "bos_token_id", None)
         return self.eot_token_id if bos is None else int(bos)
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
         """Ids of ``string``; one that begins with the tokenizer's BOS, as chat templates write it, gets no second."""
         bos = getattr(self.tokenizer, "bos_token", None)
         if add_special_tokens is None and bos and string.startswith(bos):
@@ -198,7 +203,7 @@ class UnmaskLM(TemplateLM):
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
         model, limit = self.sampler.model, self.sampler.model.max_length
         results = []

@@ -131,9 +131,10 @@ def usage(repo_id: str, base_model: str | None, packaged: bool, prompt: str | No
 def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
     """The configuration in words that a reader asks for, and the trade-off it was trained for if that is known."""
     blocks = {None: "any", 0: "full diffusion"}.get(config.trained_block_length, str(config.trained_block_length))
-    alpha = (
-        f"taken as an input, {config.default_alpha:g} by default" if config.alpha_conditioned else "fixed in training"
-    )
+    if config.alpha_conditioned:
+        alpha = f"an input, {config.default_alpha:g} by default"
+    else:
+        alpha = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
     lines = {
         "block length": blocks,
         "context": {"full": "the whole buffer", "block": "the active block"}[config.context],
