@@ -59,10 +59,11 @@ class Request:
     """What the model reads of lm_eval's Instance."""
 
     args: tuple[Any, ...]
+    doc_id: int = 0
 
 
 def requests(prompts: list[str], **gen_kwargs: Any) -> list[Request]:
-    return [Request((prompt, {"until": [], "max_gen_toks": 24, **gen_kwargs})) for prompt in prompts]
+    return [Request((prompt, {"until": [], "max_gen_toks": 24, **gen_kwargs}), i) for i, prompt in enumerate(prompts)]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,16 @@ def test_completions_are_the_samplers_in_the_order_of_the_requests(model: Unmask
     sampled = sampler.generate(PROMPTS, block_length=8, temperature=2.0).texts
     found = model.generate_until(requests(PROMPTS, do_sample=True, temperature=2.0), disable_tqdm=True)
     assert found == sampled != expected
+
+
+def test_draws_are_the_documents_own(model: UnmaskLM) -> None:
+    """Whatever else is asked, as when a cache answers the rest; repeats of a document differ."""
+    everything = requests(PROMPTS, do_sample=True, temperature=2.0)
+    whole = model.generate_until(everything, disable_tqdm=True)
+    assert model.generate_until(everything[2:], disable_tqdm=True) == whole[2:]
+    repeats = model.generate_until([everything[2]] * 4, disable_tqdm=True)
+    assert repeats[0] == whole[2]
+    assert len(set(repeats)) > 1
 
 
 def test_requests_of_different_settings_stay_apart(model: UnmaskLM) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -143,17 +144,18 @@ class UnmaskLM(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The completion of each request's context, cut before its first stop string.
 
-        A request's ``max_gen_toks`` is rounded up to whole blocks; its draws are keyed by its place among
-        ``requests``, whatever is decoded beside it.
+        A request's ``max_gen_toks`` is rounded up to whole blocks; its draws are keyed by its document's number,
+        whatever is decoded beside it.
         """
         wanted = [self.request_settings(r.args[1]) for r in requests]
         prompts = self.truncated(requests, [settings["max_new_tokens"] for settings, _ in wanted])
+        sequences = sequence_numbers(requests)
         texts: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), desc="Unmasking", disable=disable_tqdm) as progress:
             for indices in self.chunks(prompts, [settings for settings, _ in wanted]):
                 config = self.sampler.config.updated(wanted[indices[0]][0])
                 canvas = self.sampler.prepare([prompts[i] for i in indices], None, config)
-                canvas.sequence = torch.tensor(indices, device=canvas.sequence.device)
+                canvas.sequence = torch.tensor([sequences[i] for i in indices], device=canvas.sequence.device)
                 result = self.sampler.finish(canvas, config, self.sampler.model.eos_token_id)
                 self.steps += [float(v) for v in result.steps.tolist()]
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
@@ -280,6 +282,17 @@ def positive(name: str, value: Any) -> int:
     number = int(value) if isinstance(value, str) and value.isdecimal() else value
     require_positive_int(name, number)
     return int(number)
+
+
+def sequence_numbers(requests: Sequence[Any]) -> list[int]:
+    """What keys each request's draws: its document's number, apart for repeats of it, whichever requests there are."""
+    seen: Counter[tuple[int, str]] = Counter()
+    numbers = []
+    for request in requests:
+        key = (request.doc_id or 0, request.args[0])
+        numbers.append(key[0] + (seen[key] << 24))  # the generator reads 32 bits
+        seen[key] += 1
+    return numbers
 
 
 def whole_blocks(length: int, block_length: int | None) -> int:
