@@ -107,3 +107,10 @@ def test_results_are_one_line_per_row() -> None:
 def test_bad_details_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         policy_card(PolicyConfig(), **{"repo_id": "user/name", **arguments})
+
+
+def test_a_local_folder_is_no_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="base_model must be a hub id .* got 'runs/mine'"):
+        policy_card(PolicyConfig(), "user/name", "runs/mine")

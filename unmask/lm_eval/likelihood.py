@@ -24,7 +24,7 @@ def mask_patterns(length: int, mc_num: int, seed: int) -> tuple[Tensor, Tensor]:
     All 2^length - 1 patterns if these are no more than ``mc_num``, else ``mc_num`` random ones. The weights hold both
     the probability of a pattern and length / (number masked), so that the estimate is a plain sum.
     """
-    if length.bit_length() <= 32 and length < 63 and 2**length - 1 <= mc_num:
+    if 2**length - 1 <= mc_num:
         numbers = torch.arange(1, 2**length)
         masked = (numbers[:, None] >> torch.arange(length)) & 1 == 1
         counts = masked.sum(dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from unmask.models.sources import packaged_models
@@ -48,7 +49,8 @@ def policy_card(
     if not is_hub_id(repo_id):
         raise ValueError(f'repo_id must be "user/name", got {repo_id!r}')
     packaged = base_model in packaged_models()
-    if base_model is not None and not packaged and not is_hub_id(base_model):
+    local = base_model is not None and not packaged and (not is_hub_id(base_model) or Path(base_model).is_dir())
+    if local:
         raise ValueError(
             f"base_model must be a hub id (user/name) or a packaged model ({', '.join(packaged_models())}), "
             f"got {base_model!r}"

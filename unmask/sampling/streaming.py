@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from unmask.sampling.canvas import Canvas
@@ -48,7 +47,7 @@ class PrefixStream:
         masked = mask.nonzero()
         self._send(buffer, int(masked[0]) if len(masked) else len(buffer))
         if self.drafts and len(masked) and not bool(work.done[0]):
-            self.streamer.put_draft(buffer[None, self.sent :])  # type: ignore[attr-defined]
+            self.streamer.put_draft(buffer[None, self.sent :].clone())  # type: ignore[attr-defined]
 
     def finish(self, canvas: Canvas) -> None:
         """Send the rest, which may hold masks where ``max_steps`` came first."""
@@ -58,5 +57,5 @@ class PrefixStream:
         """Put what is new of ``buffer[:stop]``, nothing behind the first end of sequence."""
         stop = min(stop, int(first_eos(buffer[None], self.eos)) + 1)
         if stop > self.sent:
-            self.streamer.put(torch.clone(buffer[self.sent : stop]))
+            self.streamer.put(buffer[self.sent : stop].clone())
             self.sent = stop
