@@ -21,6 +21,8 @@ ALLOWED = {
     "sampling": BASE | {"policies"},
     "training": DECODING,
     "evaluation": DECODING,
+    "huggingface": DECODING,
+    "lm_eval": DECODING | {"evaluation", "huggingface"},
     "pretraining": {"models", "tasks"},
     "benchmarking": DECODING | {"training"},
     "plots": set(),
@@ -33,7 +35,7 @@ ALLOWED_FOR_TYPES = {"plots": {"evaluation"}}
 """What it may import under ``if TYPE_CHECKING:`` only: plots name the type of the result rows they read."""
 
 TORCH_FREE = {"tasks", "plots"}
-HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate")
+HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate", "lm_eval")
 
 
 def part_of(path: Path) -> str:

@@ -168,3 +168,23 @@ def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["train", "quickstart", "--threads", "1", "--oops"])
     assert "unrecognized arguments: --oops" in capsys.readouterr().err
+
+
+def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("huggingface_hub")
+    from unmask import Policy
+
+    folder, rows = tmp_path / "policy", tmp_path / "rows.csv"
+    Policy.from_pretrained("tiny").save_pretrained(folder)
+    options = ["--policies", f"mine={folder}", "--regimes", "full", "--problems", "20", "--output", str(rows)]
+    assert main(["evaluate", *options]) == 0
+    (row,) = read_csv(rows)
+    command = ["push", str(folder), "user/name", "--base-model", "tiny", "--results", str(rows), "--dry-run"]
+    assert main([*command, "--training", "quickstart"]) == 0
+    card = (folder / "README.md").read_text()
+    assert f"| hops | `mine` | full | {row.accuracy:.3f} ± {row.accuracy_se:.3f} | {row.nfe:.2f} ±" in card
+    assert '"num_generations"' in card
+    assert "output_dir" not in card  # where it lay on this machine is nobody's business
+    assert f"wrote {folder / 'README.md'}" in capsys.readouterr().out
+    assert main(["push", str(tmp_path / "nowhere"), "user/name", "--dry-run"]) == 2
+    assert "no folder" in capsys.readouterr().err

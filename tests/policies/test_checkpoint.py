@@ -248,6 +248,7 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
     calls = []
 
     class HfApi:
@@ -258,10 +259,15 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.copytree(folder_path, tmp_path / "uploaded")
             return f"https://hub/{repo_id}/{commit_message}"
 
-    fake_hub(monkeypatch, HfApi=HfApi)
+    fake_hub(monkeypatch, HfApi=HfApi, ModelCardData=hub.ModelCardData)
     policy = Policy(PolicyConfig(hidden_size=16, num_heads=1, ffn_size=16))
-    assert policy.push_to_hub("user/name", private=True, commit_message="first") == "https://hub/user/name/first"
+    with pytest.raises(ValueError, match="base_model must be a hub id"):
+        policy.push_to_hub("user/name", base_model="not a model")
+    assert calls == []
+    place = policy.push_to_hub("user/name", private=True, commit_message="first", base_model="some/model")
+    assert place == "https://hub/user/name/first"
     assert calls == [("user/name", True, True)]
     assert torch.equal(
         Policy.from_pretrained(tmp_path / "uploaded").packed_weights().packed, policy.packed_weights().packed
     )
+    assert hub.ModelCard.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"

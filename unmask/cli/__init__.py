@@ -18,14 +18,14 @@ EPILOG = """first steps:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; subcommand modules are light, heavy imports happen when one runs."""
     from unmask import __version__
-    from unmask.cli import bench, evaluate, generate, info, plot, train
+    from unmask.cli import bench, evaluate, generate, info, plot, push, train
 
     parser = argparse.ArgumentParser(
         prog="unmask", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"unmask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, train, evaluate, plot, bench, info):
+    for module in (generate, train, evaluate, plot, push, bench, info):
         module.add_parser(commands)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from unmask import ops
 from unmask.ops.policy_forward import unsupported_sizes
 from unmask.policies import checkpoint
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.card import policy_card
 from unmask.policies.network import PolicyConfig, PolicyNetwork
 
 
@@ -158,24 +160,39 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         policy.load_state_dict(tensors)
         return policy.to(device).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if needed."""
-        checkpoint.save(folder, self)
+    def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if needed.
 
-    def push_to_hub(self, repo_id: str, private: bool = False, commit_message: str = "Upload policy") -> str:
+        ``card``, for instance of :meth:`card`, is written to ``README.md`` beside them.
+        """
+        checkpoint.save(folder, self)
+        if card is not None:
+            Path(folder, "README.md").write_text(card, encoding="utf-8")
+
+    def card(self, repo_id: str, **details: Any) -> str:
+        """A model card for the hub; ``details`` are those of :func:`unmask.policies.card.policy_card`."""
+        return policy_card(self.config, repo_id, **details)
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, commit_message: str = "Upload policy", **details: Any
+    ) -> str:
         """Upload to the Hugging Face hub, where :meth:`from_pretrained` finds it; returns the commit's address.
+
+        ``details`` go into the model card, see :func:`unmask.policies.card.policy_card`: ``base_model``, ``results``,
+        ``training``, ``license``, ``datasets``.
 
         Raises:
             ImportError: ``huggingface_hub`` is not installed.
+            ValueError: a detail that does not fit, before anything is uploaded.
         """
         try:
             from huggingface_hub import HfApi
         except ImportError as error:
             raise ImportError("push_to_hub needs huggingface_hub: `pip install huggingface_hub`") from error
-        api = HfApi()
+        api, card = HfApi(), self.card(repo_id, **details)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, card)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 

@@ -19,6 +19,7 @@ from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompt
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
 from unmask.sampling.step import DenoisingStep, Distinct
 from unmask.sampling.stopping import DoneFlags
+from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
 DEFAULT_POLICY = "threshold:0.9"
@@ -78,16 +79,34 @@ class Sampler:
         model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, load_tokenizer(name), policy, config)
 
-    def generate(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
+    def generate(
+        self,
+        prompts: Prompts,
+        attention_mask: Tensor | None = None,
+        streamer: Streamer | None = None,
+        **overrides: Any,
+    ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens.
 
         ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), then with ``attention_mask`` (B, P)
-        if left-padded. ``overrides`` replace fields of the Sampler's config for this call.
+        if left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
+        completion from left to right as it becomes final, and its ``end`` is called even if the generation fails.
+        ``overrides`` replace fields of the Sampler's config for this call.
         Raises TypeError or ValueError before any work for bad input, FloatingPointError if the model's logits were
         undefined (NaN, +inf) where a token had to be committed.
         """
-        config = self.config.updated(overrides)
-        return self.finish(self.prepare(prompts, attention_mask, config), config, self.model.eos_token_id)
+        try:
+            config, eos = self.config.updated(overrides), self.model.eos_token_id
+            canvas = self.prepare(prompts, attention_mask, config)
+            if streamer is None:
+                return self.finish(canvas, config, eos)
+            stream = PrefixStream(streamer, canvas, eos)
+            result = self.finish(canvas, config, eos, watch=stream.on_step)
+            stream.finish(canvas)
+            return result
+        finally:
+            if streamer is not None:  # or a reader in another thread would wait for ever
+                streamer.end()
 
     def infill(self, input_ids: Tensor, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
         """Fill the mask tokens of int64 ``input_ids`` (B, T), wherever they are, and touch nothing else.
@@ -212,15 +231,24 @@ class Sampler:
         return DenoisingStep(self.model, self.policy, config, eos, self.clock)
 
     def finish(
-        self, canvas: Canvas, config: SamplerConfig, eos_token_id: int | None, group_size: int = 1
+        self,
+        canvas: Canvas,
+        config: SamplerConfig,
+        eos_token_id: int | None,
+        group_size: int = 1,
+        watch: OnStep | None = None,
     ) -> GenerationResult:
-        """Run the loop (see :meth:`run`) and gather its result."""
+        """Run the loop (see :meth:`run`) and gather its result; ``watch`` is called after each step."""
         holes = canvas.remaining.clone()
         recorder = Recorder() if config.record else None
-        on_step = (
-            None if recorder is None else lambda rows, _, idle, seen, rank: recorder.append(rows, idle, seen, rank)
-        )
-        for _ in self.run(canvas, config, on_step, group_size):
+
+        def on_step(rows: Tensor, work: Canvas, idle: Tensor, seen: Observation, rank: Tensor) -> None:
+            if recorder is not None:
+                recorder.append(rows, idle, seen, rank)
+            if watch is not None:
+                watch(rows, work, idle, seen, rank)
+
+        for _ in self.run(canvas, config, on_step if recorder or watch else None, group_size):
             pass
         raise_if_poisoned(canvas)
         if eos_token_id is None:
