@@ -23,6 +23,7 @@ ALLOWED = {
     "evaluation": DECODING,
     "pretraining": {"models", "tasks"},
     "benchmarking": DECODING | {"training"},
+    "serving": DECODING,
     "plots": set(),
     "cli": DECODING | {"training", "evaluation", "plots", "pretraining", "benchmarking"},
     "__main__": {"cli"},
@@ -33,7 +34,7 @@ ALLOWED_FOR_TYPES = {"plots": {"evaluation"}}
 """What it may import under ``if TYPE_CHECKING:`` only: plots name the type of the result rows they read."""
 
 TORCH_FREE = {"tasks", "plots"}
-HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate")
+HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate", "sglang")
 
 
 def part_of(path: Path) -> str:
