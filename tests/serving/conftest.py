@@ -1,4 +1,4 @@
-"""SGLang for every test of this folder that asks for it: the stand-in always, the released package where there is one."""
+"""SGLang for every test here that asks for it: the stand-in always, the released package where there is one."""
 
 from __future__ import annotations
 

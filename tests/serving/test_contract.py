@@ -1,4 +1,4 @@
-"""What SGLang expects of an algorithm: progress, only on masks, done one forward late; how it finds and configures it."""
+"""What SGLang expects of an algorithm: progress, masks only, done one forward late; how it is found and configured."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_forward_batch_of_another_sglang_is_refused(sglang: str) -> None:
             ValueError,
             "must be a multiple of the 3 blocks that max_new_tokens=24 has, got 8",
         ),
-        ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, 'policy \'tiny-blocks\' has context="full"'),
+        ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, "policy 'tiny-blocks' has context=\"full\""),
         ({"policy": "learned"}, ValueError, "reads the time, steps taken / max_new_tokens: .* must set max_new_tokens"),
         ({"policy": "learned", "max_new_tokens": 24, "alpha": 1.0}, ValueError, "alpha=1.0 was given, but policy"),
         (
@@ -295,7 +295,9 @@ def test_registering_imports_nothing_and_leaves_no_trace() -> None:
 
 
 def test_the_plugin_is_light() -> None:
-    run = run_python("from unmask.serving.sglang import register\nregister()\nimport sys\nprint('torch' in sys.modules)")
+    run = run_python(
+        "from unmask.serving.sglang import register\nregister()\nimport sys\nprint('torch' in sys.modules)"
+    )
     assert run.stdout.strip() == "False", run.stderr
 
 

@@ -137,7 +137,11 @@ def test_requests_that_join_and_leave_do_not_change_each_other(
     prompts = [p[-n:] for p, n in zip(problems(), [3, 19, 8, 11, 17, 1], strict=True)]
     if policy == "learned":
         learned(tmp_path)
-    settings = {"policy": str(tmp_path) if policy == "learned" else policy, "max_new_tokens": LENGTH, "temperature": 0.7}
+    settings = {
+        "policy": str(tmp_path) if policy == "learned" else policy,
+        "max_new_tokens": LENGTH,
+        "temperature": 0.7,
+    }
     algorithm = make_algorithm(settings, fdfo)
     crowded = Engine(algorithm, tiny(), capacity=3, mixed=mixed).run(prompts, lengths)
     for i, request in enumerate(crowded):
