@@ -131,6 +131,8 @@ class Engine:
             self.take(r, self.block_of(r)[: self.block - len(new)] + new)
 
     def take(self, r: Request, row: list[int]) -> None:
-        """A finished block."""
-        r.output += row[max(0, len(r.committed) - r.prefix) :]
+        """A finished block, whose committed beginning must be as it was."""
+        begun = r.committed[r.prefix : r.prefix + self.block]
+        assert row[: len(begun)] == begun
+        r.output += row[len(begun) :]
         r.prefix += self.block

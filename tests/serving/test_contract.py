@@ -99,10 +99,29 @@ def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None
     """SGLang then says which positions are the prompt's."""
     prompt = [5, 2, 6, 7, 8, 2, 9, 4, 3, 2, 6]
     assert tiny().mask_token_id == 2
-    served = Engine(make_algorithm({"policy": "threshold:0.9"}, fdfo), tiny()).run([prompt], 13)[0]
-    assert served.prompt == prompt
+    engine = Engine(make_algorithm({"policy": "threshold:0.9"}, fdfo), tiny())
+    served = engine.run([prompt], 13)[0]  # the engine asserts that blocks come back with their prompt as it was
     assert 2 not in served.completion
     assert len(served.completion) == 13
+    tokens = torch.full((1, BLOCK), 2)
+    batch = make_batch(tokens, dllm_prompt_mask=torch.arange(BLOCK)[None] < 5)
+    algorithm = engine.algorithm
+    assert algorithm.step(batch, torch.randn(BLOCK, VOCAB), algorithm.init_step_state(batch)) == [False]
+    assert tokens[0, :5].tolist() == [2] * 5
+    assert (tokens[0, 5:] != 2).any()
+
+
+def test_blocks_of_a_request_have_draws_of_their_own(sglang: str, tmp_path: Path) -> None:
+    Policy(PolicyConfig(hidden_size=16, ffn_size=16, context="block", zero_time=True)).save_pretrained(tmp_path)
+    algorithm = make_algorithm({"policy": str(tmp_path), "policy_scale": 4.0}, fdfo=True, mask=MASK)
+    patterns = []
+    for end in (BLOCK, 2 * BLOCK):
+        tokens = torch.full((16, BLOCK), MASK)
+        batch = make_batch(tokens, end=end)
+        algorithm.step(batch, torch.zeros(16 * BLOCK, VOCAB), algorithm.init_step_state(batch))
+        patterns.append(tokens != MASK)
+    agree = (patterns[0] == patterns[1]).float().mean()
+    assert 0.3 < agree < 0.7  # about one half for independent draws of probability one half
 
 
 class OpCount(TorchDispatchMode):
@@ -171,6 +190,19 @@ def test_steps_are_counted_over_the_blocks_of_a_request(sglang: str, fdfo: bool)
     Engine(algorithm, tiny()).run([[5, 6, 7], [5] * 9], 20)
     latest = algorithm.block_step.progress._latest
     assert {name: (s.end, s.before, s.steps) for name, s in latest.items()} == {"0": (24, 13, 8), "1": (32, 15, 8)}
+
+
+@pytest.mark.parametrize("policy", ["klass:0.6,0.5", "confidence:12", "learned"])
+def test_in_inference_mode(sglang: str, fdfo: bool, tmp_path: Path, policy: str) -> None:
+    """As SGLang's scheduler runs it, with an algorithm that was made outside of it."""
+    settings = named({"policy": policy, "max_new_tokens": 24}, tmp_path)
+    prompts = [[5, 6, 7], [5] * 9, [6, 7]]
+    served = []
+    for inference in (False, True):
+        algorithm = make_algorithm(settings, fdfo)
+        with torch.inference_mode(inference):
+            served.append([r.completion for r in Engine(algorithm, tiny(), capacity=2).run(prompts, 20)])
+    assert served[0] == served[1]
 
 
 def test_an_empty_batch_is_no_problem(sglang: str) -> None:

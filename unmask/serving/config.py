@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 LEARNED_ONLY = ("actions", "policy_temperature", "policy_scale", "alpha")
 """Settings that say something about learned policies only."""
-KNOWN = ("policy", "max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
+SAMPLING = ("max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
+"""Settings that go to :class:`unmask.SamplerConfig` under the same name."""
+KNOWN = ("policy", *SAMPLING, "block_size")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class ServingConfig:
         """The configuration that ``settings`` spell.
 
         Args:
-            settings: any of ``KNOWN``; ``block_size``, which the engine itself reads, is passed over. ``policy`` is a
-                name as :func:`unmask.policies.make_policy` takes it. ``max_new_tokens`` is the length of a completion
+            settings: any of ``KNOWN``, of which ``block_size`` is read by the engine alone. ``policy`` is a name as
+                :func:`unmask.policies.make_policy` takes it. ``max_new_tokens`` is the length of a completion
                 that the policy reckons with; requests may be shorter or longer.
             block_length: tokens per block.
 
@@ -46,10 +48,10 @@ class ServingConfig:
             TypeError: ``policy`` is not a string.
             FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded.
         """
-        unknown = sorted(set(settings) - {*KNOWN, "block_size"}, key=str)
+        unknown = sorted(set(settings) - set(KNOWN), key=str)
         if unknown:
-            raise ValueError(f"algorithm config: unknown keys {unknown}; known keys are {', '.join(KNOWN)}, block_size")
-        values = {name: settings[name] for name in KNOWN[1:] if settings.get(name) is not None}
+            raise ValueError(f"algorithm config: unknown keys {unknown}; known keys are {', '.join(KNOWN)}")
+        values = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
         length = values.pop("max_new_tokens", None)
         try:
             sampling = SamplerConfig(
