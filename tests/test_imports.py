@@ -25,6 +25,7 @@ ALLOWED = {
     "lm_eval": DECODING | {"evaluation", "huggingface"},
     "pretraining": {"models", "tasks"},
     "benchmarking": DECODING | {"training"},
+    "serving": DECODING,
     "plots": set(),
     "cli": DECODING | {"training", "evaluation", "plots", "pretraining", "benchmarking"},
     "__main__": {"cli"},
@@ -35,7 +36,7 @@ ALLOWED_FOR_TYPES = {"plots": {"evaluation"}}
 """What it may import under ``if TYPE_CHECKING:`` only: plots name the type of the result rows they read."""
 
 TORCH_FREE = {"tasks", "plots"}
-HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate", "lm_eval")
+HEAVY = ("transformers", "matplotlib", "rich", "huggingface_hub", "datasets", "accelerate", "lm_eval", "sglang")
 
 
 def part_of(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Unmasking policies inside serving engines. Nothing here is imported by the rest of the package."""
