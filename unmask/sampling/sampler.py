@@ -158,7 +158,7 @@ class Sampler:
         if config.cache != "none" and not getattr(self.model, "supports_cache", False):
             raise ValueError(
                 f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__} '
-                'does not; use cache="none"'
+                'or a model computed on several devices does not; use cache="none"'
             )
 
     @torch.no_grad()
