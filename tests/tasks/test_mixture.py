@@ -82,7 +82,13 @@ def test_each_problem_is_graded_by_its_own_task(options: dict[str, str]) -> None
 
 
 def test_options_reach_the_task_they_name(options: dict[str, str]) -> None:
-    given = {"gsm8k.path": "g", "humaneval.path": "h", "allow_execution": True, "timeout": 3.0, "humaneval.timeout": 5.0}
+    given = {
+        "gsm8k.path": "g",
+        "humaneval.path": "h",
+        "allow_execution": True,
+        "timeout": 3.0,
+        "humaneval.timeout": 5.0,
+    }
     gsm8k, humaneval, mbpp = make_tasks(["gsm8k", "humaneval", "mbpp"], given)
     assert (gsm8k.path, humaneval.path, mbpp.path) == ("g", "h", None)
     assert (humaneval.timeout, mbpp.timeout) == (5.0, 3.0)

@@ -27,9 +27,7 @@ def parts(model: Transformer) -> list[str]:
     return ["embed", "rotary", *(f"layers.{i}" for i in range(len(model.layers))), "final_norm", "lm_head"]
 
 
-def place(
-    model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked_device: CheckedDevice
-) -> Placement:
+def place(model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked_device: CheckedDevice) -> Placement:
     """Where each part of ``model`` (on the meta device) goes.
 
     A key of a mapping stands for the part of its name and all below it ("" is everything, "layers" all layers); the
@@ -48,7 +46,9 @@ def place(
     devices = {key: DISK if value == DISK else indexed(checked_device(value)) for key, value in device_map.items()}
     placed: Placement = {}
     for name in known:
-        match = next((key for key in (name, "layers" if name.startswith("layers.") else "", "") if key in devices), None)
+        match = next(
+            (key for key in (name, "layers" if name.startswith("layers.") else "", "") if key in devices), None
+        )
         if match is None and name != "rotary":
             raise ValueError(f"device_map {dict(device_map)!r} says nothing about {name!r}")
         placed[name] = DISK if match is None else devices[match]
@@ -59,7 +59,7 @@ def place(
 
 
 def indexed(device: torch.device) -> torch.device:
-    """"cuda" as the "cuda:0" that tensors there say of themselves."""
+    """ "cuda" as the "cuda:0" that tensors there say of themselves."""
     return torch.empty(0, device=device).device
 
 

@@ -84,9 +84,7 @@ class Sampler:
         ``system_prompt``; None: if it has one. False leaves texts as they are.
         """
         tokenizer = with_chat_template(load_tokenizer(name, trust_remote_code), chat_template, system_prompt)
-        model = load_model(
-            name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map
-        )
+        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         return cls(model, tokenizer, policy, config)
 
     def generate(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
