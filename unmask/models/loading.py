@@ -125,6 +125,8 @@ def load_native(
         for name, entry in weights.items()
         if place(name) is None
     }
+    if config.tie_embeddings and "embed.weight" in on_disk:
+        on_disk["lm_head.weight"] = on_disk["embed.weight"]
     placement.dispatch(model, placed, on_disk)
     model.generation_defaults = generation_defaults(folder, raw)
     return model.requires_grad_(False).eval()
@@ -186,7 +188,7 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
         return transformers.Qwen2Tokenizer.from_pretrained(folder)
     if (
         published == "PreTrainedTokenizerFast" and not trust_remote_code
-    ):  # as AutoTokenizer, but reads no model's config
+    ):  # without asking the model's config for more
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True

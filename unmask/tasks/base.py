@@ -35,7 +35,8 @@ class Task(ABC):
         """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
 
     def check_gradable(self) -> None:
-        """Raise now what would keep :meth:`grade` from working, before anything is decoded for it; nothing by default."""
+        """Raise now what would keep :meth:`grade` from working, before anything is decoded for it."""
+        return None
 
     def easier(self, progress: float) -> Task:
         """The task at a point of a curriculum, from 0 (a beginner's problems) to 1 (the task itself)."""
