@@ -186,9 +186,7 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
     published = read_json(path).get("tokenizer_class") if path.is_file() else None
     if published == "DreamTokenizer" and not trust_remote_code:
         return transformers.Qwen2Tokenizer.from_pretrained(folder)
-    if (
-        published == "PreTrainedTokenizerFast" and not trust_remote_code
-    ):  # without asking the model's config for more
+    if published == "PreTrainedTokenizerFast" and not trust_remote_code:  # without asking the model's config for more
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
