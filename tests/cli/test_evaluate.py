@@ -64,7 +64,7 @@ def test_several_tasks_in_one_command_that_goes_on_where_it_was(
     assert "6 problems of gsm8k, L = 16." in printed
     assert "4 problems of math500, L = 16." in printed, "it has no more"
     gsm8k, math500 = read_csv(output)
-    assert gsm8k.settings == f"chat_template=True path={tmp_path}/gsm8k.jsonl grading=strict"
+    assert gsm8k.settings == f"chat_template=True grading=strict path={tmp_path}/gsm8k.jsonl"
     assert (gsm8k.problems, math500.problems) == (6, 4)
     lines = output.read_text().splitlines(keepends=True)
     output.write_text("".join(lines[:-1]))  # as if stopped before the last row was written

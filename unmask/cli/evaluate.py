@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = make_tasks(args.task, options)
     jobs = make_jobs(args, tasks)
     known = read_csv(args.output) if args.output and args.output.exists() else []
-    args.alpha = None
+    args.alpha, args.block_length = None, args.regimes[0]  # each row has its own
     rows = evaluate_all(args, jobs, options, known)
     for task in tasks:
         print_table(args, [row for job, row in zip(jobs, rows, strict=True) if job.task is task], task, len(tasks) > 1)
@@ -194,7 +194,7 @@ def make_jobs(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Job]:
 def further_settings(args: argparse.Namespace, task: Task, options: Mapping[str, Any]) -> str:
     """What a row depends on beside the fields that have a column of their own."""
     given = {name: getattr(args, name, None) for name in FURTHER}
-    given |= options_of(task.name, options)
+    given |= dict(sorted(options_of(task.name, options).items()))
     return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
 

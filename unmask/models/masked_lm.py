@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.config_values import token_id
+from unmask.models.placement import indexed
 
 HEADS = {
     "bert": ("cls",),
@@ -143,14 +144,15 @@ def load_masked_lm(
     if device_map is None:
         model.to(device)
     wrapped = MaskedLM(model, **ids, logits_shift=logits_shift)  # type: ignore[arg-type]
-    if device_map is not None:
-        wrapped.input_device = first_device(getattr(model, "hf_device_map", {}).values())
+    devices = set(getattr(model, "hf_device_map", {}).values())
+    if len(devices) > 1:
+        wrapped.input_device = first_device(devices)
     return wrapped.requires_grad_(False).eval()
 
 
-def first_device(devices: Iterable[Any]) -> torch.device | None:
-    """Where a model split by transformers takes its inputs: the first device that computes, else the CPU."""
-    found = [torch.device(d) for d in devices if d != "disk"]
+def first_device(devices: Iterable[Any]) -> torch.device:
+    """Where a model split by transformers takes its inputs: the first device that is not the CPU, else the CPU."""
+    found = sorted((indexed(torch.device(d)) for d in devices if d != "disk"), key=str)
     return next((d for d in found if d.type != "cpu"), torch.device("cpu"))
 
 

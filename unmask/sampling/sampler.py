@@ -83,7 +83,7 @@ class Sampler:
         With ``chat_template`` text prompts are the user's messages, in the tokenizer's chat template and behind the
         ``system_prompt``; None: if it has one. False leaves texts as they are.
         """
-        tokenizer = with_chat_template(load_tokenizer(name, trust_remote_code), chat_template, system_prompt)
+        tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
         model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         return cls(model, tokenizer, policy, config)
 
