@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import unmask
-from unmask.cli.train import parse_settings
+from unmask.cli.options import parse_pairs
 from unmask.evaluation.results import read_csv
 from unmask.training import TrainerConfig
 
@@ -31,7 +31,7 @@ def study() -> ModuleType:
 
 def test_every_run_is_a_valid_configuration(study: ModuleType) -> None:
     runs = {run.name: run for part in study.PARTS.values() for run in part}
-    configs = {name: TrainerConfig.from_yaml(run.config, parse_settings(run.settings)) for name, run in runs.items()}
+    configs = {name: TrainerConfig.from_yaml(run.config, parse_pairs(run.settings)) for name, run in runs.items()}
     assert configs["full-0.3-0"].alpha == 0.3
     assert configs["full-0.3-0"].block_length is None
     assert configs["blocks-10-0"].block_length == 8

@@ -7,10 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from unmask.evaluation.evaluate import Evaluation, average_measures
+from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
+from unmask.evaluation.evaluate import Evaluation, average_measures, evaluate, weights_digest
 from unmask.evaluation.metrics import aup, mean, standard_error
 from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
+from unmask.policies import make_policy
+from unmask.tasks import Hops
 
 ROW = Evaluation(
     model="tiny",
@@ -83,3 +87,54 @@ def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not rows of evaluations"):
         read_csv(tmp_path / "rows.csv")
+
+
+def test_pass_at_k_by_hand() -> None:
+    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "2": 1, "4": 2})
+    # c = 2 of n = 4: 1 - C(2, 2) / C(4, 2) = 5/6; in order 0, 5/6, 1, 1
+    value, error = row.pass_at(2)
+    assert value == pytest.approx((5 / 6 + 2) / 4)
+    squares = value**2 + (5 / 6 - value) ** 2 + 2 * (1 - value) ** 2
+    assert error == pytest.approx(math.sqrt(squares / 3 / 4))
+    assert row.pass_at(4)[0] == 0.75
+    with pytest.raises(ValueError, match="k must be between 1 and the 4 samples, got 5"):
+        row.pass_at(5)
+    lines = markdown([row], pass_at=[2]).splitlines()
+    assert lines[0] == "| policy | blocks | accuracy | pass@2 | NFE | TPF | reasons |"
+    assert f"| 0.750 ± 0.250 | {value:.3f} ± {error:.3f} | 5.50 ± 0.50 |" in lines[2]
+
+
+def test_rows_of_samples_survive_a_csv_file_and_old_rows_are_read(tmp_path: Path) -> None:
+    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10")
+    write_csv(tmp_path / "rows.csv", [row])
+    assert read_csv(tmp_path / "rows.csv") == [row]
+    lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
+    new = lines[0].index("samples")
+    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="")
+    (tmp_path / "old.csv").write_text("\n".join(",".join(line[:new]) for line in lines))
+    assert read_csv(tmp_path / "old.csv") == [old]
+
+
+def test_standard_errors_are_over_problems() -> None:
+    """Four samples of a problem are no four problems."""
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.6", config=SamplerConfig(24, 8, temperature=3.0))
+    row = evaluate(sampler, Hops(), 5, samples=4)
+    assert row.problems == 5
+    assert sum(row.solved.values()) == 5
+    result = sampler.generate([p.prompt for p in Hops().problems(5, 0) for _ in range(4)], seed=0)
+    means = result.steps.view(5, 4).double().mean(dim=1)
+    assert row.nfe == pytest.approx(means.mean().item())
+    assert row.nfe_se == pytest.approx((means.std() / 5**0.5).item())
+    assert result.texts is not None
+    assert any(len(set(result.texts[i : i + 4])) > 1 for i in range(0, 20, 4)), "draws of their own"
+
+
+def test_a_digest_knows_a_policy_by_its_weights(tmp_path: Path) -> None:
+    policy = Policy(PolicyConfig(hidden_size=16, num_heads=2, ffn_size=16))
+    digest = weights_digest(policy)
+    policy.save_pretrained(tmp_path)
+    assert weights_digest(Policy.from_pretrained(tmp_path)) == digest
+    with torch.no_grad():
+        policy.output_proj.bias += 1e-3
+    assert weights_digest(policy) != digest
+    assert weights_digest(make_policy("threshold:0.9")) == ""

@@ -164,9 +164,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "config not JSON": (lambda f: write(f, "config.json", "{"), ValueError, r"config\.json is not valid JSON"),
     "config not an object": (lambda f: write(f, "config.json", "[]"), ValueError, "must hold a JSON object, got list"),
     "unknown type": (
-        lambda f: edit_config(f, model_type="llada2_moe"),
+        lambda f: edit_config(f, model_type="llava_llada"),
         ValueError,
-        r"model_type 'llada2_moe' is not supported; supported: unmask, llada, Dream and the masked",
+        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream and the masked",
     ),
     "no type": (lambda f: edit_config(f, model_type="drop"), ValueError, "model_type None is not supported"),
     "autoregressive": (lambda f: edit_config(f, model_type="qwen2"), ValueError, "'qwen2' is not supported"),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.cli.options import add_decoding_options, add_model_options, block_length, make_sampler
-from unmask.tasks import TASKS
+from unmask.cli.options import (
+    add_decoding_options,
+    add_model_options,
+    add_prompt_options,
+    block_length,
+    make_sampler,
+    parse_pairs,
+    progress_bar,
+)
+from unmask.tasks import TASKS, Task, make_tasks, options_of
 
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
@@ -46,15 +53,18 @@ FURTHER = (
     "dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic"
 )  # fmt: skip
 """Options that a row depends on beside those with a column of their own."""
-DESCRIPTION = """Decode problems of a task with each policy in each regime, grade the answers, and print a table of
+DESCRIPTION = """Decode problems of each task with each policy in each regime, grade the answers, and print a table of
 accuracy, forwards (NFE) and tokens per forward (TPF) with standard errors.
 
-A regime is a block length (semi-autoregressive) or "full" (one block: full diffusion)."""
+A regime is a block length (semi-autoregressive) or "full" (one block: full diffusion). With --output the command can
+be stopped and repeated: it goes on where it was. A learned policy whose weights have changed is measured again."""
 EXAMPLES = """examples:
   unmask evaluate --problems 200
   unmask evaluate --policies threshold:0.9 entropy-bound:0.1 --regimes 8 full
   unmask evaluate --policies tiny --alphas 0 1 3 10 --regimes full
-  unmask evaluate --task gsm8k --task-options path=test.jsonl --model LLaDA-8B-Instruct --regimes 32
+  unmask evaluate --task gsm8k --task-options path=test.jsonl --model GSAI-ML/LLaDA-8B-Instruct --regimes 32
+  unmask evaluate --task gsm8k math500 --task-options gsm8k.path=g.jsonl math500.path=m.jsonl --output rows.csv
+  unmask evaluate --task humaneval --task-options allow_execution=true --temperature 0.8 --samples 20 --pass-at 1 10
   unmask evaluate --policies heuristics mine=runs/quickstart/policy --problems 1000 --output rows.csv
   unmask plot rows.csv"""
 
@@ -84,16 +94,29 @@ def add_parser(commands: Any) -> None:
         "--scales", nargs="+", type=float, default=[1.0], metavar="BETA", help="policy scales of learned policies"
     )
     parser.add_argument(
-        "--task", default="hops", help=f"task to solve: {', '.join(TASKS)} (default: hops, what tiny was made for)"
+        "--task",
+        nargs="+",
+        default=["hops"],
+        metavar="TASK",
+        help=f"tasks to solve: {', '.join(TASKS)}, or a mixture such as gsm8k+math (default: hops, what tiny was made "
+        "for)",
     )
     parser.add_argument(
         "--task-options",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="fields of the task, such as path=test.jsonl",
+        help="fields of the tasks, such as path=test.jsonl; of one of several tasks: gsm8k.path=test.jsonl",
     )
-    parser.add_argument("--problems", type=int, default=200, metavar="N", help="how many problems (default 200)")
+    parser.add_argument(
+        "--problems", type=int, default=200, metavar="N", help="how many problems of each task (default 200)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="completions of each problem (default 1), for pass@k"
+    )
+    parser.add_argument(
+        "--pass-at", nargs="+", type=int, default=[], metavar="K", help="columns of pass@k, unbiased; needs N >= K"
+    )
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="S", help="sets of problems, one row each (default 0)"
     )
@@ -101,6 +124,7 @@ def add_parser(commands: Any) -> None:
         "--output", type=Path, metavar="CSV", help="write rows here as they come; rows already there are not repeated"
     )
     add_model_options(parser)
+    add_prompt_options(parser, "if the tokenizer has one and the task's prompts are instructions")
     add_decoding_options(parser)
     parser.set_defaults(run=run)
 
@@ -109,20 +133,6 @@ def split_label(text: str) -> tuple[str, str]:
     """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
     label, equals, place = text.partition("=")
     return (label, place) if equals and label and place else (text, text)
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; numbers, true, false and null are read as JSON, all else is text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--task-options: {pair!r} is not NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def settings(policy: UnmaskingPolicy, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -134,53 +144,115 @@ def settings(policy: UnmaskingPolicy, args: argparse.Namespace) -> Iterator[dict
             yield {**({} if alpha is None else {"alpha": alpha}), **({} if scale == 1 else {"policy_scale": scale})}
 
 
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a task, a policy and the overrides of the sampler's config."""
+
+    task: Task
+    problems: int
+    label: str
+    policy: UnmaskingPolicy
+    overrides: Mapping[str, Any]
+    seed: int
+
+
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from unmask.evaluation.results import read_csv
 
-    from unmask.benchmarking.timing import commit
-    from unmask.evaluation.evaluate import COUNTING_RULE, evaluate, identity
-    from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
+    options = parse_pairs(args.task_options)
+    if bad := [k for k in args.pass_at if not 1 <= k <= args.samples]:
+        raise ValueError(f"--pass-at {bad[0]} needs between 1 and --samples {args.samples} samples of each problem")
+    tasks = make_tasks(args.task, options)
+    jobs = make_jobs(args, tasks)
+    known = read_csv(args.output) if args.output and args.output.exists() else []
+    args.alpha, args.block_length = None, args.regimes[0]  # each row has its own
+    rows = evaluate_all(args, jobs, options, known)
+    for task in tasks:
+        print_table(args, [row for job, row in zip(jobs, rows, strict=True) if job.task is task], task, len(tasks) > 1)
+    return 0
+
+
+def make_jobs(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Job]:
+    """All rows the command line asks for. Whatever could be wrong with them is found here, before any work."""
     from unmask.policies.registry import make_policy
-    from unmask.sampling.sampler import Sampler
-    from unmask.tasks import make_task
 
-    task = make_task(args.task, **parse_options(args.task_options))
-    args.problems = len(task.problems(args.problems, args.seeds[0]))  # a benchmark may have fewer
+    for task in tasks:
+        task.check_gradable()
+    counts = [len(task.problems(args.problems, args.seeds[0])) for task in tasks]  # a benchmark may have fewer
     labels = [split_label(name) for p in args.policies for name in (HEURISTICS if p == "heuristics" else (p,))]
-    # All are made before any works: a misspelt name should not cost an evening.
     policies = [(label, make_policy(place)) for label, place in labels]
-    jobs = [
-        (regime, label, policy, {**chosen, "block_length": None if regime == "full" else regime}, seed)
+    return [
+        Job(task, count, label, policy, {**chosen, "block_length": None if regime == "full" else regime}, seed)
+        for task, count in zip(tasks, counts, strict=True)
         for regime in args.regimes
         for label, policy in policies
         for chosen in settings(policy, args)
         for seed in args.seeds
     ]
-    further = " ".join([f"{name}={getattr(args, name)}" for name in FURTHER if getattr(args, name, None) is not None])
-    further = " ".join(filter(None, (further, *args.task_options)))
-    known = read_csv(args.output) if args.output and args.output.exists() else []
-    rows: list[Evaluation] = []
-    args.alpha = None
+
+
+def further_settings(args: argparse.Namespace, task: Task, options: Mapping[str, Any]) -> str:
+    """What a row depends on beside the fields that have a column of their own."""
+    given = {name: getattr(args, name, None) for name in FURTHER}
+    given |= dict(sorted(options_of(task.name, options).items()))
+    return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+
+def evaluate_all(
+    args: argparse.Namespace, jobs: Sequence[Job], options: Mapping[str, Any], known: list[Evaluation]
+) -> list[Evaluation]:
+    """A row for each job: one of ``known`` if it measures the same, else made now and written to the output."""
+    from rich.console import Console
+
+    from unmask.benchmarking.timing import commit
+    from unmask.evaluation.evaluate import check_samples, evaluate, identity
+    from unmask.evaluation.results import write_csv
+    from unmask.sampling.prompts import with_chat_template
+    from unmask.sampling.sampler import Sampler
+
     base = make_sampler(args, "threshold:0.9")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    samplers = [
+        Sampler(
+            base.model,
+            with_chat_template(base.tokenizer, args.chat_template, args.system_prompt, job.task.instructions),
+            job.policy,
+            base.config.updated(job.overrides),
+        )
+        for job in jobs
+    ]
+    for sampler in samplers:
+        check_samples(args.samples, sampler.config, sampler)
+    rows = []
+    with progress_bar(console=Console(stderr=True), transient=True) as progress:
         total = progress.add_task("evaluating", total=len(jobs))
-        for regime, label, policy, chosen, seed in jobs:
-            progress.update(total, description=f"{label}, blocks {regime}")
-            sampler = Sampler(base.model, base.tokenizer, policy, base.config.updated(chosen))
-            names = {"model": args.model, "policy": label, "commit": commit(), "settings": further}
-            wanted = identity(sampler, task, args.problems, seed, names)
+        for job, sampler in zip(jobs, samplers, strict=True):
+            regime = sampler.config.block_length or "full"
+            progress.update(total, description=f"{job.task.name}, {job.label}, blocks {regime}")
+            further = further_settings(args, job.task, options)
+            names = {"model": args.model, "policy": job.label, "commit": commit(), "settings": further}
+            wanted = identity(sampler, job.task, job.problems, job.seed, names, args.samples)
             row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)
             if row is None:
-                row = evaluate(sampler, task, args.problems, seed, names)
+                row = evaluate(sampler, job.task, job.problems, job.seed, names, args.samples)
                 known.append(row)
                 if args.output:
                     write_csv(args.output, known)
             rows.append(row)
             progress.advance(total)
-    print(markdown(rows))
-    print(f"\n{args.problems} problems of {task.name}, L = {rows[0].length}. {COUNTING_RULE}.", file=sys.stdout)
+    return rows
+
+
+def print_table(args: argparse.Namespace, rows: Sequence[Evaluation], task: Task, heading: bool) -> None:
+    """The rows of one task, how they were counted, and the area under their curves."""
+    from unmask.evaluation.evaluate import COUNTING_RULE
+    from unmask.evaluation.results import aup_table, markdown
+
+    if heading:
+        print(f"## {task.name}\n")
+    print(markdown(rows, args.pass_at))
+    each = "" if args.samples == 1 else f", {args.samples} samples of each"
+    print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
     if any(row.accuracy for row in rows) and len(rows) > 1:
         print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
-    return 0
+    if heading:
+        print()

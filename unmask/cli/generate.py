@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unmask.cli.options import add_decoding_options, add_model_options, make_sampler
+from unmask.cli.options import add_decoding_options, add_model_options, add_prompt_options, make_sampler
+from unmask.sampling.prompts import with_chat_template
 
 DESCRIPTION = """Complete prompts with a masked diffusion language model.
 
@@ -20,6 +21,7 @@ any, a few problems of the packaged model's task are drawn."""
 EXAMPLES = """examples:
   unmask generate "cEaCfBeG:a=" --policy threshold:0.7
   unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
+  unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
   echo "bCaBcDfEdG:a=" | unmask generate --json"""
 
 
@@ -42,12 +44,14 @@ def add_parser(commands: Any) -> None:
         "--delay", type=float, default=0.08, metavar="S", help="pause per step of the live view (0.08 s)"
     )
     add_model_options(parser)
+    add_prompt_options(parser, "if the tokenizer has one")
     add_decoding_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     sampler = make_sampler(args, args.policy)
+    sampler.tokenizer = with_chat_template(sampler.tokenizer, args.chat_template, args.system_prompt)
     prompts = read_prompts(args)
     if args.json or args.plain or not sys.stdout.isatty():
         started = time.perf_counter()

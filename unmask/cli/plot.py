@@ -23,6 +23,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="CSV files, or folders of runs")
     parser.add_argument("--output", type=Path, help="figure to write (default: pareto.svg or curves.svg)")
+    parser.add_argument("--task", help="draw the rows of this task only")
     parser.add_argument("--title", default="")
     parser.add_argument("--max-nfe", type=float, metavar="N", help="where the axis of forwards ends")
     parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
@@ -40,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if runs:
         curves.plot({str(path): path for path in runs}, output, args.title)
     else:
-        pareto.plot([row for path in args.sources for row in read_csv(path)], output, args.title, args.max_nfe)
+        rows = [row for path in args.sources for row in read_csv(path) if args.task in (None, row.task)]
+        if len(tasks := sorted({row.task for row in rows})) > 1:
+            raise ValueError(f"the rows are of several tasks, {', '.join(tasks)}: choose one with --task")
+        pareto.plot(rows, output, args.title, args.max_nfe)
     print(output)
     return 0

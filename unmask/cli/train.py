@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from unmask.cli.options import parse_pairs, progress_bar
 
 if TYPE_CHECKING:
     from unmask.training.config import TrainerConfig
@@ -42,22 +43,6 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs, the values read as YAML ("null", "3", "[0, 10]"); ValueError for anything else."""
-    import yaml
-
-    values = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{pair!r} is not NAME=VALUE")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{pair!r}: the value is not valid YAML: {error}") from error
-    return values
-
-
 def run(args: argparse.Namespace) -> int:
     from unmask.training.config import TrainerConfig, find_config, packaged_configs
 
@@ -68,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.config is None:
         raise ValueError("which configuration? Give a YAML file or one of: " + ", ".join(packaged_configs()))
-    overrides = parse_settings(args.settings)
+    overrides = parse_pairs(args.settings)
     if args.resume:
         overrides["resume_from_checkpoint"] = True
     config = TrainerConfig.from_yaml(args.config, overrides)
@@ -80,7 +65,6 @@ def train(config: TrainerConfig, threads: int | None) -> None:
     """Run the Trainer under a progress bar, with a line per logged iteration."""
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from unmask.training.trainer import Trainer
 
@@ -88,8 +72,7 @@ def train(config: TrainerConfig, threads: int | None) -> None:
         torch.set_num_threads(threads)
     trainer = Trainer(config)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not trainer.processes.is_main) as progress:
+    with progress_bar(console=console, disable=not trainer.processes.is_main) as progress:
         bar = progress.add_task("training", total=config.max_steps)
 
         def on_log(iteration: int, values: dict[str, float]) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.prompts import describe_prompts
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Task
+from unmask.tasks.execution import pass_at_k
 
 COUNTING_RULE = (
     "TPF = generated tokens per forward, up to and including the first end of sequence; "
@@ -49,7 +55,20 @@ class Evaluation:
     commit: str = ""
     """Of the code that made the row, where it is known."""
     settings: str = ""
-    """Further settings that the row depends on, as the caller names them."""
+    """Further settings that the row depends on: how prompts are put, and what the caller names."""
+    samples: int = 1
+    """Completions of each problem; means are over problems, of each problem's mean."""
+    solved: dict[str, int] = field(default_factory=dict)
+    """How many problems had how many correct samples: {"0": 40, "3": 2, ...}."""
+    policy_sha256: str = ""
+    """The beginning of a hash of a learned policy's weights, so that a label means the same policy."""
+
+    def pass_at(self, k: int) -> tuple[float, float]:
+        """The unbiased estimate of pass@k, and its standard error over problems; ValueError for too few samples."""
+        values = [
+            pass_at_k(self.samples, int(correct), k) for correct, count in self.solved.items() for _ in range(count)
+        ]
+        return mean(values), standard_error(values)
 
     @property
     def family(self) -> str:
@@ -68,42 +87,67 @@ def evaluate(
     num_problems: int,
     problem_seed: int = 0,
     names: dict[str, str] | None = None,
+    samples: int = 1,
     **overrides: Any,
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
     ``names`` gives the row's "model", "policy" and "commit"; ``overrides`` replace fields of the sampler's config. The
-    draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. Raises ValueError if
-    the sampler has no tokenizer or ``num_problems`` is not positive.
+    draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples`` N every
+    problem is decoded N times with draws of its own, for pass@k. Raises ValueError if the sampler has no tokenizer, if
+    ``num_problems`` or ``samples`` is not positive, or if all samples of a problem would be the same.
     """
     if sampler.tokenizer is None:
         raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
     if num_problems < 1:
         raise ValueError(f"num_problems must be positive, got {num_problems}")
     config = sampler.config.updated(overrides)
+    check_samples(samples, config, sampler)
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
     problems = task.problems(num_problems, problem_seed)
+    each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
-    result = sampler.generate([p.prompt for p in problems], **overrides)
+    result = sampler.generate([p.prompt for p in each], **overrides)
     seconds = time.perf_counter() - started
     texts = result.texts or []
-    grades = [task.grade(p, t) for p, t in zip(problems, texts, strict=True)]
-    nfe, tpf = [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist()
+    grades = [task.grade(p, t) for p, t in zip(each, texts, strict=True)]
+    correct = [sum(group) for group in groups(grades, samples)]
+    accuracy, nfe, tpf = (
+        [mean(group) for group in groups(values, samples)]
+        for values in (grades, [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist())
+    )
     names = names or {}
     return Evaluation(
-        **identity(sampler, task, len(problems), problem_seed, names, **overrides),
-        accuracy=mean(grades),
-        accuracy_se=standard_error(grades),
+        **identity(sampler, task, len(problems), problem_seed, names, samples, **overrides),
+        accuracy=mean(accuracy),
+        accuracy_se=standard_error(accuracy),
         nfe=mean(nfe),
         nfe_se=standard_error(nfe),
         tpf=mean(tpf),
         tpf_se=standard_error(tpf),
         seconds=seconds,
-        measures=average_measures([task.measures(p, t) for p, t in zip(problems, texts, strict=True)]),
+        measures=average_measures([task.measures(p, t) for p, t in zip(each, texts, strict=True)]),
         learned=isinstance(sampler.policy, nn.Module),
         commit=names.get("commit", ""),
+        solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
     )
+
+
+def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:
+    """Raise ValueError for a number of samples that is not positive, or that would all be the same."""
+    if samples < 1:
+        raise ValueError(f"samples must be positive, got {samples}")
+    learned = isinstance(sampler.policy, nn.Module) and config.actions != "greedy"
+    if samples > 1 and config.temperature == 0 and not learned:
+        raise ValueError(
+            f"samples={samples} needs a temperature above 0, got 0: all samples of a problem would be the same"
+        )
+
+
+def groups(values: Sequence[float], size: int) -> list[Sequence[float]]:
+    """``values`` in consecutive runs of ``size``."""
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def identity(
@@ -112,6 +156,7 @@ def identity(
     num_problems: int,
     problem_seed: int,
     names: Mapping[str, str] | None = None,
+    samples: int = 1,
     **overrides: Any,
 ) -> dict[str, Any]:
     """The fields of a row that say what was evaluated; rows that agree in them measure the same."""
@@ -127,8 +172,26 @@ def identity(
         "seed": problem_seed,
         "alpha": asked_alpha(sampler, config),
         "policy_scale": config.policy_scale,
-        "settings": names.get("settings", ""),
+        "settings": " ".join(filter(None, (describe_prompts(sampler.tokenizer), names.get("settings", "")))),
+        "samples": samples,
+        "policy_sha256": weights_digest(sampler.policy),
     }
+
+
+def weights_digest(policy: Any) -> str:
+    """The first 12 hex digits of a SHA-256 over a learned policy's configuration and weights; "" for a rule.
+
+    The same wherever the policy was loaded from and on whatever device it is.
+    """
+    if not isinstance(policy, nn.Module):
+        return ""
+    config = getattr(policy, "config", None)
+    described = asdict(config) if is_dataclass(config) and not isinstance(config, type) else str(config)
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def asked_alpha(sampler: Sampler, config: SamplerConfig) -> float | None:

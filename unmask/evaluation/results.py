@@ -28,14 +28,22 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
             row["alpha"] = "" if evaluation.alpha is None else f"{evaluation.alpha:g}"
             row["seconds"] = f"{evaluation.seconds:.1f}"
             row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
+            row["solved"] = json.dumps(evaluation.solved)
             writer.writerow(row)
     partial.replace(path)
 
 
 def read_csv(path: Path) -> list[Evaluation]:
     """Rows written by :func:`write_csv`; ValueError names a file that holds something else."""
-    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("block_length", "length", "problems", "seed"), int)
-    kinds |= {"measures": json.loads, "learned": "True".__eq__, "alpha": lambda v: float(v) if v else None}
+    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(
+        ("block_length", "length", "problems", "seed", "samples"), int
+    )
+    kinds |= {
+        "measures": json.loads,
+        "solved": json.loads,
+        "learned": "True".__eq__,
+        "alpha": lambda v: float(v) if v else None,
+    }
     kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
     with path.open(newline="", encoding="utf-8") as file:
         try:
@@ -44,11 +52,20 @@ def read_csv(path: Path) -> list[Evaluation]:
             raise ValueError(f"{path}: not rows of evaluations: {error}") from error
 
 
-def markdown(evaluations: Sequence[Evaluation]) -> str:
-    """A Markdown table, one row per evaluation."""
+def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> str:
+    """A Markdown table, one row per evaluation, with columns of pass@k for every k in ``pass_at``."""
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
     dials = any(e.alpha is not None for e in evaluations)
-    header = ["policy", *(["alpha"] if dials else []), "blocks", "accuracy", "NFE", "TPF", *measures]
+    header = [
+        "policy",
+        *(["alpha"] if dials else []),
+        "blocks",
+        "accuracy",
+        *(f"pass@{k}" for k in pass_at),
+        "NFE",
+        "TPF",
+    ]
+    header += measures
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for e in evaluations:
         cells = [
@@ -56,6 +73,7 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
             *(["" if e.alpha is None else f"{e.alpha:g}"] if dials else []),
             e.regime,
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
+            *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
             f"{e.tpf:.2f} ± {e.tpf_se:.2f}",
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),

@@ -29,12 +29,14 @@ class ModelBase(nn.Module):
     """The longest canvas in tokens, None if unlimited."""
     generation_defaults: dict[str, Any]
     """Sampler settings the checkpoint asks for (such as ``block_length``); empty if it asks for none."""
+    input_device: torch.device | None = None
+    """Where inputs belong and logits come out, for a model split over several devices."""
     supports_cache: bool = False
     """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.input_device or next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,9 +29,10 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies and what its header says."""
+    """Where a tensor lies, under which name, and what its header says."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -89,7 +90,7 @@ def read_headers(files: list[Path]) -> dict[str, Stored]:
                 if name in stored:
                     raise ValueError(f"tensor {name!r} is in both {stored[name].file.name} and {path.name}")
                 piece = file.get_slice(name)
-                stored[name] = Stored(path, tuple(piece.get_shape()), piece.get_dtype())
+                stored[name] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
     return stored
 
 
@@ -120,20 +121,18 @@ def check_headers(
             )
 
 
-def read_tensor(entry: Stored, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+def read_tensor(entry: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
     """One tensor in memory of its own. The file is mapped for this one tensor, so its pages never add up."""
     with opened(entry.file) as file:
-        source = file.get_tensor(name)
+        source = file.get_tensor(entry.name)
         return torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
 
 
-def stream_weights(
-    model: Transformer, folder: Path, names: Mapping[str, str], device: torch.device, dtype: torch.dtype | None
-) -> None:
-    """Fill ``model``, built on the meta device, from the checkpoint in ``folder``, one tensor at a time.
+def checked_weights(model: Transformer, folder: Path, names: Mapping[str, str]) -> dict[str, Stored]:
+    """Where each parameter of ``model`` is stored, in the order of the files; no weight is read yet.
 
-    ``names`` maps the checkpoint's names to the model's. ``dtype`` None keeps the stored dtype of the embedding
-    for all parameters. Everything is checked before the first weight is read. Raises ValueError or FileNotFoundError.
+    ``names`` maps the checkpoint's names to the model's. Raises ValueError or FileNotFoundError unless the
+    checkpoint is just what the model needs.
     """
     stored = read_headers(find_shards(folder))
     names = dict(names)
@@ -141,19 +140,30 @@ def stream_weights(
         heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
         names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
         stored = {name: entry for name, entry in stored.items() if name not in heads}
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    check_headers(stored, names, shapes, folder)
-    if dtype is None:
-        dtype = next(DTYPES[stored[theirs].dtype] for theirs, ours in names.items() if ours == "embed.weight")
-    # In the order of the files, so that each is read from front to back.
-    for theirs, entry in stored.items():
-        if theirs not in names:
+    check_headers(stored, names, {name: p.shape for name, p in model.named_parameters()}, folder)
+    return {names[theirs]: entry for theirs, entry in stored.items() if theirs in names}
+
+
+def stream_weights(
+    model: Transformer,
+    weights: Mapping[str, Stored],
+    dtype: torch.dtype,
+    place: Callable[[str], torch.device | None],
+    rotary_device: torch.device,
+) -> None:
+    """Fill ``model``, built on the meta device, one tensor at a time.
+
+    ``place`` says on which device a parameter is wanted, None to leave it on the meta device.
+    """
+    for name, entry in weights.items():  # in the order of the files, so that each is read from front to back
+        device = place(name)
+        if device is None:
             continue
-        owner, _, leaf = names[theirs].rpartition(".")
-        tensor = read_tensor(entry, theirs, dtype, device)
+        owner, _, leaf = name.rpartition(".")
+        tensor = read_tensor(entry, dtype, device)
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     model.tie_weights()
-    model.rotary.to_empty(device=device)
+    model.rotary.to_empty(device=rotary_device)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

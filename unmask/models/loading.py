@@ -8,12 +8,21 @@ from typing import Any
 
 import torch
 
-from unmask.models import dream, llada, native
+from unmask.models import dream, llada, native, placement
 from unmask.models.base import ModelBase
-from unmask.models.checkpoint import CONFIG, find_shards, read_json, save_model, stream_weights
+from unmask.models.checkpoint import (
+    CONFIG,
+    DTYPES,
+    checked_weights,
+    find_shards,
+    read_json,
+    save_model,
+    stream_weights,
+)
 from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer
 from unmask.models.transformer import Transformer
+from unmask.models.unsupported import has_experts, refuse_unsupported
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
@@ -33,6 +42,7 @@ def load_model(
     mask_token_id: int | None = None,
     eos_token_id: int | None = None,
     logits_shift: int = 0,
+    device_map: placement.DeviceMap | None = None,
 ) -> ModelBase:
     """A frozen model in eval mode; call ``requires_grad_(True)`` to train it.
 
@@ -42,10 +52,18 @@ def load_model(
     ``trust_remote_code=True``, which runs code from the checkpoint. ``mask_token_id`` and ``eos_token_id``
     replace the checkpoint's; ``logits_shift=1`` says that a remote-code model's logits[i] predict token i + 1.
 
-    Only safetensors are read; native weights stream to ``device`` one tensor at a time. Raises FileNotFoundError,
-    ConnectionError (hub), ImportError (transformers or huggingface_hub missing) or ValueError, naming the cause.
+    ``device_map``, in place of ``device``, splits the model over several devices through accelerate: "auto",
+    "balanced", "balanced_low_0", "sequential", or a mapping from parts of the model to devices, where "disk" leaves
+    weights in the checkpoint until they are used, such as ``{"": 0, "layers.30": "cpu", "layers.31": "disk"}``. The
+    parts of a native model are "embed", "layers", "layers.0", ..., "final_norm", "lm_head", and "" for all others.
+
+    Only safetensors are read; native weights stream to their device one tensor at a time. Raises FileNotFoundError,
+    ConnectionError (hub), ImportError (transformers, huggingface_hub or accelerate missing) or ValueError, naming
+    the cause.
     """
     device, dtype = checked_device(device), checked_dtype(dtype)
+    if device_map is not None and device.type != "cpu":
+        raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
     patterns = CONFIG_FILES + WEIGHT_FILES + (CODE_FILES if trust_remote_code else ())
     folder = find_folder(name_or_path, revision, patterns)
     if not (folder / CONFIG).is_file():
@@ -54,30 +72,62 @@ def load_model(
     given = {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id}
     overrides = {name: value for name, value in given.items() if value is not None}
     kind = raw.get("model_type")
-    if kind in FAMILIES:
+    refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
+    if kind in FAMILIES and not has_experts(raw):
         if logits_shift:
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
-        return load_native(FAMILIES[kind], folder, {**raw, **overrides}, device, dtype)
+        return load_native(FAMILIES[kind], folder, {**raw, **overrides}, device, dtype, device_map)
     check_supported(folder, raw, trust_remote_code)
     find_shards(folder)
     from unmask.models.masked_lm import load_masked_lm
 
     return load_masked_lm(
-        folder, raw, device, dtype, lambda: load_tokenizer(folder), overrides, trust_remote_code, logits_shift
+        folder,
+        raw,
+        device,
+        dtype,
+        lambda: load_tokenizer(folder),
+        overrides,
+        trust_remote_code,
+        logits_shift,
+        device_map,
     )
 
 
 def load_native(
-    family: Any, folder: Path, raw: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None
+    family: Any,
+    folder: Path,
+    raw: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    device_map: placement.DeviceMap | None = None,
 ) -> Transformer:
-    """Build the decoder on the meta device and stream its weights in."""
+    """Build the decoder on the meta device and stream its weights in; ``dtype`` None keeps the embedding's."""
     try:
         config = family.read_config(raw)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     with torch.device("meta"):
         model = Transformer(config)
-    stream_weights(model, folder, family.weight_names(config), device, dtype)
+    weights = checked_weights(model, folder, family.weight_names(config))
+    dtype = dtype or DTYPES[weights["embed.weight"].dtype]
+    model.to(dtype)  # still without memory; what is left on the disk is read in the dtype of its place here
+    placed = placement.place(model, {"": device} if device_map is None else device_map, dtype, checked_device)
+
+    def place(parameter: str) -> torch.device | None:
+        part = next(part for part in placed if parameter.startswith(f"{part}."))
+        where = placed[part]
+        return where if isinstance(where, torch.device) else None
+
+    stream_weights(model, weights, dtype, place, placement.input_device(placed))
+    on_disk = {
+        name: {"safetensors_file": str(entry.file), "weight_name": entry.name, "dtype": str(dtype).split(".")[1]}
+        for name, entry in weights.items()
+        if place(name) is None
+    }
+    if config.tie_embeddings and "embed.weight" in on_disk:
+        on_disk["lm_head.weight"] = on_disk["embed.weight"]
+    placement.dispatch(model, placed, on_disk)
     model.generation_defaults = generation_defaults(folder, raw)
     return model.requires_grad_(False).eval()
 
@@ -136,6 +186,8 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
     published = read_json(path).get("tokenizer_class") if path.is_file() else None
     if published == "DreamTokenizer" and not trust_remote_code:
         return transformers.Qwen2Tokenizer.from_pretrained(folder)
+    if published == "PreTrainedTokenizerFast" and not trust_remote_code:  # without asking the model's config for more
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
     )

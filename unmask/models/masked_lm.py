@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.config_values import token_id
+from unmask.models.placement import indexed
 
 HEADS = {
     "bert": ("cls",),
@@ -82,12 +83,12 @@ class MaskedLM(ModelBase):
                 "give it rows of one length and no attention_mask"
             )
         if not self.head_names:
-            return select_rows(self.model(**arguments).logits, rows)
+            return select_rows(self.model(**arguments).logits.to(input_ids.device), rows)
         backbone = getattr(self.model, self.prefix)
-        x = select_rows(backbone(**arguments)[0], rows)
+        x = select_rows(backbone(**arguments)[0].to(input_ids.device), rows)
         for name in self.head_names:
             x = getattr(self.model, name)(x)
-        return x
+        return x.to(input_ids.device)
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(1, T) or (B, T) int64, counting real tokens only."""
@@ -113,6 +114,7 @@ def load_masked_lm(
     overrides: Mapping[str, int],
     trust_remote_code: bool = False,
     logits_shift: int = 0,
+    device_map: Any = None,
 ) -> MaskedLM:
     """Load with transformers from ``folder``, safetensors only.
 
@@ -132,10 +134,26 @@ def load_masked_lm(
             "give load_model(..., mask_token_id=...)"
         )
     model = auto.from_pretrained(
-        folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        device_map=device_map,
     )
-    wrapped = MaskedLM(model.to(device), **ids, logits_shift=logits_shift)  # type: ignore[arg-type]
+    if device_map is None:
+        model.to(device)
+    wrapped = MaskedLM(model, **ids, logits_shift=logits_shift)  # type: ignore[arg-type]
+    devices = set(getattr(model, "hf_device_map", {}).values())
+    if len(devices) > 1:
+        wrapped.input_device = first_device(devices)
     return wrapped.requires_grad_(False).eval()
+
+
+def first_device(devices: Iterable[Any]) -> torch.device:
+    """Where a model split by transformers takes its inputs: the first device that is not the CPU, else the CPU."""
+    found = sorted((indexed(torch.device(d)) for d in devices if d != "disk"), key=str)
+    return next((d for d in found if d.type != "cpu"), torch.device("cpu"))
 
 
 def token_ids(

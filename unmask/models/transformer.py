@@ -226,7 +226,7 @@ class Transformer(ModelBase):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.input_device or self.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -264,7 +264,8 @@ class Transformer(ModelBase):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None) -> Tensor:
         """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`."""
         self.check_inputs(input_ids, attention_mask, positions)
-        return self.lm_head(self.hidden_states(input_ids, attention_mask, positions))
+        logits = self.lm_head(self.hidden_states(input_ids, attention_mask, positions))
+        return logits.to(input_ids.device)  # of a model split over several devices
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for ``rows`` canvases of ``length`` tokens."""
@@ -312,7 +313,7 @@ class Transformer(ModelBase):
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, bias, outputs if i == last else None, (window, i))
-        return self.lm_head(self.final_norm(x))
+        return self.lm_head(self.final_norm(x)).to(input_ids.device)
 
     def _raw_rows(
         self, input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, computed: Tensor | None

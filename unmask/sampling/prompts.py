@@ -17,6 +17,75 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
+class ChatTokenizer:
+    """A tokenizer that encodes a text as a user's message, in its chat template and ready for the answer.
+
+    All else is the tokenizer's own. Whoever decodes prompts by a Sampler (generation, evaluation, training) gives
+    them as messages by giving it this in place of the tokenizer; :func:`with_chat_template` decides.
+    """
+
+    def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
+        """Raises ValueError for a tokenizer without a chat template."""
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                f"chat_template=True, but the {type(tokenizer).__name__} has no chat template: the model may not be "
+                "made for instructions"
+            )
+        self.tokenizer, self.system_prompt = tokenizer, system_prompt
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """``text`` as the user's message, behind the system prompt if there is one."""
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return [*system, {"role": "user", "content": text}]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the whole prompt. Raises ValueError if the template refuses it (some take no system prompt)."""
+        from jinja2 import TemplateError
+
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                self.messages(text), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise ValueError(f"the tokenizer's chat template refuses {self.messages(text)!r}: {error}") from None
+        return list(ids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The tokenizer's own."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tokenizer":  # not set yet, as when unpickled
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+
+def with_chat_template(
+    tokenizer: Any, chat_template: bool | None, system_prompt: str | None = None, instructions: bool = True
+) -> Any:
+    """``tokenizer``, so that it encodes prompts as messages or as they are.
+
+    ``chat_template`` None: as messages if the tokenizer has a template and the prompts are ``instructions``. Raises
+    ValueError if a template is asked for and there is none, or if there is a ``system_prompt`` and no template in use.
+    """
+    plain = tokenizer.tokenizer if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    if chat_template is None:
+        chat_template = instructions and bool(getattr(plain, "chat_template", None))
+    if chat_template:
+        return ChatTokenizer(plain, system_prompt)
+    if system_prompt is not None:
+        raise ValueError(f"system_prompt={system_prompt!r} was given, but no chat template is in use to put it in")
+    return plain
+
+
+def describe_prompts(tokenizer: Any) -> str:
+    """How ``tokenizer`` encodes prompts, for result rows; "" for texts as they are."""
+    if not isinstance(tokenizer, ChatTokenizer):
+        return ""
+    system = "" if tokenizer.system_prompt is None else f" system_prompt={tokenizer.system_prompt!r}"
+    return f"chat_template=True{system}"
+
+
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
+from unmask.models.placement import DeviceMap
 from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.policies.registry import make_policy
 from unmask.sampling.canvas import POISONED, Canvas
 from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts
+from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts, with_chat_template
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
 from unmask.sampling.step import DenoisingStep, Distinct
 from unmask.sampling.stopping import DoneFlags
@@ -74,10 +75,18 @@ class Sampler:
         dtype: torch.dtype | None = None,
         config: SamplerConfig | None = None,
         trust_remote_code: bool = False,
+        device_map: DeviceMap | None = None,
+        chat_template: bool | None = False,
+        system_prompt: str | None = None,
     ) -> Sampler:
-        """Load model and tokenizer by packaged name, local folder or hub id."""
-        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return cls(model, load_tokenizer(name), policy, config)
+        """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
+
+        With ``chat_template`` text prompts are the user's messages, in the tokenizer's chat template and behind the
+        ``system_prompt``; None: if it has one. False leaves texts as they are.
+        """
+        tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
+        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
+        return cls(model, tokenizer, policy, config)
 
     def generate(
         self,
@@ -177,7 +186,7 @@ class Sampler:
         if config.cache != "none" and not getattr(self.model, "supports_cache", False):
             raise ValueError(
                 f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__} '
-                'does not; use cache="none"'
+                'or a model computed on several devices does not; use cache="none"'
             )
 
     @torch.no_grad()

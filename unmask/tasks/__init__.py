@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from unmask.tasks.base import Problem, Task
+from unmask.tasks.competition_math import Math
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hops import Hops
 from unmask.tasks.humaneval import HumanEval
 from unmask.tasks.math500 import Math500
 from unmask.tasks.mbpp import MBPP
+from unmask.tasks.mixture import Mixture
 from unmask.tasks.sudoku import Sudoku
 from unmask.tasks.sums import Sums
 
@@ -19,21 +22,59 @@ TASKS: dict[str, type[Task]] = {
     "sums": Sums,
     "sudoku": Sudoku,
     "gsm8k": GSM8K,
+    "math": Math,
     "math500": Math500,
     "humaneval": HumanEval,
     "mbpp": MBPP,
 }
 
 
+OF_ONE = ("path", "train_path", "split", "train_split", "subset")
+"""Options that say which problems a task has, so that they must name it where there are several tasks."""
+
+
 def make_task(name: str, **options: Any) -> Task:
-    """The task called ``name``, its fields changed by ``options``; ValueError lists the known names."""
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; known tasks are {', '.join(sorted(TASKS))}")
-    known = sorted({f.name for f in fields(TASKS[name])} - {"name"})  # type: ignore[arg-type]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"task {name!r} has no options {', '.join(unknown)}; known are {', '.join(known)}")
-    return TASKS[name](**options)
+    """The task called ``name``, or "a+b" for a mixture of tasks; ``options`` change its fields.
+
+    Of a mixture, the option "a.path" belongs to the task a, and one without a task's name to all tasks that have it.
+    Raises ValueError listing the known names.
+    """
+    return make_tasks([name], options)[0]
+
+
+def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
+    """The tasks called ``names``, with ``options`` as :func:`make_task` takes them."""
+    parts = [part for name in names for part in name.split("+")]
+    for part in parts:
+        if part not in TASKS:
+            raise ValueError(f"unknown task {part!r}; known tasks are {', '.join(sorted(TASKS))}")
+    known = {option for part in parts for f in fields_of(part) for option in (f, f"{part}.{f}")}
+    if unknown := sorted(set(options) - known):
+        listed = "; ".join(f"{part} has {', '.join(fields_of(part))}" for part in dict.fromkeys(parts))
+        raise ValueError(f"no task here has the options {', '.join(unknown)}: {listed}")
+    if len(set(parts)) > 1 and (vague := sorted(set(options) & set(OF_ONE))):
+        raise ValueError(f"which task's {vague[0]}? Write {parts[0]}.{vague[0]}, as there are {', '.join(parts)}")
+    tasks = {part: TASKS[part](**options_of(part, options)) for part in parts}
+    return [
+        tasks[name] if name in tasks else Mixture(tuple(tasks[part] for part in name.split("+")))  # type: ignore[misc]
+        for name in names
+    ]
+
+
+def fields_of(name: str) -> list[str]:
+    """The options that the task called ``name`` has."""
+    return sorted({f.name for f in fields(TASKS[name])} - {"name"})  # type: ignore[arg-type]
+
+
+def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that the task called ``name`` (or all parts of "a+b" together) takes, under their own name.
+
+    "name.option" wins over "option". A mixture's keep their task's name.
+    """
+    if "+" in name:
+        return {f"{part}.{k}": v for part in name.split("+") for k, v in options_of(part, options).items()}
+    own = {key.partition(".")[2]: value for key, value in options.items() if key.startswith(f"{name}.")}
+    return {**{k: v for k, v in options.items() if k in fields_of(name)}, **own}
 
 
 __all__ = [
@@ -42,10 +83,14 @@ __all__ = [
     "TASKS",
     "Hops",
     "HumanEval",
+    "Math",
     "Math500",
+    "Mixture",
     "Problem",
     "Sudoku",
     "Sums",
     "Task",
     "make_task",
+    "make_tasks",
+    "options_of",
 ]

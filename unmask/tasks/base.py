@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Task(ABC):
     """A stream of problems and an exact grader. Tasks never import torch."""
 
     name: str
+    instructions: ClassVar[bool] = False
+    """Whether prompts are instructions in words, to be put to a chat model as a user's message."""
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
@@ -31,6 +33,10 @@ class Task(ABC):
     @abstractmethod
     def grade(self, problem: Problem, completion: str) -> float:
         """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
+
+    def check_gradable(self) -> None:
+        """Raise now what would keep :meth:`grade` from working, before anything is decoded for it."""
+        return None
 
     def easier(self, progress: float) -> Task:
         """The task at a point of a curriculum, from 0 (a beginner's problems) to 1 (the task itself)."""

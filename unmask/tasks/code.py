@@ -30,13 +30,22 @@ class CodeTask(FiniteTask):
     def program(self, problem: Problem, completion: str) -> str:
         """The program that ``completion`` amounts to."""
 
-    def run(self, problem: Problem, completion: str) -> Execution:
-        """Run the completion's program against the tests."""
+    def check_gradable(self) -> None:
+        """Raises RuntimeError unless execution is allowed, SandboxError where there is no sandbox to be had."""
+        self.check_allowed()
+        run_tests("", "", (), replace(Limits(), wall_seconds=max(self.timeout, 10.0)), weak=self.allow_weak_sandbox)
+
+    def check_allowed(self) -> None:
+        """Raises RuntimeError unless execution is allowed."""
         if not self.allow_execution:
             raise RuntimeError(
                 f"grading {self.name} runs programs that a model wrote; construct the task with allow_execution=True "
                 "to run them in a sandbox"
             )
+
+    def run(self, problem: Problem, completion: str) -> Execution:
+        """Run the completion's program against the tests."""
+        self.check_allowed()
         return run_tests(
             self.program(problem, completion),
             problem.metadata["tests"],

@@ -15,39 +15,12 @@ from typing import Any, ClassVar
 from unmask.tasks.base import Problem, Task
 
 
-@dataclass(frozen=True)
-class FiniteTask(Task):
-    """A benchmark: :meth:`problems` draws from ``split``, :meth:`training_problems` walks ``train_split``.
-
-    ``path`` and ``train_path`` are local ``.jsonl`` or ``.jsonl.gz`` files to read in place of the hub's splits.
-    """
-
-    DATASET: ClassVar[str]
-    CONFIG: ClassVar[str | None] = None
-    SPLITS: ClassVar[tuple[str, ...]]
-    FIELDS: ClassVar[tuple[str, ...]]
-    """Fields that every row must have."""
-
-    path: str | None = None
-    train_path: str | None = None
-    split: str = "test"
-    train_split: str = "train"
-
-    def __post_init__(self) -> None:
-        if self.split not in self.SPLITS:
-            raise ValueError(f"{self.name} has no split {self.split!r}; it has {', '.join(self.SPLITS)}")
+class ProblemSet(Task):
+    """A task with a finite set of problems: :meth:`problems` draws, :meth:`training_problems` walks in epochs."""
 
     @abstractmethod
-    def problem(self, row: Mapping[str, Any]) -> Problem:
-        """The problem of one row; ValueError says what is wrong with it."""
-
-    def config(self) -> str | None:
-        """The configuration of the hub's data set."""
-        return self.CONFIG
-
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
-        """Every problem of the split in use, in order; read once."""
-        return load_problems(self, train)
+        """Every problem of the split in use, in order."""
 
     def problems(self, count: int, seed: int) -> list[Problem]:
         """``count`` distinct problems drawn with ``random.Random(f"{name}/{seed}")``, or all in their order if there
@@ -71,6 +44,42 @@ class FiniteTask(Task):
 
     def sample(self, rng: random.Random) -> Problem:
         return rng.choice(self.all_problems())
+
+
+@dataclass(frozen=True)
+class FiniteTask(ProblemSet):
+    """A benchmark: :meth:`problems` draws from ``split``, :meth:`training_problems` walks ``train_split``.
+
+    ``path`` and ``train_path`` are local ``.jsonl`` or ``.jsonl.gz`` files to read in place of the hub's splits.
+    """
+
+    DATASET: ClassVar[str]
+    CONFIG: ClassVar[str | None] = None
+    SPLITS: ClassVar[tuple[str, ...]]
+    FIELDS: ClassVar[tuple[str, ...]]
+    """Fields that every row must have."""
+    instructions: ClassVar[bool] = True
+
+    path: str | None = None
+    train_path: str | None = None
+    split: str = "test"
+    train_split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.split not in self.SPLITS:
+            raise ValueError(f"{self.name} has no split {self.split!r}; it has {', '.join(self.SPLITS)}")
+
+    @abstractmethod
+    def problem(self, row: Mapping[str, Any]) -> Problem:
+        """The problem of one row; ValueError says what is wrong with it."""
+
+    def config(self) -> str | None:
+        """The configuration of the hub's data set."""
+        return self.CONFIG
+
+    def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
+        """Every problem of the split in use, in order; read once."""
+        return load_problems(self, train)
 
 
 @lru_cache(maxsize=8)

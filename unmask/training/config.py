@@ -39,6 +39,11 @@ class TrainerConfig:
     """What the policy practises on."""
     task_options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the task to change, such as ``{"max_hops": 5}``."""
+    chat_template: bool | None = None
+    """Put prompts as a user's messages in the tokenizer's chat template; None: if it has one and the task's prompts
+    are instructions."""
+    system_prompt: str | None = None
+    """Message before the user's, in the chat template."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`unmask.policies.PolicyConfig`."""
     init_policy: str | None = None
@@ -171,6 +176,8 @@ class TrainerConfig:
         require_choice("actions", self.actions, TRAINING_ACTIONS)
         require_choice("eval_actions", self.eval_actions, ACTIONS)
         require_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        if self.chat_template not in (None, True, False):
+            raise ValueError(f"chat_template must be true, false or null, got {self.chat_template!r}")
         if self.dtype is not None:
             require_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for tracker in self.report_to:

@@ -17,6 +17,7 @@ from unmask.policies.distributions import DPLS, Bernoulli
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
 from unmask.sampling.clock import PhaseClock
+from unmask.sampling.prompts import with_chat_template
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
 from unmask.tasks.base import Problem, Task
@@ -58,7 +59,10 @@ class Trainer:
         self.task = task if task is not None else make_task(config.task, **config.task_options)
         self.model = model if model is not None else self._load_model()
         self.model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
+        self.tokenizer = with_chat_template(
+            tokenizer, config.chat_template, config.system_prompt, self.task.instructions
+        )
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
         self._check_policy()
         # So that whoever loads the policy decodes as it was trained.

@@ -1,0 +1,192 @@
+"""``unmask evaluate``: several tasks, pass@k, and rows that are resumed only where they are the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_ins
+import torch
+
+from unmask import Policy, PolicyConfig
+from unmask.cli import main
+from unmask.cli.options import parse_pairs, parse_value
+from unmask.evaluation.results import read_csv
+
+SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--policies", "threshold:0.5")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The task and policy of every row that is made rather than found."""
+    rows: list[str] = []
+    evaluation = importlib.import_module("unmask.evaluation.evaluate")
+    evaluate = evaluation.evaluate
+
+    def noting(sampler: Any, task: Any, *rest: Any) -> Any:
+        rows.append(task.name)
+        return evaluate(sampler, task, *rest)
+
+    monkeypatch.setattr(evaluation, "evaluate", noting)
+    return rows
+
+
+@pytest.fixture
+def llada(tmp_path: Path) -> str:
+    return str(stand_ins.write_llada(tmp_path / "llada"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    rows = {
+        "gsm8k": [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(9)],
+        "math500": [{"problem": f"Halve {i}.", "answer": str(i)} for i in range(4)],
+    }
+    for name, content in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return ["--task-options", *(f"{name}.path={tmp_path}/{name}.jsonl" for name in rows), "grading=strict"]
+
+
+def test_several_tasks_in_one_command_that_goes_on_where_it_was(
+    llada: str, files: list[str], made: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    output = tmp_path / "rows.csv"
+    command = ["evaluate", "--model", llada, "--task", "gsm8k", "math500", *SMALL, *files, "--output", str(output)]
+    assert main(command) == 0
+    assert made == ["gsm8k", "math500"]
+    printed = capsys.readouterr().out
+    assert "## gsm8k\n" in printed
+    assert "6 problems of gsm8k, L = 16." in printed
+    assert "4 problems of math500, L = 16." in printed, "it has no more"
+    gsm8k, math500 = read_csv(output)
+    assert gsm8k.settings == f"chat_template=True grading=strict path={tmp_path}/gsm8k.jsonl"
+    assert (gsm8k.problems, math500.problems) == (6, 4)
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:-1]))  # as if stopped before the last row was written
+    made.clear()
+    assert main(command) == 0
+    assert made == ["math500"]
+    assert [row.task for row in read_csv(output)] == ["gsm8k", "math500"]
+    made.clear()
+    assert main([*command, "--no-chat-template"]) == 0
+    assert made == ["gsm8k", "math500"], "other prompts are another measurement"
+    assert main([*command, "--system-prompt", "Be brief."]) == 0
+    assert len(made) == 4
+    assert main(command) == 0
+    assert len(made) == 4
+
+
+def test_a_label_means_the_same_policy(made: list[str], tmp_path: Path) -> None:
+    output, folder = tmp_path / "rows.csv", tmp_path / "policy"
+    command = ["evaluate", "--problems", "4", "--regimes", "full", "--policies", f"mine={folder}"]
+    command += ["--output", str(output)]
+
+    def save(seed: int, **config: Any) -> None:
+        torch.manual_seed(seed)
+        Policy(PolicyConfig(hidden_size=16, num_heads=2, ffn_size=16, **config)).save_pretrained(folder)
+
+    save(0)
+    assert main(command) == main(command) == 0
+    assert len(made) == 1
+    save(1)  # another training run into the same folder
+    assert main(command) == 0
+    assert len(made) == 2
+    save(1, min_frequency=1, max_frequency=50)  # the same weights, another configuration
+    assert main(command) == 0
+    assert len(made) == 3
+    save(0)
+    assert main(command) == 0
+    assert len(made) == 3
+    rows = read_csv(output)
+    assert [row.policy for row in rows] == ["mine"] * 3
+    assert len({row.policy_sha256 for row in rows}) == 3
+    assert all(len(row.policy_sha256) == 12 for row in rows)
+
+
+def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "rows.csv"
+    command = ["evaluate", "--problems", "12", "--regimes", "full", "--policies", "threshold:0.6"]
+    command += ["--temperature", "3", "--samples", "6", "--output", str(output)]
+    assert main([*command, "--pass-at", "1", "6"]) == 0
+    header, _, line = capsys.readouterr().out.splitlines()[:3]
+    assert header == "| policy | blocks | accuracy | pass@1 | pass@6 | NFE | TPF | reasons |"
+    (row,) = read_csv(output)
+    counts = {int(correct): number for correct, number in row.solved.items()}
+    assert sum(counts.values()) == 12
+    assert any(0 < correct < 6 for correct in counts), "samples of a problem differ"
+    # From the definition: the share of all choices of k samples that hold a correct one.
+    for k in (1, 3, 6):
+        each = [
+            1 - math.prod((6 - correct - j) / (6 - j) for j in range(k))
+            for correct, number in counts.items()
+            for _ in range(number)
+        ]
+        center = sum(each) / 12
+        deviation = math.sqrt(sum((v - center) ** 2 for v in each) / 11 / 12)
+        assert row.pass_at(k) == (pytest.approx(center), pytest.approx(deviation))
+    assert row.accuracy == pytest.approx(row.pass_at(1)[0], abs=1e-4)
+    assert row.accuracy_se == pytest.approx(row.pass_at(1)[1], abs=1e-4)
+    assert "{:.3f} ± {:.3f}".format(*row.pass_at(6)) in line
+    assert main([*command, "--pass-at", "3"]) == 0
+    assert len(made) == 1, "any k is known from the counts"
+    assert main([*command[:-4], "--samples", "2", "--output", str(output)]) == 0
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--samples", "3"],
+            "samples=3 needs a temperature above 0, got 0: all samples of a problem would be the same",
+        ),
+        (["--samples", "0", "--temperature", "1"], "samples must be positive, got 0"),
+        (["--samples", "3", "--pass-at", "1", "4"], "--pass-at 4 needs between 1 and --samples 3 samples"),
+        (["--task", "hops", "sum"], "unknown task 'sum'"),
+        (["--task", "humaneval"], "grading humaneval runs programs that a model wrote"),
+        (["--task", "gsm8k", "mbpp", "--task-options", "path=x"], "which task's path? Write gsm8k.path"),
+        (["--task-options", "path"], "'path' is not NAME=VALUE"),
+        (["--chat-template"], "CharTokenizer has no chat template"),
+        (["--system-prompt", "x"], "no chat template is in use"),
+    ],
+)
+def test_bad_input_is_found_before_any_work(
+    arguments: list[str], message: str, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--problems", "2", "--policies", "threshold:0.9", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("null", None), ("True", True), ("false", False), ("3", 3), ("-3", -3), ("3.0e-5", 3e-5), ("1e-3", 1e-3),
+        (".5", 0.5), ("[0, 10]", [0, 10]), ('{"a": [1]}', {"a": [1]}), ("{alpha_conditioned: true}",
+        {"alpha_conditioned": True}), ("[tensorboard]", ["tensorboard"]), ("threshold:0.9", "threshold:0.9"),
+        ("test.jsonl", "test.jsonl"), ('"3"', "3"), ("", ""), ("a=b", "a=b"), ("no", "no"), ("1_000", "1_000"),
+    ],
+)  # fmt: skip
+def test_values_of_settings(text: str, value: Any) -> None:
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+    assert parse_pairs([f"x={text}"]) == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("alpha", "'alpha' is not NAME=VALUE"),
+        ("=3", "'=3' is not"),
+        ("alpha=[1", r"'alpha=\[1': .* neither JSON nor YAML"),
+    ],
+)
+def test_pairs_that_are_none(pair: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_pairs([pair])

@@ -1,0 +1,150 @@
+"""Chat templates: one way for generation, evaluation and training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_ins
+import torch
+
+from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
+from unmask.evaluation import evaluate
+from unmask.models import load_model, load_tokenizer
+from unmask.sampling.prompts import ChatTokenizer, describe_prompts, with_chat_template
+from unmask.tasks import GSM8K, Hops
+
+pytest.importorskip("transformers")
+
+SHOWN = "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+ANSWER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+ROWS = [{"question": f"What is {i} + 1?", "answer": f"So.\n#### {i + 1}"} for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_ins.write_llada(tmp_path_factory.mktemp("llada"), dtype=torch.float32)
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def test_a_text_becomes_the_users_message(llada: Path) -> None:
+    tokenizer = load_tokenizer(llada)
+    chat = ChatTokenizer(tokenizer)
+    assert tokenizer.decode(chat.encode("Hi there")) == SHOWN.format("Hi there") + ANSWER
+    assert chat.encode("a").count(tokenizer.bos_token_id) == 1
+    system = ChatTokenizer(tokenizer, "Be brief.")
+    assert tokenizer.decode(system.encode("Hi")) == (
+        SHOWN.format("Be brief.").replace("user", "system")
+        + SHOWN.format("Hi").removeprefix("<|startoftext|>")
+        + ANSWER
+    )
+    ids = tokenizer.encode("Hi")
+    assert chat.decode([*ids, tokenizer.eos_token_id]) == "Hi"
+    assert chat.mask_token_id == tokenizer.mask_token_id
+
+
+def test_who_decides(llada: Path) -> None:
+    with_template, without = load_tokenizer(llada), load_tokenizer("tiny")
+    for wanted, instructions, used in (
+        (None, True, True),
+        (None, False, False),
+        (True, False, True),
+        (False, True, False),
+    ):
+        tokenizer = with_chat_template(with_template, wanted, instructions=instructions)
+        assert isinstance(tokenizer, ChatTokenizer) == used
+        assert isinstance(with_chat_template(tokenizer, wanted, instructions=instructions), ChatTokenizer) == used
+    assert with_chat_template(without, None) is without
+    with pytest.raises(ValueError, match="chat_template=True, but the CharTokenizer has no chat template"):
+        with_chat_template(without, True)
+    with pytest.raises(ValueError, match="system_prompt='x' was given, but no chat template is in use"):
+        with_chat_template(with_template, False, "x")
+    assert describe_prompts(with_template) == ""
+    assert describe_prompts(ChatTokenizer(with_template, "x y")) == "chat_template=True system_prompt='x y'"
+
+
+def test_a_template_may_refuse(llada: Path) -> None:
+    tokenizer = load_tokenizer(llada)
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    assert tokenizer.decode(ChatTokenizer(tokenizer).encode("a")) == "x"
+    with pytest.raises(ValueError, match="chat template refuses .*: no system"):
+        ChatTokenizer(tokenizer, "s").encode("a")
+
+
+def test_a_sampler_decodes_messages(llada: Path) -> None:
+    plain, chat = (
+        Sampler.from_pretrained(str(llada), "threshold:0.5", chat_template=wanted, config=SamplerConfig(16, 8))
+        for wanted in (False, None)
+    )
+    shown = plain.generate(SHOWN.format("What is 3?") + ANSWER)
+    assert chat.generate("What is 3?").completions.equal(shown.completions)
+    assert not plain.generate("What is 3?").completions.equal(shown.completions)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Every prompt that a sampler is given, in ids."""
+    prompts: list[list[int]] = []
+    prepare = Sampler.prepare
+
+    def noting(self: Sampler, given: Any, *rest: Any) -> Any:
+        canvas = prepare(self, given, *rest)
+        for row, kept in zip(
+            canvas.tokens, canvas.attention if canvas.attention is not None else [None] * 99, strict=False
+        ):
+            prompt = row[: row.shape[0] - canvas.length]
+            prompts.append((prompt if kept is None else prompt[kept[: len(prompt)]]).tolist())
+        return canvas
+
+    monkeypatch.setattr(Sampler, "prepare", noting)
+    return prompts
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(None, True), (False, False)])
+def test_training_and_evaluation_put_the_same_prompts(
+    llada: Path, gsm8k: str, seen: list[list[int]], tmp_path: Path, wanted: bool | None, used: bool
+) -> None:
+    config = TrainerConfig(
+        output_dir=str(tmp_path / "run"),
+        model=str(llada),
+        task="gsm8k",
+        task_options={"path": gsm8k, "train_path": gsm8k},
+        chat_template=wanted,
+        policy={"hidden_size": 16, "num_heads": 2, "ffn_size": 16},
+        max_completion_length=16,
+        block_length=8,
+        max_prompt_length=None,
+        num_generations=2,
+        per_device_train_batch_size=4,
+        max_steps=1,
+        eval_steps=1,
+        eval_problems=2,
+    )
+    trainer = Trainer(config)
+    trainer.train()
+    tokenizer = load_tokenizer(llada)
+    texts = {tokenizer.decode(ids) for ids in seen}
+    problems = {p.prompt for p in GSM8K(path=gsm8k).all_problems()}
+    expected = {SHOWN.format(p) + ANSWER for p in problems} if used else problems
+    assert len(texts) > 2
+    assert texts <= expected
+    seen.clear()
+    sampler = Sampler(load_model(llada), with_chat_template(tokenizer, wanted), "threshold:0.5", SamplerConfig(16, 8))
+    row = evaluate(sampler, GSM8K(path=gsm8k), 3, names={"settings": "further"})
+    assert {tokenizer.decode(ids) for ids in seen} <= expected
+    assert row.settings == ("chat_template=True further" if used else "further")
+
+
+def test_generated_tasks_are_no_instructions() -> None:
+    assert not Hops().instructions
+    assert GSM8K().instructions
+    with pytest.raises(ValueError, match="chat_template must be true, false or null, got 'yes'"):
+        TrainerConfig(chat_template="yes")  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""A decoder split over several devices, or with layers left on the disk, through accelerate's hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from unmask.models.transformer import Transformer
+
+DISK = "disk"
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""accelerate's ways of filling the devices there are; "auto" is "balanced"."""
+
+DeviceMap = str | Mapping[str, str | int | torch.device]
+"""One of :data:`STRATEGIES`, or part of the model -> device, "disk" for weights to be read whenever they are used."""
+
+Placement = dict[str, torch.device | str]
+"""Every part of a decoder -> its device, or "disk"."""
+
+CheckedDevice = Callable[[Any], torch.device]
+
+
+def parts(model: Transformer) -> list[str]:
+    """The parts that have a device of their own; what a layer consists of stays together."""
+    return ["embed", "rotary", *(f"layers.{i}" for i in range(len(model.layers))), "final_norm", "lm_head"]
+
+
+def place(model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked_device: CheckedDevice) -> Placement:
+    """Where each part of ``model`` (on the meta device) goes.
+
+    A key of a mapping stands for the part of its name and all below it ("" is everything, "layers" all layers); the
+    longest match decides. Raises ValueError naming a key that is no part, a part without a device, or an unknown
+    strategy; ImportError where a strategy needs accelerate.
+    """
+    if isinstance(device_map, str):
+        device_map = strategic(model, device_map, dtype)
+    known = parts(model)
+    for key in device_map:
+        if key not in ("", "layers", *known):
+            raise ValueError(
+                f"device_map names {key!r}, which is no part of the model; parts are '', embed, layers, layers.0 to "
+                f"layers.{len(model.layers) - 1}, final_norm and lm_head"
+            )
+    devices = {key: DISK if value == DISK else indexed(checked_device(value)) for key, value in device_map.items()}
+    placed: Placement = {}
+    for name in known:
+        match = next(
+            (key for key in (name, "layers" if name.startswith("layers.") else "", "") if key in devices), None
+        )
+        if match is None and name != "rotary":
+            raise ValueError(f"device_map {dict(device_map)!r} says nothing about {name!r}")
+        placed[name] = DISK if match is None else devices[match]
+    if model.config.tie_embeddings:
+        placed["lm_head"] = placed["embed"]
+    placed["rotary"] = input_device(placed)  # made from positions, not read: where the inputs are
+    return placed
+
+
+def indexed(device: torch.device) -> torch.device:
+    """ "cuda" as the "cuda:0" that tensors there say of themselves."""
+    return torch.empty(0, device=device).device
+
+
+def strategic(model: Transformer, strategy: str, dtype: torch.dtype) -> dict[str, Any]:
+    """A device map that fills the devices of this machine, the CPU's memory behind them, then the disk."""
+    if strategy not in STRATEGIES:
+        raise ValueError(f"device_map must be a mapping or one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    accelerate = imported_accelerate()
+    whole = {"no_split_module_classes": ["Block"], "dtype": dtype}
+    if strategy == "sequential":
+        memory = accelerate.utils.get_max_memory()
+    else:
+        memory = accelerate.utils.get_balanced_memory(model, low_zero=strategy == "balanced_low_0", **whole)
+    return dict(accelerate.infer_auto_device_map(model, max_memory=memory, **whole))
+
+
+def input_device(placed: Placement) -> torch.device:
+    """Where token ids go in and logits come out: the first device that is not the CPU, else the CPU."""
+    devices = [d for d in placed.values() if isinstance(d, torch.device)]
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+
+
+def dispatch(model: Transformer, placed: Placement, on_disk: Mapping[str, dict[str, str]]) -> None:
+    """Attach the hooks that bring inputs and offloaded weights to where a part is computed.
+
+    Parts on the CPU of a model that also has other devices, and parts on the disk, are computed on the input device.
+    ``on_disk``: for each parameter that was not loaded, its "safetensors_file", "weight_name" and "dtype". A model
+    whose layers are computed on several devices keeps no keys and values. Does nothing for a single device.
+    """
+    if len(set(placed.values())) == 1:
+        return
+    main = input_device(placed)
+    accelerate = imported_accelerate()
+    devices = {name: device if device == DISK else str(device) for name, device in placed.items()}
+    accelerate.dispatch_model(model, devices, main_device=str(main), offload_index=dict(on_disk) or None)
+    computed = {main if d == DISK or (d.type == "cpu" and main.type != "cpu") else d for d in placed.values()}  # type: ignore[union-attr]
+    model.supports_cache = len(computed) == 1
+    model.input_device = main
+
+
+def imported_accelerate() -> Any:
+    """The library; ImportError says how to install it."""
+    try:
+        import accelerate
+        import accelerate.utils
+    except ImportError:
+        raise ImportError('device_map needs accelerate: pip install "unmask[train]" or accelerate') from None
+    return accelerate

@@ -1,0 +1,51 @@
+"""``math``: competition problems, MATH with its training split (Hendrycks et al., 2021)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.tasks.answers import check_grading, grade_answer, last_boxed
+from unmask.tasks.base import Problem
+from unmask.tasks.finite import FiniteTask
+from unmask.tasks.math500 import PROMPT
+
+
+@dataclass(frozen=True)
+class Math(FiniteTask):
+    r"""7,500 training and 5,000 test problems; the answer is what a solution's last ``\boxed`` holds.
+
+    MATH-500 is taken from the test problems: train on these, evaluate on ``math500``. ``grading`` is as there.
+    """
+
+    DATASET = "DigitalLearningGmbH/MATH-lighteval"
+    SPLITS = ("train", "test")
+    FIELDS = ("problem", "solution")
+
+    grading: str = "math-verify"
+    name: str = "math"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grading(self.grading)
+
+    def problem(self, row: Mapping[str, Any]) -> Problem:
+        solution = row["solution"]
+        answer = boxed(solution)
+        if not answer:
+            raise ValueError("the solution has no answer in a box")
+        metadata = {k: row[k] for k in ("type", "level") if k in row}
+        return Problem(PROMPT + row["problem"].strip(), answer, solution, metadata)
+
+    def grade(self, problem: Problem, completion: str) -> float:
+        return grade_answer(problem.answer, completion, self.grading)
+
+
+def boxed(solution: str) -> str | None:
+    r"""What the last box of a solution holds; some of MATH's have no braces: ``\boxed 9$``."""
+    found = last_boxed(solution)
+    if found is None and (bare := re.findall(r"\\f?boxe?d?\s+([^\s$.]+)", solution)):
+        found = bare[-1]
+    return None if found is None else found.strip()
