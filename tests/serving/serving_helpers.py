@@ -56,7 +56,7 @@ def learned(folder: Path, **config: Any) -> Policy:
     known = packaged.state_dict()
     for name, value in policy.state_dict().items():
         if name not in known or known[name].shape != value.shape:
-            value.normal_(std=1.0)
+            value.normal_(std=0.3)
         if name in known:
             value[..., : known[name].shape[-1]] = known[name]
         if name.startswith("time_mlp.2"):

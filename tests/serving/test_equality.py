@@ -53,7 +53,7 @@ def test_learned_block_policies(
 ) -> None:
     prompts, model = aligned_prompts(), tiny()
     policy = learned(tmp_path, **config)
-    more = {"alpha": 1.2} if policy.alpha_conditioned else {}
+    more = {"alpha": 30.0} if policy.alpha_conditioned else {}
     sampler = reference(model if sees_future else BlockCausal(model), policy, actions="greedy", **more)
     expected = sampler.generate(prompts)
     assert LENGTH / BLOCK < expected.steps.float().mean() < LENGTH  # the policy neither hurries nor crawls
