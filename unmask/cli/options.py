@@ -40,6 +40,9 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", choices=CACHES, help="keys and values reused within a block (default: none)")
     group.add_argument("--cache-refresh", type=int, metavar="N", help="recompute all every N steps of a block")
     group.add_argument("--deterministic", action="store_true", default=None, help="one row per forward; slow")
+    group.add_argument(
+        "--no-cuda-graphs", dest="cuda_graphs", action="store_false", default=None, help="launch every kernel by itself"
+    )
 
 
 FIELDS = (
@@ -56,6 +59,7 @@ FIELDS = (
     "cache",
     "cache_refresh",
     "deterministic",
+    "cuda_graphs",
 )
 
 
