@@ -60,6 +60,7 @@ class CudaGraphs:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._failed: list[torch.cuda.CUDAGraph] = []
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -98,8 +99,13 @@ class CudaGraphs:
                 reserved = torch.cuda.memory_reserved(self.device)
                 output = run()
                 nbytes = torch.cuda.memory_reserved(self.device) - reserved
-        finally:
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own stream current
+        except BaseException:
+            # What torch leaves behind: its stream is current, the pool is still being recorded to, and the allocator
+            # goes on asking this graph which allocations are its own.
+            torch.cuda.set_stream(current)
+            self.pool = torch.cuda.graph_pool_handle()
+            self._failed.append(graph)
+            raise
         return CudaStep(graph, output, nbytes)
 
 

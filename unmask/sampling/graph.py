@@ -203,7 +203,7 @@ class GraphedStep:
 
     def loop(self, running: int, graphs: StepGraphs) -> bool:
         """Let the device advance the rows until at most ``running`` are unfinished; False if it cannot."""
-        if self.captured is None or graphs.refuses(self.owner) or self.stale():
+        if self.captured is None or not graphs.loops or graphs.refuses(self.owner) or self.stale():
             return False
         if running != self._limit:
             self.limit.fill_(running)
@@ -236,9 +236,14 @@ class StepGraphs:
     One generation at a time may use them, since their canvases and memory are shared: see :meth:`acquire`.
     """
 
-    def __init__(self, backend: Backend, max_graphs: int = 32, max_bytes: int | None = None) -> None:
-        """``max_bytes``: memory that the graphs may reserve together; None: no bound but ``max_graphs``."""
-        self.backend, self.max_graphs, self.max_bytes = backend, max_graphs, max_bytes
+    def __init__(
+        self, backend: Backend, max_graphs: int = 32, max_bytes: int | None = None, loops: bool = True
+    ) -> None:
+        """``max_bytes``: memory that the graphs may reserve together; None: no bound but ``max_graphs``.
+
+        ``loops``: whether the device may take many steps by itself.
+        """
+        self.backend, self.max_graphs, self.max_bytes, self.loops = backend, max_graphs, max_bytes, loops
         self.steps: OrderedDict[tuple[Owner, Shape], GraphedStep] = OrderedDict()
         self._refused: set[Owner] = set()
         self._warned = False
