@@ -32,21 +32,25 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait."""
+class Watching(TorchDispatchMode):
+    """Notes what would make the host wait."""
+
+    seen = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in WAITS or "boolean mask" in str(func):
-            raise RuntimeError(f"{func} waits for the device")
-        if func is torch.ops.aten.index.Tensor and any(t.dtype == torch.bool for t in tensors(args[1])):
-            raise RuntimeError("a boolean index waits for the device")
+        boolean = func is torch.ops.aten.index.Tensor and any(t.dtype == torch.bool for t in tensors(args[1]))
+        if func in WAITS or boolean:
+            self.waits(f"{func} waits for the device")
         return self.call(func, args, kwargs or {})
+
+    def waits(self, what: str) -> None:
+        self.seen = what
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
-class Recording(NoWaiting):
+class Recording(Watching):
     """Records the operations of its body and undoes what they write to memory from outside of it."""
 
     def __init__(self) -> None:
@@ -54,6 +58,9 @@ class Recording(NoWaiting):
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self.own: list[Tensor] = []
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def waits(self, what: str) -> None:
+        raise RuntimeError(what)
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         mine = {storage(t) for t in self.own}
@@ -83,7 +90,7 @@ class Recording(NoWaiting):
 
 
 class RecordedStep:
-    nbytes = 1000
+    nbytes = 10**6
 
     def __init__(self, backend: RecordedGraphs, recording: Recording, output: StepOutput) -> None:
         self.backend, self.recording, self.output = backend, recording, output
@@ -117,10 +124,11 @@ class RecordedGraphs:
         self.eager += 1
         return run()
 
-    def rehearse(self, run: RunStep) -> StepOutput:
+    def rehearse(self, run: RunStep) -> tuple[StepOutput, str]:
         self.eager += 1
-        with NoWaiting():
-            return run()
+        watch = Watching()
+        with watch:
+            return run(), watch.seen
 
     def capture(self, run: RunStep) -> RecordedStep:
         self.captures += 1

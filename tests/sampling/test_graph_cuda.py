@@ -147,7 +147,7 @@ def test_training_the_policy_is_followed() -> None:
 def test_graphs_of_different_shapes_do_not_disturb_each_other() -> None:
     """They share their memory; each is replayed after the others were captured."""
     sampler = make("learned", temperature=0.8)
-    sets = [PROMPTS[:n] for n in (1, 3, 9, 2)]
+    sets = [PROMPTS[:n] for n in (1, 3, 17, 2)]
     want = [eager(sampler, prompts) for prompts in sets]
     for _ in range(4):
         for prompts, expected in zip(sets, want, strict=True):
@@ -183,7 +183,7 @@ def test_a_capture_that_breaks_leaves_the_device_usable(monkeypatch: pytest.Monk
     sampler = make(Waiting(0.5))
     want = eager(sampler)
     with monkeypatch.context() as patch:
-        patch.setattr(CudaGraphs, "rehearse", CudaGraphs.warm_up)
+        patch.setattr(CudaGraphs, "rehearse", lambda self, run: (self.warm_up(run), ""))
         with pytest.warns(RuntimeWarning, match="could not be captured"):
             assert_equal(graphed(sampler), want)
     assert torch.cuda.current_stream() == stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.models.base import ModelBase
 from unmask.policies.base import UnmaskingPolicy
@@ -131,6 +131,15 @@ def why_no_graphs(
         return f"{type(policy).__name__} does not say that it can be captured (graph_safe)"
     if not isinstance(model, ModelBase) and not config.cuda_graphs:
         return f"{type(model).__name__} is not a ModelBase"
+    if has_hooks(model) or has_hooks(policy):
+        return "a hook waits for every forward"
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
     return None
+
+
+def has_hooks(module: object) -> bool:
+    """Whether a forward calls anything of the host's, which a replay would not."""
+    if not isinstance(module, nn.Module):
+        return False
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

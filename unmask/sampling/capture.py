@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ class Backend(Protocol):
         """Run a step so that everything it loads and reserves is there before a capture."""
         ...
 
-    def rehearse(self, run: RunStep) -> StepOutput:
-        """Run a step; RuntimeError if it waits for the device, which a capture would not survive."""
+    def rehearse(self, run: RunStep) -> tuple[StepOutput, str]:
+        """Run a step; also what it does that a capture would not survive, such as waiting for the device, or ""."""
         ...
 
     def capture(self, run: RunStep) -> Captured:
@@ -78,14 +79,15 @@ class CudaGraphs:
         with self.aside():
             return run()
 
-    def rehearse(self, run: RunStep) -> StepOutput:
+    def rehearse(self, run: RunStep) -> tuple[StepOutput, str]:
         mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with self.aside():
-                return run()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+        with synchronisations() as seen, self.aside():
+            torch.cuda.set_sync_debug_mode("warn")  # of all threads: an error could hit another one
+            try:
+                output = run()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        return output, "it waits for the device" if seen else ""
 
     def capture(self, run: RunStep) -> CudaStep:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
@@ -107,6 +109,26 @@ class CudaGraphs:
             self._failed.append(graph)
             raise
         return CudaStep(graph, output, nbytes)
+
+
+@contextmanager
+def synchronisations() -> Iterator[list[str]]:
+    """Torch's warnings that this thread has waited for the device; other warnings pass."""
+    seen: list[str] = []
+    thread = threading.get_ident()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *arguments: Any, **options: Any) -> None:
+            if "synchronizing CUDA operation" not in str(message):
+                show(message, *arguments, **options)
+            elif threading.get_ident() == thread:
+                seen.append(str(message))
+
+        warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        warnings.showwarning = note
+        yield seen
 
 
 class CudaStep:

@@ -25,7 +25,7 @@ from unmask.sampling.step import DenoisingStep, Distinct
 
 NOT_BAKED = frozenset({"max_new_tokens", "block_length", "alpha", "seed", "max_batch_size", "cuda_graphs"})
 """Fields of SamplerConfig that no captured step depends on: it takes them from its canvas, or not at all."""
-WIDTH_STEP = 32
+WIDTH_STEP = 16
 """Canvases that are padded anyway are padded to multiples of this."""
 IDLE = {"done": True, "status": COMPLETE, "attention": True}
 """The state of rows that only fill a batch up; everything else of them is 0."""
@@ -34,8 +34,8 @@ PADDED = ("tokens", "attention")
 
 
 def batch_bucket(rows: int) -> int:
-    """The batch size that ``rows`` are padded to, under a quarter more: 1 to 8, then 10, 12, 14, 16, 20, ..."""
-    step = 1 << max(0, rows.bit_length() - 3)
+    """The batch size that ``rows`` are padded to, under an eighth more: 1 to 16, then 18, 20, ..., 32, 36, ..."""
+    step = 1 << max(0, rows.bit_length() - 4)
     return -(-rows // step) * step
 
 
@@ -45,7 +45,7 @@ def width_bucket(width: int, limit: int | None) -> int:
     return wider if limit is None else max(width, min(wider, limit))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Owner:
     """Everything but the shape that a captured step depends on. It holds what it names, so no id is used again."""
 
@@ -125,6 +125,13 @@ class GraphedStep:
         self.count = self.calls = 0
         self.captured: Captured | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its canvas, of what the policy remembers, and of its graph."""
+        own = [value for _, value in self.canvas.tensors()]
+        own += [value for value in self.step.memory.values() if isinstance(value, Tensor)]
+        return sum(value.nbytes for value in own) + (0 if self.captured is None else self.captured.nbytes)
+
     def load(self, canvas: Canvas, memory: dict[str, Tensor], seed: int) -> None:
         """Take in rows (at most as many and as wide as there is room for) and what the policy remembers of them."""
         self.count, self.pad = canvas.steps.shape[0], self.canvas.tokens.shape[1] - canvas.tokens.shape[1]
@@ -174,16 +181,17 @@ class GraphedStep:
         self.calls += 1
         if self.calls == 1:
             return graphs.backend.warm_up(self.run)
-        memory = self.step.memory
-        before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in memory.items()}
+        if self.calls == 2:
+            output, problem = graphs.backend.rehearse(self.run)
+            if problem:
+                graphs.refuse(self.owner, problem)
+            return output
+        before = dict(self.step.memory)
         try:
-            if self.calls == 2:
-                return graphs.backend.rehearse(self.run)
             self.captured = self.capture(graphs.backend)
         except RuntimeError as error:
-            # The step failed before it wrote to the canvas, which is the last it does; or it was a capture.
-            self.step.memory = before
-            graphs.refuse(self.owner, error)
+            self.step.memory = before  # nothing was computed, but a policy may have put other tensors there
+            graphs.refuse(self.owner, str(error))
             return self.run()
         graphs.trim()
         return self.captured.replay()
@@ -237,9 +245,9 @@ class StepGraphs:
     """
 
     def __init__(
-        self, backend: Backend, max_graphs: int = 32, max_bytes: int | None = None, loops: bool = True
+        self, backend: Backend, max_graphs: int = 64, max_bytes: int | None = None, loops: bool = True
     ) -> None:
-        """``max_bytes``: memory that the graphs may reserve together; None: no bound but ``max_graphs``.
+        """``max_bytes``: memory that the steps may hold together; None: no bound but ``max_graphs``.
 
         ``loops``: whether the device may take many steps by itself.
         """
@@ -282,13 +290,13 @@ class StepGraphs:
 
     @property
     def reserved(self) -> int:
-        """Bytes reserved for all graphs."""
-        return sum(step.captured.nbytes for step in self.steps.values() if step.captured is not None)
+        """Bytes that all steps hold."""
+        return sum(step.nbytes for step in self.steps.values())
 
     def refuses(self, owner: Owner) -> bool:
         return owner in self._refused
 
-    def refuse(self, owner: Owner, error: RuntimeError) -> None:
+    def refuse(self, owner: Owner, problem: str) -> None:
         """Remember that ``owner`` cannot be captured, drop what was captured of it, and say so once."""
         self._refused.add(owner)
         for key in [key for key in self.steps if key[0] == owner]:
@@ -296,5 +304,7 @@ class StepGraphs:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"decoding without CUDA graphs, as a step could not be captured: {error}", RuntimeWarning, stacklevel=2
+                f"decoding without CUDA graphs, as a step could not be captured: {problem}",
+                RuntimeWarning,
+                stacklevel=2,
             )

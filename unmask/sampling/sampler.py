@@ -248,7 +248,8 @@ class Sampler:
             return EagerBatch(step)
         device = torch.device(self.model.device)
         if self.graphs is None or self.graphs.backend.device != device:
-            self.graphs = StepGraphs(CudaGraphs(device))
+            total = torch.cuda.get_device_properties(device).total_memory
+            self.graphs = StepGraphs(CudaGraphs(device), max_bytes=total // 4)
         owner = Owner.of(self.model, self.policy, config, step.eos)
         if not self.graphs.acquire():
             return EagerBatch(step)
