@@ -177,6 +177,48 @@ def test_training_the_policy_is_followed(hidden: int) -> None:
     assert int(last.steps.sum()) > int(want.steps.sum())
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_change_between_two_steps_is_followed(elsewhere: bool) -> None:
+    events = {}
+    for graphs in (False, True):
+        policy = learned()
+        sampler, backend = make(policy, seed=1)
+        steps = sampler.stream([[1, 2, 3]], cuda_graphs=graphs)
+        events[graphs] = [next(steps).completions.tolist() for _ in range(4)]
+        bias = policy.output_proj.bias
+        if elsewhere:
+            policy.output_proj.bias = torch.nn.Parameter(bias.detach() + 9.0)
+        else:
+            with torch.no_grad():
+                bias.add_(9.0)
+        events[graphs] += [event.completions.tolist() for event in steps]
+    assert events[True] == events[False]
+    assert len(events[True]) <= 8, "from then on a block takes one step"
+    assert backend.captures == 1
+
+
+class Counting(UnmaskingPolicy):
+    """Unmasks one position more in every step of a row, which it counts in place from zero."""
+
+    graph_safe = True
+
+    def decide(self, observation: Observation) -> Decision:
+        o = observation
+        count = o.memory.setdefault("count", torch.zeros_like(o.steps)).add_(1)
+        position = torch.arange(o.length)
+        first = torch.where(o.allowed, position, o.length).amin(dim=1, keepdim=True)
+        return Decision(select=o.allowed & (position < first + count[:, None]))
+
+
+def test_memory_starts_at_zero_and_stays_with_its_row() -> None:
+    sampler, backend = make(Counting(), max_batch_size=4, stop_at_eos=True)
+    want = eager(sampler)
+    assert len(set(want.steps.tolist())) > 1, "rows that end at different times"
+    for _ in range(3):
+        assert_equal(graphed(sampler), want)
+    assert backend.loops > 0
+
+
 def test_a_model_whose_weights_moved_is_captured_again() -> None:
     sampler, backend = make()
     graphed(sampler)
