@@ -460,6 +460,10 @@ def test_which_batch_is_used() -> None:
     assert isinstance(batch(), EagerBatch)
     handle.remove()
     assert isinstance(batch(), GraphedBatch)
+    sampler.model.layers[0].to("meta")
+    assert isinstance(batch(), EagerBatch)
+    sampler.model = random_model()
+    assert isinstance(batch(), GraphedBatch)
     sampler.graphs = None
     assert isinstance(batch(), EagerBatch)
 

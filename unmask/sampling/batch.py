@@ -133,6 +133,8 @@ def why_no_graphs(
         return f"{type(model).__name__} is not a ModelBase"
     if has_hooks(model) or has_hooks(policy):
         return "a hook waits for every forward"
+    if isinstance(model, nn.Module) and len({p.device for p in model.parameters()}) > 1:
+        return "the model lies on several devices"
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
     return None
