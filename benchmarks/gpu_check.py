@@ -17,12 +17,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SUITES = ("topk_confidence", "policy_forward", "step", "rollouts")
+SUITES = {"graphs": 150, "topk_confidence": 60, "policy_forward": 60, "step": 60, "lm_head": 60, "rollouts": 90}
+"""Seconds that each may take, in the order in which they run."""
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
 RESERVE = 10.0
 """Seconds kept back to write the summary."""
@@ -80,9 +82,10 @@ def _tool(name: str) -> str:
 class Check:
     """Runs steps one after the other, within a budget of seconds, and keeps their logs."""
 
-    def __init__(self, folder: Path, budget: float) -> None:
-        self.folder, self.deadline = folder, time.monotonic() + budget
+    def __init__(self, folder: Path, budget: float, machine: dict[str, str]) -> None:
+        self.folder, self.deadline, self.machine = folder, time.monotonic() + budget, machine
         self.results: list[Result] = []
+        self.log: list[str] = []  # of the latest step
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, name: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> bool:
@@ -113,21 +116,27 @@ class Check:
         return self.note(Result(name, status, time.monotonic() - started, lines[-1] if lines else ""), lines)
 
     def note(self, result: Result, log: list[str] | None = None) -> bool:
+        self.log = log or []
         self.results.append(result)
+        self.save()  # after every step: whatever stops the check later, this much is known
         print(f"   {result.status} after {result.seconds:.0f} s: {result.detail[:160]}", flush=True)
         if result.status != "passed":
-            print("\n".join(f"   | {line[:200]}" for line in (log or [])[-15:]), flush=True)
+            print("\n".join(f"   | {line[:200]}" for line in self.log[-15:]), flush=True)
         return result.status == "passed"
+
+    def save(self) -> None:
+        rows = [asdict(result) for result in self.results]
+        (self.folder / "summary.json").write_text(json.dumps({"machine": self.machine, "steps": rows}, indent=2) + "\n")
 
     def failures(self) -> int:
         return sum(result.status != "passed" for result in self.results)
 
 
-def build(check: Check, machine: dict[str, str]) -> None:
+def build(check: Check) -> None:
     """In place, for this device only: half the compile time."""
     environment = {"MAX_JOBS": str(min(os.cpu_count() or 1, 12))}
-    if machine.get("capability"):
-        environment["UNMASK_CUDA_ARCHS"] = machine["capability"]
+    if check.machine.get("capability"):
+        environment["UNMASK_CUDA_ARCHS"] = check.machine["capability"]
     check.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 300, environment)
     code = "import torch; import unmask.ops as ops; print(ops.build_info()); assert torch.ops.unmask.topk_confidence"
     check.run("import", [sys.executable, "-c", code], 60)
@@ -136,6 +145,7 @@ def build(check: Check, machine: dict[str, str]) -> None:
 def tests(check: Check) -> None:
     """Tests marked cuda: the GPU-only ones, and the GPU half of those that run on every device."""
     pytest = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider"]
+    check.run("tests of graphs", [*pytest, "-m", "cuda", "tests/sampling/test_graph_cuda.py"], 120)
     check.run("tests of the ops", [*pytest, "-m", "cuda", "tests/ops"], 150)
     others = [path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in ("ops", "cpp")]
     folders = [f"tests/{name}" for name in sorted(others) if any((ROOT / "tests" / name).glob("test_*.py"))]
@@ -152,20 +162,31 @@ def sanitizer(check: Check) -> None:
         if tool != "initcheck":  # which must see the writes of torch's kernels as well
             options += ["--kernel-name", "kns=unmask"]
         check.run(f"sanitizer {tool}", [_tool("compute-sanitizer"), *options, *program], 100, environment)
+    # Captures need torch's allocator, so only accesses outside of its blocks are seen.
+    options = ["--tool", "memcheck", "--error-exitcode", "3", "--print-limit", "20"]
+    check.run("sanitizer graphs", [_tool("compute-sanitizer"), *options, *program, "graphs"], 100)
 
 
 def benchmarks(check: Check) -> None:
-    for suite in SUITES:
-        check.run(f"bench {suite}", [sys.executable, f"benchmarks/bench_{suite}.py", "--device", "cuda"], 90)
+    for suite, limit in SUITES.items():
+        program = [sys.executable, f"benchmarks/bench_{suite}.py", "--device", "cuda", "--seconds", "0.5"]
+        check.run(f"bench {suite}", program, limit, {"COLUMNS": "160"})
+        print("\n".join(f"   | {line[:200]}" for line in check.log[-40:]), flush=True)
 
 
-def summarise(check: Check, machine: dict[str, str]) -> None:
-    rows = [asdict(result) for result in check.results]
-    (check.folder / "summary.json").write_text(json.dumps({"machine": machine, "steps": rows}, indent=2) + "\n")
-    print("\n" + "  ".join(f"{key} {value}" for key, value in machine.items()))
+def summarise(check: Check) -> None:
+    print("\n" + "  ".join(f"{key} {value}" for key, value in check.machine.items()))
     for result in check.results:
         print(f"{result.status:10} {result.seconds:6.1f} s  {result.name}  {result.detail[:100]}")
     print(f"{check.failures()} of {len(check.results)} steps did not pass; logs are in {check.folder}")
+
+
+def attempt(check: Check, part: Callable[[Check], None]) -> None:
+    """A part that cannot even be started counts as one failed step."""
+    try:
+        part(check)
+    except Exception as error:
+        check.note(Result(part.__name__, "failed", 0.0, f"{type(error).__name__}: {error}"))
 
 
 def main() -> int:
@@ -176,19 +197,20 @@ def main() -> int:
     started = time.monotonic()
     machine = describe_machine()
     slug = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    check = Check(ROOT / "benchmarks" / "results" / slug / "check", arguments.budget - (time.monotonic() - started))
+    folder = ROOT / "benchmarks" / "results" / slug / "check"
+    check = Check(folder, arguments.budget - (time.monotonic() - started), machine)
     if machine["device"] in ("none", "unknown"):
         check.note(Result("device", "failed", 0.0, "torch sees no CUDA device"))
     # What to know first if time runs out comes first.
     if "build" in arguments.parts:
-        build(check, machine)
+        attempt(check, build)
     if "benchmarks" in arguments.parts:
-        benchmarks(check)
+        attempt(check, benchmarks)
     if "tests" in arguments.parts:
-        tests(check)
+        attempt(check, tests)
     if "sanitizer" in arguments.parts:
-        sanitizer(check)
-    summarise(check, machine)
+        attempt(check, sanitizer)
+    summarise(check)
     return min(check.failures(), 100)
 
 

@@ -1,7 +1,7 @@
 """Every kernel once or twice on small inputs, checked against the CPU: the program compute-sanitizer watches.
 
 Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that every tensor is an allocation of its own and an access just
-outside one is seen.
+outside one is seen. With the argument "graphs" it decodes by captured steps and loops instead, which need the cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ops"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sampling"))
 
+from helpers import random_model
 from policy_cases import inputs, pack, random_network
 from unmask_cases import MODES, STATE, assert_same, make_state, random_canvas
 
+from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.ops import policy_forward, topk_confidence, unmask_
 
 
@@ -92,10 +95,28 @@ def unmask() -> None:
         assert_same(results[1], results[0])
 
 
+def graphs() -> None:
+    """Twice, so that the second generation is nothing but launches of the loop."""
+    config = SamplerConfig(max_new_tokens=16, block_length=8, temperature=0.5, seed=3)
+    torch.manual_seed(0)
+    learned = Policy(PolicyConfig(hidden_size=64, ffn_size=128, output_bias=0.0))
+    for chosen in ("confidence:8", learned):
+        sampler = Sampler(random_model().cuda(), None, chosen, config)
+        for prompts in ([[1, 2, 3]], [[1, 2], [3], [4, 5, 6]]):
+            want = sampler.generate(prompts, cuda_graphs=False)
+            for _ in range(2):
+                got = sampler.generate(prompts, cuda_graphs=True)
+                assert torch.equal(got.sequences, want.sequences)
+                assert torch.equal(got.steps, want.steps)
+
+
 def main() -> None:
-    topk()
-    policy()
-    unmask()
+    if "graphs" in sys.argv[1:]:
+        graphs()
+    else:
+        topk()
+        policy()
+        unmask()
     torch.cuda.synchronize()
     print("all equal")
 

@@ -29,6 +29,10 @@ STABLE_TORCH_LIBRARY(unmask, m) {
       "Tensor? sequence) -> Tensor");
 }
 
+namespace unmask {
+void bind_graph_loop(pybind11::module_& module);  // csrc/torch/graph_loop.cpp
+}
+
 namespace {
 
 std::string compiler() {
@@ -78,4 +82,5 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Kernels of unmask; importing this module registers torch.ops.unmask.*.";
   module.def("build_info", &build_info,
              "Dict: cuda (bool), cuda_archs, compiler, built_with_torch, cpu_isa (in use), cpu_isas (usable here).");
+  unmask::bind_graph_loop(module);
 }

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
                 timings += timing.run(comparison, device, bandwidth, rate, args.seconds)
             except AssertionError as error:
                 failures.append(f"{comparison.name}, {comparison.setting}: outputs differ, not timed: {error}")
+            except RuntimeError as error:  # of the device, such as no memory left: the other rows still count
+                failures.append(f"{comparison.name}, {comparison.setting}: {error}")
     if args.json:
         print(
             json.dumps({"environment": info, "timings": [asdict(t) for t in timings], "failures": failures}, indent=1)

@@ -114,6 +114,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", choices=CACHES, help="keys and values reused within a block (default: none)")
     group.add_argument("--cache-refresh", type=int, metavar="N", help="recompute all every N steps of a block")
     group.add_argument("--deterministic", action="store_true", default=None, help="one row per forward; slow")
+    group.add_argument("--cuda-graphs", action="store_true", default=None, help="launch steps as CUDA graphs")
 
 
 FIELDS = (
@@ -130,6 +131,7 @@ FIELDS = (
     "cache",
     "cache_refresh",
     "deterministic",
+    "cuda_graphs",
 )
 
 

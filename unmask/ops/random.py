@@ -17,15 +17,18 @@ def _mul_hi_lo(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
     return ((b >> 32) << 16) + (((b & _WORD) + (a >> 16)) >> 16), ((middle & 0xFFFF) << 16) | (a & 0xFFFF)
 
 
-def philox_uniform(seed: int, position: Tensor, step: Tensor, sequence: Tensor, index: int = ACTION_INDEX) -> Tensor:
+def philox_uniform(
+    seed: int | Tensor, position: Tensor, step: Tensor, sequence: Tensor, index: int = ACTION_INDEX
+) -> Tensor:
     """Float32 draws in (0, 1): word 0 of philox4x32-10 keyed by ``seed`` at (index, position, step, sequence).
 
-    The int64 arguments broadcast against each other. Equal to ``unmask::uniform`` of csrc/ops/random.h bit for bit
-    (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    ``seed`` is an int or an int64 tensor of one element. The int64 arguments broadcast against each other. Equal to
+    ``unmask::uniform`` of csrc/ops/random.h bit for bit (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+    SC 2011).
     """
     position, step, sequence = torch.broadcast_tensors(position & _WORD, step & _WORD, sequence & _WORD)
     c0, c1, c2, c3 = torch.full_like(position, index), position, step, sequence
-    k0, k1 = seed & _WORD, seed >> 32
+    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
         high0, low0 = _mul_hi_lo(0xD2511F53, c0)
         high2, low2 = _mul_hi_lo(0xCD9E8D57, c2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -67,6 +67,9 @@ class UnmaskingPolicy(ABC):
     """Further parts of the observation it reads: any of "entropy", "logits", "uniform"."""
     full_context: bool = False
     """Whether it reads confidences outside ``allowed`` (else they need not be computed)."""
+    graph_safe: bool = False
+    """Whether :meth:`decide` may be captured once and replayed: it computes with tensors only, remembers nothing but
+    what it writes in place into tensors of ``observation.memory`` (one entry per row), and draws no random numbers."""
 
     @property
     def spec(self) -> str:
@@ -78,6 +81,20 @@ class UnmaskingPolicy(ABC):
         """The rule in one line: the first of the class's docstring."""
         return (cls.__doc__ or cls.__name__).strip().splitlines()[0]
 
+    def captured_state(self) -> tuple[int, ...]:
+        """Where everything lies that a captured :meth:`decide` reads, brought up to date in place.
+
+        Called before every replay; a graph is not replayed after the answer has changed.
+        """
+        return tensor_addresses(self)
+
     @abstractmethod
     def decide(self, observation: Observation) -> Decision:
         """Decide one step. Must not synchronise with the host, and must not let one row influence another."""
+
+
+def tensor_addresses(module: object) -> tuple[int, ...]:
+    """Addresses of all parameters and buffers; nothing for what is no ``nn.Module``."""
+    if not isinstance(module, nn.Module):
+        return ()
+    return tuple(t.data_ptr() for tensors in (module.parameters(), module.buffers()) for t in tensors)

@@ -57,6 +57,7 @@ class Heuristic(UnmaskingPolicy):
 
     name: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
+    graph_safe = True
 
     def __init__(self, *values: float) -> None:
         least = sum(p.default is None for p in self.parameters)

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask import ops
 from unmask.ops.policy_forward import unsupported_sizes
 from unmask.policies import checkpoint
-from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy, tensor_addresses
 from unmask.policies.card import policy_card
 from unmask.policies.network import PolicyConfig, PolicyNetwork
 
@@ -27,6 +27,8 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     With ``context="block"`` the network runs on the active block alone: ``mask`` and ``confidence`` are cut to it, and
     positions of the rotary embedding count from the block's start, so a policy does not see which block it is in.
     """
+
+    graph_safe = True
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
         super().__init__(config or PolicyConfig())
@@ -111,6 +113,12 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         if self.mask_embedding.weight.dtype == torch.float64:
             return False  # whoever asked for double precision should get it
         return device.type == "cpu" or (device.type == "cuda" and _built_with_cuda())
+
+    def captured_state(self) -> tuple[int, ...]:
+        addresses = tensor_addresses(self)
+        if not self._kernel_takes(self.mask_embedding.weight.device):
+            return addresses
+        return (*addresses, self.packed_weights().packed.data_ptr())
 
     def packed_weights(self) -> ops.PolicyWeights:
         """The weights in the layout of :func:`unmask.ops.policy_forward`, brought up to date.

@@ -51,6 +51,10 @@ class SamplerConfig:
     """Rows decoded side by side; further prompts take the place of rows that finish. None: all of them."""
     deterministic: bool = False
     """Run the model on one unpadded row at a time, so that not even rounding depends on a row's neighbours. Slow."""
+    cuda_graphs: bool | None = False
+    """Launch each step, or where the driver can the whole loop, as one CUDA graph. None: wherever that is possible;
+    True: ValueError where it is not; False: never, the default until ``benchmarks/gpu_check.py`` has passed on a GPU.
+    Batches are padded with finished rows to a few sizes."""
 
     def __post_init__(self) -> None:
         require_positive_int("max_new_tokens", self.max_new_tokens)
@@ -72,6 +76,8 @@ class SamplerConfig:
         for name in ("max_steps", "max_batch_size", "cache_refresh"):
             if getattr(self, name) is not None:
                 require_positive_int(name, getattr(self, name))
+        if self.cuda_graphs is not None and not isinstance(self.cuda_graphs, bool):
+            raise ValueError(f"cuda_graphs must be True, False or None, got {self.cuda_graphs!r}")
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed must be an integer in [0, 2**63), got {self.seed!r}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,12 @@ from unmask.models.loading import load_model, load_tokenizer
 from unmask.models.placement import DeviceMap
 from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.policies.registry import make_policy
+from unmask.sampling.batch import Batch, EagerBatch, GraphedBatch, why_no_graphs
 from unmask.sampling.canvas import POISONED, Canvas
+from unmask.sampling.capture import CudaGraphs
 from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.graph import Owner, StepGraphs
 from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts, with_chat_template
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
 from unmask.sampling.step import DenoisingStep, Distinct
@@ -63,8 +67,14 @@ class Sampler:
         self.config = config or SamplerConfig(**defaults)
         self.clock: PhaseClock | None = None
         """Set to one to learn how long the model and the policy take in each generation."""
+        self.graphs: StepGraphs | None = None
+        """Captured steps, kept from one generation to the next; made when the first one wants them."""
         if isinstance(self.policy, torch.nn.Module):
             self.policy.to(model.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without captured steps, which stay with this object."""
+        return {**self.__dict__, "graphs": None}
 
     @classmethod
     def from_pretrained(
@@ -134,7 +144,7 @@ class Sampler:
 
     def prepare(self, prompts: Prompts, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
         """Validated prompts with a buffer of masks behind them."""
-        self.check_cache(config)
+        self.check_config(config)
         model = self.model
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
@@ -149,7 +159,7 @@ class Sampler:
         return self.with_alpha(canvas, config)
 
     def prepare_infill(self, input_ids: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
-        self.check_cache(config)
+        self.check_config(config)
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
         ids, attention = encode_prompts(input_ids, attention_mask, None, self.padding_id)
@@ -182,12 +192,24 @@ class Sampler:
         if limit is not None and length > limit:
             raise ValueError(f"{what} exceeds the model's context of {limit} tokens")
 
-    def check_cache(self, config: SamplerConfig) -> None:
+    def check_config(self, config: SamplerConfig) -> None:
+        """Refuse what this model and policy cannot do."""
         if config.cache != "none" and not getattr(self.model, "supports_cache", False):
             raise ValueError(
                 f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__} '
                 'or a model computed on several devices does not; use cache="none"'
             )
+        if config.cuda_graphs and (reason := self.why_no_graphs(config)):
+            raise ValueError(
+                f"cuda_graphs=True is not possible, as {reason}; leave it None to have them where they are"
+            )
+
+    def why_no_graphs(self, config: SamplerConfig) -> str | None:
+        """Why steps cannot be captured and replayed, None if they can be; see :mod:`unmask.sampling.graph`."""
+        device = torch.device(self.model.device)
+        if self.graphs is None and device.type != "cuda":
+            return f"the model is on {device}"
+        return why_no_graphs(self.model, self.policy, config, self.clock is not None, device)
 
     @torch.no_grad()
     def run(
@@ -195,49 +217,71 @@ class Sampler:
     ) -> Iterator[None]:
         """The generation loop: advances all rows of ``canvas`` to their end, yielding after each step.
 
-        Works on up to ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch
-        shrinks. The rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows
-        with equal tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared; on
-        the CPU, where comparing rows waits for nothing, it sees one of all equal rows in every step.
+        With captured steps and no ``on_step`` the device may take many steps between two yields. Works on up to
+        ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch shrinks. The
+        rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows with equal
+        tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared; on the CPU,
+        where comparing rows waits for nothing, it sees one of all equal rows in every step.
         """
-        step = self.make_step(config)
+        eos = self.model.eos_token_id if config.stop_at_eos else None
+        step = DenoisingStep(self.model, self.policy, config, eos, self.clock)
         group = group_size if step.can_share() else 1
         queue = [i for i, done in enumerate(canvas.done.tolist()) if not done]
         width = min(config.max_batch_size or len(queue), len(queue))
         width = max(width - width % group, min(group, len(queue)))
         rows = torch.tensor(queue[:width], dtype=torch.int64, device=canvas.tokens.device)
         del queue[:width]
-        work = canvas.take(rows)
-        flags = DoneFlags(work.done.device)
+        flags = DoneFlags(canvas.done.device)
         on_cpu = rows.device.type == "cpu"
         distinct = first_of_groups(0, width, group, rows.device)
-        while len(rows):
-            before = work.steps.clone() if on_step else work.steps
-            if on_cpu and group > 1:
-                distinct = equal_rows(work)
-            observation, rank = step(work, distinct)
-            distinct = None
-            if on_step:
-                on_step(rows, work, work.steps == before, observation, rank)
-            yield
-            finished = flags.poll(work.done)
-            if finished is None or not any(finished):
-                continue
-            room = (width - finished.count(False)) // group * group
-            if (queue and room) or worth_shrinking(sum(finished), len(finished), on_cpu):
-                canvas.put(rows, work)
-                keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
-                fresh, queue = queue[:room], queue[room:]
-                keep = keep.to(rows.device)
-                rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
-                work = canvas.take(rows)
-                step.rearrange(keep, len(fresh))
-                distinct = first_of_groups(len(keep), len(fresh), group, rows.device)
-                flags.reset()
+        with closing(self.make_batch(step)) as batch:
+            batch.load(canvas.take(rows))
+            while len(rows):
+                work = batch.canvas
+                enough = rows_until_change(len(rows), width - group if queue else 0)
+                if on_step is None and distinct is None and batch.advance_until(enough):
+                    flags.reset()
+                    yield
+                    finished: list[bool] | None = work.done.tolist()
+                else:
+                    before = work.steps.clone() if on_step else work.steps
+                    if on_cpu and group > 1:
+                        distinct = equal_rows(work)
+                    observation, rank = batch.advance(distinct)
+                    distinct = None
+                    if on_step:
+                        on_step(rows, work, work.steps == before, observation, rank)
+                    yield
+                    finished = flags.poll(work.done)
+                if finished is None or not any(finished):
+                    continue
+                room = (width - finished.count(False)) // group * group
+                if (queue and room) or worth_shrinking(sum(finished), len(finished), on_cpu):
+                    canvas.put(rows, work)
+                    keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
+                    fresh, queue = queue[:room], queue[room:]
+                    keep = keep.to(rows.device)
+                    rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
+                    batch.rearrange(canvas.take(rows), keep, len(fresh))
+                    distinct = first_of_groups(len(keep), len(fresh), group, rows.device)
+                    flags.reset()
 
-    def make_step(self, config: SamplerConfig) -> DenoisingStep:
-        eos = self.model.eos_token_id if config.stop_at_eos else None
-        return DenoisingStep(self.model, self.policy, config, eos, self.clock)
+    def make_batch(self, step: DenoisingStep) -> Batch:
+        """Rows to be advanced by ``step``, or by captured ones like it where that is possible and nobody else does so.
+
+        Close it.
+        """
+        config = step.config
+        if config.cuda_graphs is False or self.why_no_graphs(config) is not None:
+            return EagerBatch(step)
+        device = torch.device(self.model.device)
+        if self.graphs is None or self.graphs.backend.device != device:
+            total = torch.cuda.get_device_properties(device).total_memory
+            self.graphs = StepGraphs(CudaGraphs(device), max_bytes=total // 4)
+        owner = Owner.of(self.model, self.policy, config, step.eos)
+        if not self.graphs.acquire():
+            return EagerBatch(step)
+        return GraphedBatch(self.graphs, owner, config, step.eos, self.padding_id)
 
     def finish(
         self,
@@ -327,6 +371,14 @@ def equal_rows(canvas: Canvas) -> Distinct | None:
         return None
     rows = index.new_full((count,), len(index)).scatter_reduce_(0, copy_of, index, "amin")
     return Distinct(rows=rows, copy_of=copy_of)
+
+
+def rows_until_change(total: int, room_below: int) -> int:
+    """How many of ``total`` rows are unfinished at most when the batch changes next, off the CPU.
+
+    That is when :func:`worth_shrinking`, or when there is room for others, with at most ``room_below`` unfinished.
+    """
+    return max(total - (total + 3) // 4, room_below)
 
 
 def worth_shrinking(finished: int, total: int, on_cpu: bool) -> bool:

@@ -41,9 +41,11 @@ class DenoisingStep:
         config: SamplerConfig,
         eos: int | None,
         clock: PhaseClock | None = None,
+        seed: Tensor | None = None,
     ) -> None:
+        """``seed``: (1,) int64 on the model's device, read at every step in place of the config's."""
         self.model, self.policy, self.config, self.eos, self.clock = model, policy, config, eos, clock
-        self.seed = config.seed or 0
+        self.seed: int | Tensor = (config.seed or 0) if seed is None else seed
         wants_all = policy.full_context or "logits" in policy.needs
         self.block_only = not wants_all
         self.memory: dict[str, Any] = {}
@@ -218,9 +220,7 @@ class DenoisingStep:
         """Follow a change of the working rows: ``keep`` (R,) rows stay, in this order, then come ``fresh`` new ones."""
         if self.plan is not None:
             self.plan.rearrange(keep, fresh)
-        for name, value in self.memory.items():
-            if isinstance(value, Tensor):  # one entry per row; a new row's are whatever its policy starts from
-                self.memory[name] = torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
+        self.memory.update(rearranged(self.memory, keep, fresh))
 
     def counter(self, canvas: Canvas, positions: Tensor | None) -> Tensor:
         """(N, S, 3) int64: sequence, buffer position and step of every row of logits."""
@@ -233,6 +233,15 @@ class DenoisingStep:
         """(N, L) float32 draws in (0, 1), one per position, row and step."""
         positions = torch.arange(canvas.length, device=canvas.mask.device)[None]
         return philox_uniform(self.seed, positions, canvas.steps[:, None], canvas.sequence[:, None])
+
+
+def rearranged(memory: dict[str, Any], keep: Tensor, fresh: int) -> dict[str, Tensor]:
+    """What a policy remembers of rows ``keep`` (R,), and zeros for ``fresh`` new ones; one entry per row each."""
+    return {
+        name: torch.cat((value[keep], value.new_zeros((fresh, *value.shape[1:]))))
+        for name, value in memory.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def active_positions(canvas: Canvas) -> Tensor:

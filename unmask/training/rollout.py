@@ -73,6 +73,10 @@ class WideView(UnmaskingPolicy):
                 f"the expert {policy.spec} reads {policy.num_confidences} confidences, the policy {num_confidences}"
             )
         self.policy, self.num_confidences, self.needs = policy, num_confidences, policy.needs
+        self.graph_safe = policy.graph_safe
+
+    def captured_state(self) -> tuple[int, ...]:
+        return self.policy.captured_state()
 
     def decide(self, observation: Observation) -> Decision:
         return self.policy.decide(observation)
