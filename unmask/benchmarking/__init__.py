@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-SUITES = ("topk_confidence", "policy_forward", "step", "rollouts")
+SUITES = ("topk_confidence", "policy_forward", "step", "generation", "rollouts")
 
 
 def suite(name: str) -> Any:
