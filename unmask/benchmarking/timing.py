@@ -16,6 +16,9 @@ import torch
 
 Call = Callable[[], Any]
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Of the host: what has passed, or what this process had of it, for a core that others use too."""
+
 
 class Unavailable(Exception):
     """A baseline cannot run on this machine; the message says why."""
@@ -99,8 +102,8 @@ class Machine:
     """Seconds of the smallest operator call (CPU) or kernel launch (CUDA)."""
 
     @classmethod
-    def measure(cls, device: torch.device) -> Machine:
-        return cls(memory_bandwidth(device), arithmetic_rate(device), call_overhead(device))
+    def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
+        return cls(memory_bandwidth(device, clock), arithmetic_rate(device, clock), call_overhead(device, clock))
 
 
 def synchronize(device: torch.device) -> None:
@@ -108,8 +111,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_once(call: Call, inner: int, device: torch.device) -> float:
+def time_once(call: Call, inner: int, device: torch.device, clock: str = "wall") -> float:
     """Seconds per call over ``inner`` calls; on CUDA by events, so the host's launches overlap as in real use."""
+    now = CLOCKS[clock]
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -118,65 +122,71 @@ def time_once(call: Call, inner: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / inner
-    started = time.perf_counter()
+    started = now()
     for _ in range(inner):
         call()
-    return (time.perf_counter() - started) / inner
+    return (now() - started) / inner
 
 
-def medians(contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0) -> dict[str, float]:
+def medians(
+    contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0, clock: str = "wall"
+) -> dict[str, float]:
     """Median seconds per call of each contender, measured in turns within about ``budget`` seconds each."""
-    return {name: statistics.median(values) for name, values in samples(contenders, device, budget).items()}
+    return {name: statistics.median(values) for name, values in samples(contenders, device, budget, clock).items()}
 
 
-def fastest(call: Call, device: torch.device, budget: float) -> float:
+def fastest(call: Call, device: torch.device, budget: float, clock: str = "wall") -> float:
     """Seconds of the fastest call: what the machine can do, whatever else runs on it now."""
-    return min(samples({"": call}, device, budget)[""])
+    return min(samples({"": call}, device, budget, clock)[""])
 
 
-def samples(contenders: Mapping[str, Call], device: torch.device, budget: float) -> dict[str, list[float]]:
+def samples(
+    contenders: Mapping[str, Call], device: torch.device, budget: float, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Seconds per call of each contender, in turns, at least three times each."""
     inner = {}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for name, call in contenders.items():
         call()
         synchronize(device)
-        once = max(time_once(call, 1, device), 1e-7)
+        once = max(time_once(call, 1, device, clock), 1e-7)
         inner[name] = max(1, min(1000, round(0.02 / once)))
         if inner[name] == 1:
             taken[name].append(once)
     deadline = time.perf_counter() + budget * len(contenders)
     while time.perf_counter() < deadline or min(map(len, taken.values())) < 3:
         for name, call in contenders.items():
-            taken[name].append(time_once(call, inner[name], device))
+            taken[name].append(time_once(call, inner[name], device, clock))
     return taken
 
 
-def memory_bandwidth(device: torch.device) -> float:
+def memory_bandwidth(device: torch.device, clock: str = "wall") -> float:
     """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
     count = 2**30 // 4 if device.type == "cuda" else 2**26
     x = torch.randn(count, device=device)
     if device.type == "cuda":
         y = torch.empty_like(x)
-        return 2 * x.nbytes / fastest(lambda: y.copy_(x), device, 0.5)
-    return x.nbytes / fastest(x.sum, device, 0.5)
+        return 2 * x.nbytes / fastest(lambda: y.copy_(x), device, 0.5, clock)
+    return x.nbytes / fastest(x.sum, device, 0.5, clock)
 
 
-def arithmetic_rate(device: torch.device) -> float:
+def arithmetic_rate(device: torch.device, clock: str = "wall") -> float:
     """Float32 operations per second of a large matrix product."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    return 2 * size**3 / fastest(lambda: a @ b, device, 0.5)
+    return 2 * size**3 / fastest(lambda: a @ b, device, 0.5, clock)
 
 
-def call_overhead(device: torch.device) -> float:
+def call_overhead(device: torch.device, clock: str = "wall") -> float:
     """Seconds of an operator call on one element, back to back."""
     x = torch.zeros(1, device=device)
-    return fastest(lambda: x.add_(1.0), device, 0.2)
+    return fastest(lambda: x.add_(1.0), device, 0.2, clock)
 
 
-def run(comparison: Comparison, device: torch.device, machine: Machine, budget: float = 2.0) -> list[Timing]:
-    """Check the outputs, then time all contenders, ``budget`` seconds each.
+def run(
+    comparison: Comparison, device: torch.device, machine: Machine, budget: float = 2.0, clock: str = "wall"
+) -> list[Timing]:
+    """Check the outputs, then time all contenders, ``budget`` seconds each, by one of ``CLOCKS``.
 
     Raises AssertionError if outputs differ. An extra whose outputs differ, or that is not available, is left out and
     its row says why.
@@ -194,7 +204,7 @@ def run(comparison: Comparison, device: torch.device, machine: Machine, budget: 
             notes[name] = f"outputs differ: {difference}"
         else:
             contenders[name], setup[name] = call, time.perf_counter() - started
-    seconds = medians(contenders, device, budget)
+    seconds = medians(contenders, device, budget, clock)
     binding, bound = limit(comparison, machine, seconds)
     baseline = seconds.get(comparison.baseline)
     rows = [

@@ -31,6 +31,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--full", action="store_true", help="all sizes and baselines; takes minutes")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contender (default 1)")
     parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's CPU time, not time passed: for a busy machine, one thread and no GPU",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="CSV", help="also write the rows, with the environment, to a CSV file"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -48,17 +53,22 @@ def run(args: argparse.Namespace) -> int:
     modules = [suite(name) for name in names]
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    info = timing.environment(device)
+    device, clock = torch.device(args.device), "cpu" if args.cpu_time else "wall"
+    if args.cpu_time and (device.type != "cpu" or torch.get_num_threads() != 1):
+        raise ValueError(
+            f"--cpu-time adds up all threads and sees no GPU: expected --threads 1 and --device cpu, got "
+            f"{torch.get_num_threads()} threads and --device {args.device}"
+        )
+    info = {**timing.environment(device), "clock": clock}
     if not args.json:
         print(", ".join(f"{key} {value}" for key, value in info.items() if value))
-    machine = timing.Machine.measure(device)
+    machine = timing.Machine.measure(device, clock)
     timings: list[timing.Timing] = []
     failures: list[str] = []
     for module in modules:
         for comparison in module.comparisons(device, quick=not args.full):
             try:
-                rows = timing.run(comparison, device, machine, args.seconds)
+                rows = timing.run(comparison, device, machine, args.seconds, clock)
             except AssertionError as error:
                 failures.append(f"{comparison.name}, {comparison.setting}: outputs differ, not timed: {error}")
             else:
