@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unmask.benchmarking.timing import Timing, write_csv
-from unmask.plots.roofline import read_rows
 from unmask.plots.rollouts import curves, forwards, plot, rate
+from unmask.plots.roofline import read_rows
 
 
 def timing(batch: int, regime: str, contender: str, seconds: float, ratio: float, rows: int) -> Timing:
