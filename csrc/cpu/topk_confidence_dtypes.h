@@ -4,7 +4,7 @@ namespace cpu {
 namespace UNMASK_ISA {
 
 constexpr int kChunk = 4 * kLanes;    // elements handled together
-constexpr int kPrefetchBytes = 8192;  // how far ahead; every line, as leaving some out is worse than none
+constexpr int kPrefetchBytes = 4096;  // how far ahead; every line, as leaving some out is worse than none
 
 // The dtypes: to_float of one element; load4: kChunk elements, in order or, if kPaired, with those of an even place of
 // each half of the chunk in out[0] and out[2], those of an odd place in out[1] and out[3].

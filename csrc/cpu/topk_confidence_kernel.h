@@ -10,7 +10,7 @@ namespace unmask {
 namespace cpu {
 namespace UNMASK_ISA {
 
-constexpr int kBlock = 1024;  // elements per block; a multiple of every kChunk
+constexpr int kBlock = 4096;  // elements per block; a multiple of every kChunk; fewer: more ends of blocks to pay for
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kMaxGrowth = 40.0f;  // exp(40) times kBlock is far from the largest float
 constexpr float kMinusInfinity = -__builtin_inff();

@@ -19,7 +19,7 @@ from unmask.benchmarking.rollouts import (
     same,
     sampler,
 )
-from unmask.benchmarking.timing import Comparison, medians, run, write_csv
+from unmask.benchmarking.timing import Comparison, Machine, medians, run, write_csv
 from unmask.models import load_model
 
 CPU = torch.device("cpu")
@@ -91,8 +91,9 @@ def test_counts_become_columns(tmp_path: Path) -> None:
 
     contenders = {"unmask": partial(work, "unmask", 5), "eager": partial(work, "eager", 7)}
     comparison = Comparison("a", "b", contenders, lambda: None, counts=counts)
+    machine = Machine(1e9, 1e9, 1e-6)
     plain = Comparison("c", "d", contenders, lambda: None)
-    timings = run(comparison, CPU, 1e9, 1e9, 0.02) + run(plain, CPU, 1e9, 1e9, 0.02)
+    timings = run(comparison, CPU, machine, 0.02) + run(plain, CPU, machine, 0.02)
     write_csv(tmp_path / "rows.csv", timings, {"device": "here"})
     rows = list(csv.DictReader((tmp_path / "rows.csv").open(encoding="utf-8")))
     assert [row["tokens"] for row in rows] == ["5", "7", "", ""]

@@ -130,6 +130,17 @@ def test_bench_compares_outputs_and_reports(capsys: pytest.CaptureFixture[str], 
     assert len(path.read_text().splitlines()) == len(report["timings"]) + 1
 
 
+def test_cpu_time_is_for_one_thread_and_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert main(["bench", "policy_forward", "--cpu-time", "--threads", "2"]) == 2
+        assert "expected --threads 1 and --device cpu, got 2 threads" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bench_gives_no_ratio_where_outputs_differ(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-SUITES = ("topk_confidence", "policy_forward", "step", "rollouts", "lm_head", "graphs")
+SUITES = ("topk_confidence", "policy_forward", "step", "generation", "rollouts", "lm_head", "graphs")
 
 
 def suite(name: str) -> Any:

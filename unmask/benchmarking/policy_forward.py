@@ -64,6 +64,7 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
                     check,
                     goal=goal,
                     # Feed-forward and scores of the active rows: what no algebra removes.
+                    calls=1,
                     flops=batch * selected * (2 * 2 * 128 * 512 + 2 * 128 * LENGTH),
                 )
             )

@@ -150,6 +150,19 @@ def same(s: Setting, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -
     assert different <= TOLERATED * s.rollouts, f"{different} of {s.rollouts} completions differ"
 
 
+def row_flops(model: Any, width: int) -> float:
+    """Multiplications and additions of one row's forward over ``width`` tokens, logits of the buffer only.
+
+    The last layer's output projection and feed-forward are computed for the buffer alone.
+    """
+    c = model.config
+    h, kv, inner = c.hidden_size, c.kv_heads * c.head_dim, c.intermediate_size
+    attend = width * h * (h + 2 * kv) + 2 * width * width * h
+    feed = h * h + 3 * h * inner
+    products = c.num_layers * attend + ((c.num_layers - 1) * width + LENGTH) * feed + LENGTH * h * c.vocab_size
+    return 2.0 * products
+
+
 def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
     """Batches of 1 to 256, in blocks of 8 and as one block: 16 rollouts at batch 1, else four batches (two of 256).
 
@@ -172,6 +185,7 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
                     partial(same, s, partial(ours, "greedy"), partial(theirs, "greedy")),
                     goal=3.0 if device.type == "cpu" and batch == 64 else None,
                     counts=s.counts,
+                    flops_counted=("row forwards", row_flops(model, s.fresh.tokens.shape[1])),
                 )
             )
     return out

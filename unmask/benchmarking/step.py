@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from unmask import ops
+from unmask.benchmarking.baselines import Statistics, compiled, one_block_per_row
 from unmask.benchmarking.policy_forward import BLOCK, LENGTH, random_policy
-from unmask.benchmarking.timing import Comparison
-from unmask.benchmarking.topk_confidence import VOCAB
+from unmask.benchmarking.timing import Comparison, Extra
+from unmask.benchmarking.topk_confidence import VOCAB, eager, eager_float64
 from unmask.policies import Threshold, UnmaskingPolicy
 from unmask.policies.base import Observation
 from unmask.sampling.canvas import Canvas
 
 MASK, EOS = 126_336, 126_081  # LLaDA's
+Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits, mask, allowed, steps) of a step to the score of each position and the token proposed there, both (B, L)."""
 THRESHOLD = 0.05  # passed by some positions of random logits, not by all
 
 
@@ -83,26 +87,56 @@ def fused(setting: Setting, policy: UnmaskingPolicy, actions: str) -> Tensor:
 
 
 @torch.no_grad()
-def eager_learned(setting: Setting, actions: str) -> Tensor:
-    """The step as research code writes it: whole softmax, top-k, argmax, module, boolean scatter, host check."""
+def eager_learned(setting: Setting, score: Score, actions: str) -> Tensor:
+    """The step as research code writes it: statistics and scores of every position, boolean scatter, host check."""
     canvas, allowed, mask = eager_state(setting)
-    tokens = canvas.tokens
-    proposal = setting.logits.argmax(dim=-1)
-    confidence = torch.softmax(setting.logits, dim=-1).topk(1, dim=-1).values
-    logits = setting.learned(mask, confidence, canvas.steps / LENGTH).masked_fill(~allowed, float("-inf"))
+    logits, proposal = score(setting.logits, mask, allowed, canvas.steps)
     probability = torch.sigmoid(logits)
     action = probability > 0.5 if actions == "greedy" else torch.bernoulli(probability).bool()
-    return commit(tokens, proposal, action, logits)
+    return commit(canvas.tokens, proposal, action, logits)
+
+
+def scores(
+    setting: Setting, statistics: Statistics, logits: Tensor, mask: Tensor, allowed: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The policy's logits (B, L), -inf where nothing is allowed, and the tokens it would commit (B, L)."""
+    confidence, proposal = statistics(logits)
+    score = setting.learned(mask, confidence.float(), steps / LENGTH).masked_fill(~allowed, float("-inf"))
+    return score, proposal
 
 
 @torch.no_grad()
-def eager_threshold(setting: Setting) -> Tensor:
-    """The same for a confidence threshold: whole softmax, argmax, gather, compare."""
-    canvas, allowed, _ = eager_state(setting)
-    proposal = setting.logits.argmax(dim=-1)
-    confidence = torch.softmax(setting.logits, dim=-1).gather(-1, proposal[..., None])[..., 0]
-    confidence = torch.where(allowed, confidence, float("-inf"))
+def eager_threshold(setting: Setting, score: Score) -> Tensor:
+    """The same for a confidence threshold."""
+    canvas, allowed, mask = eager_state(setting)
+    confidence, proposal = score(setting.logits, mask, allowed, canvas.steps)
     return commit(canvas.tokens, proposal, confidence > THRESHOLD, confidence)
+
+
+def confidences(
+    statistics: Statistics, logits: Tensor, mask: Tensor, allowed: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The largest probability (B, L), -inf where nothing is allowed, and its token (B, L)."""
+    confidence, proposal = statistics(logits)
+    return torch.where(allowed, confidence[..., 0].float(), float("-inf")), proposal
+
+
+def gathered(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole softmax, argmax, gather, as threshold decoding has it."""
+    proposal = logits.argmax(dim=-1, keepdim=True)
+    return torch.softmax(logits, dim=-1).gather(-1, proposal), proposal[..., 0]
+
+
+def gathered_float64(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in float64."""
+    return gathered(logits.double())
+
+
+def compiled_score(setting: Setting, score: Score) -> Score:
+    """``score`` under ``torch.compile``; what follows it draws random numbers and looks on the host."""
+    canvas, allowed, mask = eager_state(setting)
+    with torch.no_grad():
+        return compiled(score, setting.logits, mask, allowed, canvas.steps)
 
 
 def eager_state(setting: Setting) -> tuple[Canvas, Tensor, Tensor]:
@@ -133,34 +167,81 @@ def same(ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> None:
     assert got.shape[0] <= filled < got.shape[0] * BLOCK, f"not a telling step: {filled} positions filled"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A policy's step in the library, and how eager code writes it."""
+
+    name: str
+    rows: int
+    """Positions of the buffer whose logits matter."""
+    ours: Callable[..., Tensor]
+    step: Callable[..., Tensor]
+    """Takes ``score``: the eager step with one way or another to compute statistics and scores."""
+    score: Callable[..., tuple[Tensor, Tensor]]
+    """Takes statistics, then what a :data:`Score` takes."""
+    chains: tuple[Statistics, Statistics]
+    """Eager statistics in the logits' dtype and in float64."""
+    drawn: dict[str, str]
+    """Keywords of ``ours`` and ``step`` that say how actions are drawn; empty if nothing is."""
+    goal: float | None
+
+    @property
+    def greedy(self) -> dict[str, str]:
+        """The keywords with which nothing is drawn, for comparing outputs."""
+        return dict.fromkeys(self.drawn, "greedy")
+
+    def check(self, score: Score) -> None:
+        same(partial(self.ours, **self.greedy), partial(self.step, score=score, **self.greedy))
+
+    def extra(self, make: Callable[[], Score]) -> Extra:
+        """The eager step with the score that ``make`` prepares."""
+        return Extra(
+            prepare=lambda: partial(self.step, score=make(), **self.drawn),
+            check=lambda call: self.check(call.keywords["score"]),  # type: ignore[attr-defined]
+        )
+
+
+def kinds(s: Setting) -> list[Kind]:
+    """A learned policy, with draws as they are by default, and a threshold."""
+    drawn = {"actions": "bernoulli-argmax"}
+    goal = 20.0 if s.logits.device.type == "cpu" else 40.0
+    chains = ((eager, eager_float64), (gathered, gathered_float64))
+    learned, rule = partial(fused, s, s.learned), partial(fused, s, s.heuristic, "select")
+    step, threshold = partial(eager_learned, s), partial(eager_threshold, s)
+    return [
+        Kind("step", LENGTH, learned, step, partial(scores, s), chains[0], drawn, goal),
+        Kind("step, threshold", BLOCK, rule, threshold, confidences, chains[1], {}, None),
+    ]
+
+
+def comparison(s: Setting, kind: Kind) -> Comparison:
+    """The library's step against eager ones with each way to compute the statistics."""
+    plain, double = (partial(kind.score, chain) for chain in kind.chains)
+    extras = {
+        "eager, float64": kind.extra(lambda: double),
+        "eager, compiled": kind.extra(lambda: compiled_score(s, plain)),
+    }
+    device = s.logits.device
+    if device.type == "cuda":
+        extras["one block per row"] = kind.extra(lambda: partial(kind.score, one_block_per_row(device)))
+    width = f"{LENGTH}" if kind.rows == LENGTH else f"{kind.rows} of {LENGTH}"
+    return Comparison(
+        kind.name,
+        f"batch {s.logits.shape[0]}, {width} x {VOCAB} float32",
+        {"unmask": partial(kind.ours, **kind.drawn), "eager": partial(kind.step, score=plain, **kind.drawn)},
+        partial(kind.check, plain),
+        goal=kind.goal,
+        bytes_moved=s.logits.nbytes * kind.rows // LENGTH,
+        calls=3,
+        extras=extras,
+    )
+
+
 def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
     """A learned policy and a threshold over a buffer of 256, LLaDA's vocabulary, float32 logits.
 
     Outputs of the learned policy are compared with greedy actions, which need no random numbers; timed are Bernoulli
     actions with the argmax as fallback, the default.
     """
-    out = []
-    for batch in (1,) if quick else (1, 4):
-        s = Setting(batch, device)
-        ours, theirs = partial(fused, s, s.learned), partial(eager_learned, s)
-        out.append(
-            Comparison(
-                "step",
-                f"batch {batch}, {LENGTH} x {VOCAB} float32",
-                {"unmask": partial(ours, "bernoulli-argmax"), "eager": partial(theirs, "bernoulli-argmax")},
-                partial(same, partial(ours, "greedy"), partial(theirs, "greedy")),
-                goal=20.0 if device.type == "cpu" else 40.0,
-                bytes_moved=s.logits.nbytes,
-            )
-        )
-        contenders = {"unmask": partial(fused, s, s.heuristic, "select"), "eager": partial(eager_threshold, s)}
-        out.append(
-            Comparison(
-                "step, threshold",
-                f"batch {batch}, {BLOCK} of {LENGTH} x {VOCAB} float32",
-                contenders,
-                partial(same, *contenders.values()),
-                bytes_moved=s.logits.nbytes * BLOCK // LENGTH,
-            )
-        )
-    return out
+    settings = [Setting(batch, device) for batch in ((1,) if quick else (1, 4))]
+    return [comparison(s, kind) for s in settings for kind in kinds(s)]

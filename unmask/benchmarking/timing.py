@@ -16,6 +16,23 @@ import torch
 
 Call = Callable[[], Any]
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Of the host: what has passed, or what this process had of it, for a core that others use too."""
+
+
+class Unavailable(Exception):
+    """A baseline cannot run on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A baseline that has to be made first, such as compiled code, and may not exist on this machine."""
+
+    prepare: Callable[[], Call]
+    """Raises :class:`Unavailable` with the reason."""
+    check: Callable[[Call], None]
+    """Raises AssertionError if the outputs of what was prepared differ from those of the others."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -37,6 +54,16 @@ class Comparison:
     """Floating-point operations that must be done."""
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By contender, what its latest call produced or took, such as {"tokens": 512}; kept up to date by the calls."""
+    calls: int | None = None
+    """Kernels or operator calls that the work takes at least; None where their cost cannot matter."""
+    flops_counted: tuple[str, float] | None = None
+    """In place of ``flops``: a count of "unmask" and how many operations each of it needs."""
+    extras: Mapping[str, Extra] = field(default_factory=dict)
+    """Further baselines, by name."""
+    yardsticks: frozenset[str] = frozenset()
+    """Contenders that do only a part of the work, for orientation: they get no ratio."""
+    floor: str | None = None
+    """A yardstick that does the matrix products alone: its time is the limit."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +73,37 @@ class Timing:
     name: str
     setting: str
     contender: str
-    seconds: float
-    ratio: float
-    """Baseline's time / this time."""
+    seconds: float | None
+    """None if it was not timed: ``note`` says why."""
+    ratio: float | None
+    """Baseline's time / this time; None for yardsticks and what was not timed."""
     goal: float | None
     limit: str
-    """What binds: "memory" or "arithmetic", empty if unknown."""
+    """What binds: "memory", "arithmetic", "call overhead", "products", empty if unknown."""
     limit_share: float | None
     """Time that the limit alone would take / this time."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """What one call produced or took."""
+    setup_seconds: float | None = None
+    """What preparing it took before it was timed, such as compiling."""
+    note: str = ""
+    """Why it was not timed."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine does at best, measured in the same run."""
+
+    bandwidth: float
+    """Bytes per second."""
+    rate: float
+    """Float32 operations per second."""
+    overhead: float
+    """Seconds of the smallest operator call (CPU) or kernel launch (CUDA)."""
+
+    @classmethod
+    def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
+        return cls(memory_bandwidth(device, clock), arithmetic_rate(device, clock), call_overhead(device, clock))
 
 
 def synchronize(device: torch.device) -> None:
@@ -63,8 +111,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_once(call: Call, inner: int, device: torch.device) -> float:
+def time_once(call: Call, inner: int, device: torch.device, clock: str = "wall") -> float:
     """Seconds per call over ``inner`` calls; on CUDA by events, so the host's launches overlap as in real use."""
+    now = CLOCKS[clock]
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -73,73 +122,129 @@ def time_once(call: Call, inner: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / inner
-    started = time.perf_counter()
+    started = now()
     for _ in range(inner):
         call()
-    return (time.perf_counter() - started) / inner
+    return (now() - started) / inner
 
 
-def medians(contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0) -> dict[str, float]:
+def medians(
+    contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0, clock: str = "wall"
+) -> dict[str, float]:
     """Median seconds per call of each contender, measured in turns within about ``budget`` seconds each."""
+    return {name: statistics.median(values) for name, values in samples(contenders, device, budget, clock).items()}
+
+
+def fastest(call: Call, device: torch.device, budget: float, clock: str = "wall") -> float:
+    """Seconds of the fastest call: what the machine can do, whatever else runs on it now."""
+    return min(samples({"": call}, device, budget, clock)[""])
+
+
+def samples(
+    contenders: Mapping[str, Call], device: torch.device, budget: float, clock: str = "wall"
+) -> dict[str, list[float]]:
+    """Seconds per call of each contender, in turns, at least three times each."""
     inner = {}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
     for name, call in contenders.items():
         call()
         synchronize(device)
-        once = max(time_once(call, 1, device), 1e-7)
+        once = max(time_once(call, 1, device, clock), 1e-7)
         inner[name] = max(1, min(1000, round(0.02 / once)))
         if inner[name] == 1:
-            samples[name].append(once)
+            taken[name].append(once)
     deadline = time.perf_counter() + budget * len(contenders)
-    while time.perf_counter() < deadline or min(map(len, samples.values())) < 3:
+    while time.perf_counter() < deadline or min(map(len, taken.values())) < 3:
         for name, call in contenders.items():
-            samples[name].append(time_once(call, inner[name], device))
-    return {name: statistics.median(values) for name, values in samples.items()}
+            taken[name].append(time_once(call, inner[name], device, clock))
+    return taken
 
 
-def memory_bandwidth(device: torch.device) -> float:
+def memory_bandwidth(device: torch.device, clock: str = "wall") -> float:
     """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
     count = 2**30 // 4 if device.type == "cuda" else 2**26
     x = torch.randn(count, device=device)
     if device.type == "cuda":
         y = torch.empty_like(x)
-        return 2 * x.nbytes / medians({"copy": lambda: y.copy_(x)}, device, 0.5)["copy"]
-    return x.nbytes / medians({"sum": x.sum}, device, 0.5)["sum"]
+        return 2 * x.nbytes / fastest(lambda: y.copy_(x), device, 0.5, clock)
+    return x.nbytes / fastest(x.sum, device, 0.5, clock)
 
 
-def arithmetic_rate(device: torch.device) -> float:
+def arithmetic_rate(device: torch.device, clock: str = "wall") -> float:
     """Float32 operations per second of a large matrix product."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    return 2 * size**3 / medians({"matmul": lambda: a @ b}, device, 0.5)["matmul"]
+    return 2 * size**3 / fastest(lambda: a @ b, device, 0.5, clock)
+
+
+def call_overhead(device: torch.device, clock: str = "wall") -> float:
+    """Seconds of an operator call on one element, back to back."""
+    x = torch.zeros(1, device=device)
+    return fastest(lambda: x.add_(1.0), device, 0.2, clock)
 
 
 def run(
-    comparison: Comparison, device: torch.device, bandwidth: float, rate: float, budget: float = 2.0
+    comparison: Comparison, device: torch.device, machine: Machine, budget: float = 2.0, clock: str = "wall"
 ) -> list[Timing]:
-    """Check the outputs, then time all contenders. Raises AssertionError if outputs differ."""
+    """Check the outputs, then time all contenders, ``budget`` seconds each, by one of ``CLOCKS``.
+
+    Raises AssertionError if outputs differ. An extra whose outputs differ, or that is not available, is left out and
+    its row says why.
+    """
     comparison.check()
-    seconds = medians(comparison.contenders, device, budget)
-    limits = {
-        "memory": (comparison.bytes_moved or 0) / bandwidth,
-        "arithmetic": (comparison.flops or 0) / rate,
-    }
-    binding = max(limits, key=limits.__getitem__)
-    bound = limits[binding]
-    return [
+    contenders, setup, notes = dict(comparison.contenders), {}, {}
+    for name, extra in comparison.extras.items():
+        started = time.perf_counter()
+        try:
+            call = extra.prepare()
+            extra.check(call)
+        except Unavailable as reason:
+            notes[name] = f"unavailable: {reason}"
+        except AssertionError as difference:
+            notes[name] = f"outputs differ: {difference}"
+        else:
+            contenders[name], setup[name] = call, time.perf_counter() - started
+    seconds = medians(contenders, device, budget, clock)
+    binding, bound = limit(comparison, machine, seconds)
+    baseline = seconds.get(comparison.baseline)
+    rows = [
         Timing(
             name=comparison.name,
             setting=comparison.setting,
             contender=name,
             seconds=value,
-            ratio=seconds[comparison.baseline] / value,
+            ratio=None if baseline is None or name in comparison.yardsticks else baseline / value,
             goal=comparison.goal if name == "unmask" else None,
             limit=binding if bound else "",
             limit_share=bound / value if bound else None,
             counts=dict(comparison.counts.get(name, {})),
+            setup_seconds=setup.get(name),
         )
         for name, value in seconds.items()
     ]
+    missing = [
+        Timing(comparison.name, comparison.setting, name, None, None, None, "", None, note=note)
+        for name, note in notes.items()
+    ]
+    partial = [t for t in rows if t.contender in comparison.yardsticks]
+    return [t for t in rows if t not in partial] + missing + partial
+
+
+def limit(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:
+    """What binds, and the seconds it alone would take; 0 if nothing is known."""
+    if comparison.floor is not None:
+        return "products", seconds[comparison.floor]
+    flops = float(comparison.flops or 0)
+    if comparison.flops_counted is not None:
+        counted, each = comparison.flops_counted
+        flops = comparison.counts["unmask"][counted] * each
+    limits = {
+        "memory": (comparison.bytes_moved or 0) / machine.bandwidth,
+        "arithmetic": flops / machine.rate,
+        "call overhead": (comparison.calls or 0) * machine.overhead,
+    }
+    binding = max(limits, key=limits.__getitem__)
+    return binding, limits[binding]
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -188,10 +293,17 @@ def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) ->
         writer = csv.writer(file)
         names = ["name", "setting", "contender", "seconds", "ratio", "goal", "limit", "limit_share"]
         counted = list(dict.fromkeys(name for t in timings for name in t.counts))
-        writer.writerow(names + counted + [f"{name}/s" for name in counted] + list(info))
+        writer.writerow(names + counted + [f"{name}/s" for name in counted] + ["setup_seconds", "note"] + list(info))
         for t in timings:
+            numbers = [_digits(t.seconds, 4), _digits(t.ratio, 3), "" if t.goal is None else t.goal]
             share = "" if t.limit_share is None else f"{t.limit_share:.3f}"
-            numbers = [f"{t.seconds:.4g}", f"{t.ratio:.3g}", "" if t.goal is None else t.goal, t.limit, share]
             counts = [f"{t.counts[name]:g}" if name in t.counts else "" for name in counted]
-            rates = [f"{t.counts[name] / t.seconds:.4g}" if name in t.counts else "" for name in counted]
-            writer.writerow([t.name, t.setting, t.contender, *numbers, *counts, *rates, *info.values()])
+            rates = [f"{t.counts[name] / t.seconds:.4g}" if name in t.counts and t.seconds else "" for name in counted]
+            made = [_digits(t.setup_seconds, 3), t.note]
+            writer.writerow(
+                [t.name, t.setting, t.contender, *numbers, t.limit, share, *counts, *rates, *made, *info.values()]
+            )
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}g}"

@@ -32,12 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends with a one-line message and exit status 2."""
+    from unmask.cli.memory import keep_freed_memory
+
     parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest:  # argparse does not take up a list of positionals again after an option
         if not (hasattr(args, "settings") and all("=" in item and not item.startswith("-") for item in rest)):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.settings += rest
+    keep_freed_memory()
     try:
         return int(args.run(args) or 0)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough

@@ -14,7 +14,8 @@ from unmask.benchmarking import SUITES
 DESCRIPTION = """Time the operations of a denoising step against the eager code they replace, in one run.
 
 Outputs are compared before anything is timed; where they differ there is no ratio, and the exit status is 1.
-"of limit" is the time that memory traffic or arithmetic alone would take, measured here, over the time taken."""
+For each operation it is said what binds (memory, arithmetic or the cost of calls, all measured here), and which share
+of that limit is reached: the time the limit alone would take over the time taken."""
 
 
 def add_parser(commands: Any) -> None:
@@ -30,6 +31,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--full", action="store_true", help="all sizes and baselines; takes minutes")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each contender (default 1)")
     parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's CPU time, not time passed: for a busy machine, one thread and no GPU",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="CSV", help="also write the rows, with the environment, to a CSV file"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -41,76 +47,43 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from unmask.benchmarking import suite, timing
+    from unmask.benchmarking.report import print_report
 
     names = args.suites or SUITES
     modules = [suite(name) for name in names]
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    info = timing.environment(device)
+    device, clock = torch.device(args.device), "cpu" if args.cpu_time else "wall"
+    if args.cpu_time and (device.type != "cpu" or torch.get_num_threads() != 1):
+        raise ValueError(
+            f"--cpu-time adds up all threads and sees no GPU: expected --threads 1 and --device cpu, got "
+            f"{torch.get_num_threads()} threads and --device {args.device}"
+        )
+    info = {**timing.environment(device), "clock": clock}
     if not args.json:
-        print("  ".join(f"{key}: {value}" for key, value in info.items()))
-    bandwidth, rate = timing.memory_bandwidth(device), timing.arithmetic_rate(device)
-    timings, failures = [], []
+        print(", ".join(f"{key} {value}" for key, value in info.items() if value))
+    machine = timing.Machine.measure(device, clock)
+    timings: list[timing.Timing] = []
+    failures: list[str] = []
     for module in modules:
         for comparison in module.comparisons(device, quick=not args.full):
             try:
-                timings += timing.run(comparison, device, bandwidth, rate, args.seconds)
+                rows = timing.run(comparison, device, machine, args.seconds, clock)
             except AssertionError as error:
                 failures.append(f"{comparison.name}, {comparison.setting}: outputs differ, not timed: {error}")
             except RuntimeError as error:  # of the device, such as no memory left: the other rows still count
                 failures.append(f"{comparison.name}, {comparison.setting}: {error}")
+            else:
+                timings += rows
+                differing = [t for t in rows if t.note.startswith("outputs differ")]
+                failures += [f"{t.name}, {t.setting}, {t.contender}: {t.note}" for t in differing]
     if args.json:
-        print(
-            json.dumps({"environment": info, "timings": [asdict(t) for t in timings], "failures": failures}, indent=1)
-        )
+        report = {"environment": info, "limits": asdict(machine), "timings": [asdict(t) for t in timings]}
+        print(json.dumps({**report, "failures": failures}, indent=1))
     else:
-        print_table(timings, bandwidth, rate)
+        print_report(timings, machine)
     for failure in failures:
         print(failure, file=sys.stderr)
     if args.output:
         timing.write_csv(args.output, timings, info)
     return 1 if failures else 0
-
-
-def print_table(timings: list[Any], bandwidth: float, rate: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(header_style="bold")
-    for name, side in (("operation", "left"), ("setting", "left"), ("contender", "left")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for name in ("time", "speed-up", "goal", "of limit"):
-        table.add_column(name, justify="right")
-    counted = list(dict.fromkeys(name for t in timings for name in t.counts))
-    for name in counted:
-        table.add_column(f"{name}/s", justify="right")
-    last = None
-    for t in timings:
-        key = (t.name, t.setting)
-        if last is not None and key != last:
-            table.add_section()
-        ours = t.contender == "unmask"
-        reached = t.goal is not None and t.ratio >= t.goal
-        table.add_row(
-            *(key if key != last else ("", "")),
-            t.contender,
-            duration(t.seconds),
-            f"{t.ratio:.1f}x",
-            "" if t.goal is None else f"{t.goal:g}x {'✓' if reached else '✗'}",
-            f"{t.limit_share:.0%} {t.limit}" if ours and t.limit_share is not None else "",
-            *(f"{t.counts[name] / t.seconds:,.0f}" if name in t.counts else "" for name in counted),
-            style="bold" if ours else None,
-        )
-        last = key
-    console = Console()
-    console.print(table)
-    console.print(f"measured limits: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} GFLOP/s float32", style="dim")
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"

@@ -104,7 +104,7 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate ``x`` (B, T, H, D) by tables (T, 1, D) or (B, T, 1, D), in float32 at least; returns x's dtype."""
-    rotated = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    rotated = (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
     return rotated.to(x.dtype)
 
 

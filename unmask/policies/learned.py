@@ -128,9 +128,10 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         ``parameter.data`` leave no trace that could be seen here; use ``torch.no_grad()`` instead.
         """
         tensors = self.kernel_parameters()
-        # An inference tensor counts no versions: then pack every time.
-        inference = any(t.is_inference() for t in tensors)
-        key = None if inference else [(t.data_ptr(), t._version) for t in tensors]
+        try:
+            key = [(t.data_ptr(), t._version) for t in tensors]
+        except RuntimeError:  # an inference tensor counts no versions: then pack every time
+            key = None
         if self._packed is None or key is None or key != self._packed_key:
             with torch.no_grad():
                 packed = torch.cat([t.detach().reshape(-1).float() for t in tensors])

@@ -22,13 +22,17 @@ from unmask.sampling.config import SamplerConfig
 from unmask.sampling.graph import Owner, StepGraphs
 from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts, with_chat_template
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
-from unmask.sampling.step import DenoisingStep, Distinct
+from unmask.sampling.sharing import SeenCanvases, first_of_groups
+from unmask.sampling.step import DenoisingStep
 from unmask.sampling.stopping import DoneFlags
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
 DEFAULT_POLICY = "threshold:0.9"
 """For models that come without a policy of their own."""
+
+SEEN_PER_ROW = 8
+"""Canvases remembered per working row, where rollouts share forwards: they meet within a few steps or never."""
 
 OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
 """Called after each step: working rows (R,), their canvas, which took no step, what was seen, the ranks."""
@@ -221,7 +225,8 @@ class Sampler:
         ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch shrinks. The
         rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows with equal
         tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared; on the CPU,
-        where comparing rows waits for nothing, it sees one of all equal rows in every step.
+        where comparing rows waits for nothing, it sees one of all equal rows, and none that equals a row of recent
+        steps.
         """
         eos = self.model.eos_token_id if config.stop_at_eos else None
         step = DenoisingStep(self.model, self.policy, config, eos, self.clock)
@@ -233,6 +238,8 @@ class Sampler:
         del queue[:width]
         flags = DoneFlags(canvas.done.device)
         on_cpu = rows.device.type == "cpu"
+        if on_cpu and group > 1 and width:
+            step.seen = SeenCanvases(SEEN_PER_ROW * width)
         distinct = first_of_groups(0, width, group, rows.device)
         with closing(self.make_batch(step)) as batch:
             batch.load(canvas.take(rows))
@@ -245,8 +252,6 @@ class Sampler:
                     finished: list[bool] | None = work.done.tolist()
                 else:
                     before = work.steps.clone() if on_step else work.steps
-                    if on_cpu and group > 1:
-                        distinct = equal_rows(work)
                     observation, rank = batch.advance(distinct)
                     distinct = None
                     if on_step:
@@ -350,27 +355,6 @@ class Sampler:
             if latest[0].rows:
                 yield latest[0]
         raise_if_poisoned(canvas)
-
-
-def first_of_groups(before: int, fresh: int, group_size: int, device: torch.device) -> Distinct | None:
-    """``before`` rows that all differ, then ``fresh`` rows in groups of copies; None if there are no copies."""
-    if group_size == 1 or fresh == 0:
-        return None
-    groups = torch.arange(fresh, device=device) // group_size
-    others = torch.arange(before, device=device)
-    first = before + torch.arange(0, fresh, group_size, device=device)
-    return Distinct(rows=torch.cat((others, first)), copy_of=torch.cat((others, before + groups)))
-
-
-def equal_rows(canvas: Canvas) -> Distinct | None:
-    """Rows of which the model says the same, since they have the same tokens; None if there are none."""
-    same = [canvas.tokens, canvas.done[:, None]] + ([] if canvas.attention is None else [canvas.attention])
-    copy_of = torch.unique(torch.cat(same, dim=1), dim=0, return_inverse=True)[1]
-    count, index = int(copy_of.max()) + 1, torch.arange(len(copy_of), device=copy_of.device)
-    if count == len(index):
-        return None
-    rows = index.new_full((count,), len(index)).scatter_reduce_(0, copy_of, index, "amin")
-    return Distinct(rows=rows, copy_of=copy_of)
 
 
 def rows_until_change(total: int, room_below: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +15,7 @@ from unmask.sampling.cache_plan import CachePlan, Part, buffer_positions
 from unmask.sampling.canvas import Canvas
 from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
-
-
-@dataclass
-class Distinct:
-    """Which rows of a canvas differ, where several are copies of one another before their first step."""
-
-    rows: Tensor
-    """(D,) int64: one row of each set of copies."""
-    copy_of: Tensor
-    """(N,) int64: for every row of the canvas, its index in ``rows``."""
+from unmask.sampling.sharing import Distinct, SeenCanvases
 
 
 class DenoisingStep:
@@ -50,6 +40,8 @@ class DenoisingStep:
         self.block_only = not wants_all
         self.memory: dict[str, Any] = {}
         self.plan: CachePlan | None = None
+        self.seen: SeenCanvases | None = None
+        """Set to remember what the model said of recent canvases; only where :meth:`can_share`, and on the CPU."""
         if config.cache != "none":
             late = torch.device(model.device).type == "cuda" and not config.deterministic
             self.plan = CachePlan(model, config, self.block_only, late)
@@ -105,7 +97,14 @@ class DenoisingStep:
 
     def look(self, whole: Canvas, distinct: Distinct | None) -> dict[str, Tensor]:
         """What an observation says of the logits, by its fields (N, L, ...); outside the block 0 if nobody reads it."""
-        canvas = whole if distinct is None else whole.take(distinct.rows)
+        if self.seen is not None:
+            return self.seen.recall(whole, self.look_at)
+        if distinct is None:
+            return self.look_at(whole)
+        return {name: values[distinct.copy_of] for name, values in self.look_at(whole.take(distinct.rows)).items()}
+
+    def look_at(self, canvas: Canvas) -> dict[str, Tensor]:
+        """The same for every row of ``canvas``, whatever it is a copy of."""
         block_only = self.block_only and canvas.block_length < canvas.length
         positions = active_positions(canvas) if block_only else None  # (N, BL) buffer positions
         with self.phase("model"):
@@ -117,7 +116,7 @@ class DenoisingStep:
                 index = positions.reshape(*positions.shape, *(1,) * (values.ndim - 2)).expand_as(values)
                 buffer = values.new_zeros((canvas.mask.shape[0], canvas.length, *values.shape[2:]))
                 values = buffer.scatter_(1, index, values)
-            return values if distinct is None else values[distinct.copy_of]
+            return values
 
         return {name: spread(values) for name, values in self.statistics(canvas, logits, positions).items()}
 
