@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def test_ways_of_launching_agree(policy: str) -> None:
     shape = replace(graphs.llada_config(layers=1, hidden=128), vocab_size=3000, mask_token_id=2999, eos_token_id=2998)
     model = graphs.random_transformer(shape, CPU, torch.float32)
-    config = SamplerConfig(max_new_tokens=64, block_length=32, actions="greedy", stop_at_eos=False)
+    config = SamplerConfig(max_new_tokens=64, block_length=32, actions="greedy", stop_at_eos=False, cuda_graphs=None)
     chosen = confident_policy(CPU) if policy == "learned" else make_policy(policy)
     backends = []
 
