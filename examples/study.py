@@ -6,6 +6,7 @@
     python examples/study.py ablations           (c) reward, likelihood, inputs; policy scale at test time
     python examples/study.py transfer            (d) another model, twice the length, a task not trained on
     python examples/study.py seeds               (e) three training seeds
+    python examples/study.py effort              (f) policies of one alpha, trained as long as the dial
 
 What is there already, a trained policy or an evaluated row, is not made again. Everything goes through the command
 line, so each line printed can be run by hand.
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALPHAS = ("0", "0.3", "1", "3", "10")
 DIAL_ALPHAS = ("0", "0.3", "1", "3", "5", "10", "20")
 SCALES = ("0.5", "0.75", "1.5", "2")
+LONG_ALPHAS = ("3", "10")
 CONFIGS = {"full": "quickstart", "blocks": "tiny-blocks"}
 
 
@@ -53,6 +55,11 @@ def dial(regime: str, seed: int = 0) -> Run:
     return Run(f"dial-{regime}-{seed}", f"tiny-dial-{regime}", (f"seed={seed}",))
 
 
+def equal_effort(regime: str, alpha: str) -> Run:
+    """One alpha with the dial's experts and iterations."""
+    return Run(f"long-{regime}-{alpha}", f"tiny-dial-{regime}", (f"alpha={alpha}", policy()))
+
+
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
 ABLATIONS = {
     "additive": Run("full-additive", "quickstart", ("reward=additive", "alpha=1")),
@@ -66,6 +73,7 @@ PARTS = {
     "expert": [trade_off("full", "3"), NO_EXPERT],
     "ablations": [trade_off("full", "3"), trade_off("full", "1"), *ABLATIONS.values()],
     "transfer": [dial("full"), dial("blocks")],
+    "effort": [dial("full"), *(equal_effort("full", a) for a in LONG_ALPHAS)],
     "seeds": [
         run for r in ("full", "blocks") for s in range(3) for run in (dial(r, s), trade_off(r, "1", s))
     ],
@@ -154,6 +162,10 @@ class Study:
             jobs.append((self.evaluate, f"long-{regime}", blocks, learned, "--max-new-tokens", "48", *dials))
             jobs.append((self.evaluate, f"sudoku-{regime}", blocks, learned, *sudoku))
         self.all(*jobs)
+
+    def effort(self) -> None:
+        learned = [self.labelled(f"as long:{a}", equal_effort("full", a)) for a in LONG_ALPHAS]
+        self.evaluate("effort", "full", [self.labelled("dial", dial("full")), *learned], "--alphas", *LONG_ALPHAS)
 
     def seeds(self) -> None:
         jobs = []
