@@ -107,9 +107,8 @@ class TrainerConfig:
     epsilon: float = 0.5
     """Clipping range of the likelihood ratio."""
     learning_rate: float = 3e-5
-    dial_learning_rate: float = 5.0
-    """Times the learning rate: of the layers by which alpha enters. What differs between alphas is a smaller signal
-    than what they share."""
+    dial_learning_rate: float = 1.0
+    """Of the layers by which alpha enters, as a multiple of ``learning_rate``."""
     lr_scheduler_type: str = "cosine"
     """"cosine" (to 0) or "constant", after the warm-up."""
     warmup_steps: int = 100
