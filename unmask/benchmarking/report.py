@@ -56,8 +56,8 @@ def remarks(t: Timing) -> list[str]:
         first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
         said.append(f"{t.counts[first] / t.seconds:,.0f} {first}/s")
     if t.contender == "unmask" and t.limit_share is not None:
-        products = t.limit == "products"
-        said.append(f"{t.limit_share:.0%} {'of it are its products' if products else f'of {t.limit} limit'}")
+        what = "matrix products and attention" if t.limit == "products" else f"of {t.limit} limit"
+        said.append(f"{t.limit_share:.0%} {what}")
     if t.goal is not None and t.ratio is not None:
         said.append(f"goal {t.goal:g}x {'reached' if t.ratio >= t.goal else 'missed'}")
     if t.setup_seconds is not None and t.setup_seconds >= 0.5 and "compiled" in t.contender:
