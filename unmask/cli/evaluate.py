@@ -222,14 +222,14 @@ def evaluate_all(
     ]
     for sampler in samplers:
         check_samples(args.samples, sampler.config, sampler)
-    rows = []
+    rows, made_by = [], commit()
     with progress_bar(console=Console(stderr=True), transient=True) as progress:
         total = progress.add_task("evaluating", total=len(jobs))
         for job, sampler in zip(jobs, samplers, strict=True):
             regime = sampler.config.block_length or "full"
             progress.update(total, description=f"{job.task.name}, {job.label}, blocks {regime}")
             further = further_settings(args, job.task, options)
-            names = {"model": args.model, "policy": job.label, "commit": commit(), "settings": further}
+            names = {"model": args.model, "policy": job.label, "commit": made_by, "settings": further}
             wanted = identity(sampler, job.task, job.problems, job.seed, names, args.samples)
             row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)
             if row is None:
