@@ -23,7 +23,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SUITES = {"graphs": 150, "topk_confidence": 60, "policy_forward": 60, "step": 60, "lm_head": 60, "generation": 40, "rollouts": 90}
+SUITES = {
+    "graphs": 150,
+    "topk_confidence": 60,
+    "policy_forward": 60,
+    "step": 60,
+    "lm_head": 60,
+    "generation": 40,
+    "rollouts": 90,
+}
 """Seconds that each may take, in the order in which they run."""
 PARTS = ("build", "tests", "sanitizer", "benchmarks")
 RESERVE = 10.0
