@@ -51,7 +51,8 @@ def learned(folder: Path, **config: Any) -> Policy:
     are random.
     """
     packaged = Policy.from_pretrained("tiny-blocks")
-    policy = Policy(replace(packaged.config, context="block", **config))
+    changes = {"context": "block", "alpha_conditioned": False, "trained_alphas": None, **config}
+    policy = Policy(replace(packaged.config, **changes))
     torch.manual_seed(0)
     known = packaged.state_dict()
     for name, value in policy.state_dict().items():
