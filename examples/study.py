@@ -6,6 +6,7 @@
     python examples/study.py ablations           (c) reward, likelihood, inputs; policy scale at test time
     python examples/study.py transfer            (d) another model, twice the length, a task not trained on
     python examples/study.py seeds               (e) three training seeds
+    python examples/study.py dials               (e) other settings of the dial's training
     python examples/study.py effort              (f) policies of one alpha, trained as long as the dial
 
 What is there already, a trained policy or an evaluated row, is not made again. Everything goes through the command
@@ -60,6 +61,12 @@ def equal_effort(regime: str, alpha: str) -> Run:
     return Run(f"long-{regime}-{alpha}", f"tiny-dial-{regime}", (f"alpha={alpha}", policy()))
 
 
+NARROW = ("alpha=[0,10]", "max_steps=420", "learning_rate=0.0005")
+DIALS = {
+    "range 0 to 10": Run("narrow-full-0", "tiny-dial-full", NARROW),
+    **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "dial_learning_rate=5"))
+       for s in range(3)},
+}  # fmt: skip
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
 ABLATIONS = {
     "additive": Run("full-additive", "quickstart", ("reward=additive", "alpha=1")),
@@ -73,6 +80,7 @@ PARTS = {
     "expert": [trade_off("full", "3"), NO_EXPERT],
     "ablations": [trade_off("full", "3"), trade_off("full", "1"), *ABLATIONS.values()],
     "transfer": [dial("full"), dial("blocks")],
+    "dials": list(DIALS.values()),
     "effort": [dial("full"), *(equal_effort("full", a) for a in LONG_ALPHAS)],
     "seeds": [
         run for r in ("full", "blocks") for s in range(3) for run in (dial(r, s), trade_off(r, "1", s))
@@ -167,12 +175,16 @@ class Study:
         learned = [self.labelled(f"as long:{a}", equal_effort("full", a)) for a in LONG_ALPHAS]
         self.evaluate("effort", "full", [self.labelled("dial", dial("full")), *learned], "--alphas", *LONG_ALPHAS)
 
+    def dials(self) -> None:
+        learned = [self.labelled(label, run) for label, run in DIALS.items()]
+        self.evaluate("dials", "full", learned, "--alphas", "0", "3", "10", "20")
+
     def seeds(self) -> None:
         jobs = []
         for regime, blocks in (("full", "full"), ("blocks", "8")):
             learned = [self.labelled(f"alpha 1:seed {s}", trade_off(regime, "1", s)) for s in range(3)]
             learned += [self.labelled(f"dial:seed {s}", dial(regime, s)) for s in range(3)]
-            jobs.append((self.evaluate, f"seeds-{regime}", blocks, learned, "--alphas", "0", "1", "3", "10", "20"))
+            jobs.append((self.evaluate, f"seeds-{regime}", blocks, learned, "--alphas", "0", "3", "10", "20"))
         self.all(*jobs)
 
 
