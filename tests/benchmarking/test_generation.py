@@ -24,7 +24,7 @@ def test_products_are_counted_and_repeated() -> None:
     assert again.times == products.times
 
 
-def test_a_generation_multiplies_in_the_model_alone() -> None:
+def test_the_products_are_those_of_the_model() -> None:
     s = Setting(Sampler.from_pretrained("tiny"), 2)
     s.check()
     layers = s.sampler.model.config.num_layers

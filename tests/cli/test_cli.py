@@ -193,7 +193,7 @@ def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.Captur
     command = ["push", str(folder), "user/name", "--base-model", "tiny", "--results", str(rows), "--dry-run"]
     assert main([*command, "--training", "quickstart"]) == 0
     card = (folder / "README.md").read_text()
-    assert f"| hops | `mine` | full | {row.accuracy:.3f} ± {row.accuracy_se:.3f} | {row.nfe:.2f} ±" in card
+    assert f"| hops | `mine` | 1 | full | {row.accuracy:.3f} ± {row.accuracy_se:.3f} | {row.nfe:.2f} ±" in card
     assert '"num_generations"' in card
     assert "output_dir" not in card  # where it lay on this machine is nobody's business
     assert f"wrote {folder / 'README.md'}" in capsys.readouterr().out

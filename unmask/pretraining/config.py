@@ -43,6 +43,8 @@ class Recipe:
     min_mask_ratio: float = 0.02
     grad_clip: float = 1.0
     seed: int = 0
+    start: str | None = None
+    """Packaged model whose tensors of the same name and shape are the first weights; None: all weights fresh."""
 
     def task_at(self, step: int) -> Task:
         """The task as the curriculum has it at ``step``."""
@@ -61,16 +63,19 @@ RECIPES = {
     # Many short cuts while the look-ups are learned, fewer at the end: with 0.4 to the end, greedy decoding skips
     # the hops in a third of all problems even in blocks of 8.
     "tiny": Recipe(Hops(), HOPS, prompt_length=24, response_length=24, last_task=Hops(shortcut=0.3), last_from=5250),
+    # Fresh models a size smaller did not learn the look-ups in 6000 steps; three of tiny's layers keep them.
     "tiny-small": Recipe(
-        Hops(),
+        Hops(shortcut=0.3),
         HOPS,
         prompt_length=24,
         response_length=24,
-        hidden_size=112,
-        intermediate_size=224,
-        last_task=Hops(shortcut=0.3),
-        last_from=5250,
+        num_layers=3,
+        steps=1800,
+        muon_lr=0.005,
+        adam_lr=1e-3,
+        curriculum=(0, 300),
         seed=1,
+        start="tiny",
     ),
     "tiny-sums": Recipe(Sums(), SUMS, prompt_length=24, response_length=32, steps=9000, seed=2),
     "tiny-sudoku": Recipe(Sudoku(), SUDOKU, prompt_length=17, response_length=24, num_layers=3, steps=2000, seed=3),

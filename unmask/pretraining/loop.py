@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.models.checkpoint import save_model
+from unmask.models.loading import load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.pretraining.config import Recipe
@@ -79,6 +80,11 @@ def build_model(recipe: Recipe, tokenizer: CharTokenizer) -> Transformer:
         if name.endswith(("o_proj.weight", "down_proj.weight")):  # every layer starts as the identity
             nn.init.zeros_(p)
     model.generation_defaults = {"max_new_tokens": recipe.response_length, "block_length": recipe.block_length}
+    if recipe.start is not None:
+        own = model.state_dict()
+        known = load_model(recipe.start).state_dict()
+        own.update({name: value for name, value in known.items() if name in own and value.shape == own[name].shape})
+        model.load_state_dict(own)
     return model
 
 
