@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from unmask import Sampler
+from unmask import Sampler, load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.pretraining.config import RECIPES
 from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, pretrain
@@ -77,3 +77,12 @@ def test_exported_model_loads_and_generates(tmp_path: Path) -> None:
     pretrain(dataclasses.replace(SMALL, steps=1), tmp_path, log_every=100)
     out = Sampler.from_pretrained(str(tmp_path)).generate(["aBbC:a="], max_new_tokens=8, block_length=8)
     assert out.finished.all()
+
+
+def test_a_recipe_may_start_from_a_packaged_model() -> None:
+    recipe = RECIPES["tiny-small"]
+    model, tiny = build_model(recipe, CharTokenizer(recipe.characters)).state_dict(), load_model("tiny").state_dict()
+    assert len(model) < len(tiny)  # a layer less
+    assert all(value.equal(tiny[name]) for name, value in model.items())
+    fresh = dataclasses.replace(recipe, start=None)
+    assert not build_model(fresh, CharTokenizer(recipe.characters)).embed.weight.equal(tiny["embed.weight"])

@@ -83,8 +83,10 @@ def build_model(recipe: Recipe, tokenizer: CharTokenizer) -> Transformer:
     if recipe.start is not None:
         own = model.state_dict()
         known = load_model(recipe.start).state_dict()
-        own.update({name: value for name, value in known.items() if name in own and value.shape == own[name].shape})
-        model.load_state_dict(own)
+        fitting = {name: v for name, v in known.items() if name in own and v.shape == own[name].shape}
+        if not fitting:
+            raise ValueError(f"start={recipe.start!r}: none of its tensors has a name and shape of the recipe's model")
+        model.load_state_dict({**own, **fitting})
     return model
 
 
