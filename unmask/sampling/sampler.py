@@ -199,9 +199,10 @@ class Sampler:
     def check_config(self, config: SamplerConfig) -> None:
         """Refuse what this model and policy cannot do."""
         if config.cache != "none" and not getattr(self.model, "supports_cache", False):
+            split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
             raise ValueError(
-                f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__} '
-                'or a model computed on several devices does not; use cache="none"'
+                f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__}'
+                f'{split} does not; use cache="none"'
             )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
             raise ValueError(
