@@ -53,7 +53,7 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert re.fullmatch(r"[a-zA-Z]+#[A-Z]\n", streamed)
     card = (tmp_path / "policy" / "README.md").read_text()
     assert "| hops | `mine` | 1 | full | 0." in card
-    assert "| hops | `threshold:0.9` | full | 0." in card
+    assert "| hops | `threshold:0.9` |  | full | 0." in card
     if has_harness():
         (table,) = [output for line, output in outputs.items() if "unmask.lm_eval" in line]
         accuracy = re.search(r"\|hops\|Yaml *\|answer\| *0\|exact_match\|↑ *\|([0-9.]+)\|", table)
