@@ -204,11 +204,12 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     machine = describe_machine()
+    if machine["device"] in ("none", "unknown"):
+        print("torch sees no CUDA device here: nothing to check", file=sys.stderr)
+        return 2
     slug = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     folder = ROOT / "benchmarks" / "results" / slug / "check"
     check = Check(folder, arguments.budget - (time.monotonic() - started), machine)
-    if machine["device"] in ("none", "unknown"):
-        check.note(Result("device", "failed", 0.0, "torch sees no CUDA device"))
     # What to know first if time runs out comes first.
     if "build" in arguments.parts:
         attempt(check, build)
