@@ -87,8 +87,11 @@ UNMASK_INLINE void load_by_four(const typename Type::Element* p, vf out[4]) {
 
 template <typename Type>
 UNMASK_INLINE void prefetch(const typename Type::Element* x) {
-  const char* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes;
-  for (size_t byte = 0; byte < kChunk * sizeof(*x); byte += 64) __builtin_prefetch(ahead + byte);
+  // As a number: the address may lie behind the logits, where a pointer must not point, though a prefetch may.
+  const uintptr_t ahead = reinterpret_cast<uintptr_t>(x) + kPrefetchBytes;
+  for (size_t byte = 0; byte < kChunk * sizeof(*x); byte += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(ahead + byte));
+  }
 }
 
 }  // namespace UNMASK_ISA
