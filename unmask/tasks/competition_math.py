@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.tasks.answers import check_grading, grade_answer, last_boxed
+from unmask.tasks.answer_task import AnswerTask
+from unmask.tasks.answers import last_boxed
 from unmask.tasks.base import Problem
-from unmask.tasks.finite import FiniteTask
 from unmask.tasks.math500 import PROMPT
 
 
 @dataclass(frozen=True)
-class Math(FiniteTask):
+class Math(AnswerTask):
     r"""7,500 training and 5,000 test problems; the answer is what a solution's last ``\boxed`` holds.
 
     MATH-500 is taken from the test problems: train on these, evaluate on ``math500``. ``grading`` is as there.
@@ -24,12 +24,7 @@ class Math(FiniteTask):
     SPLITS = ("train", "test")
     FIELDS = ("problem", "solution")
 
-    grading: str = "math-verify"
     name: str = "math"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_grading(self.grading)
 
     def problem(self, row: Mapping[str, Any]) -> Problem:
         solution = row["solution"]
@@ -38,9 +33,6 @@ class Math(FiniteTask):
             raise ValueError("the solution has no answer in a box")
         metadata = {k: row[k] for k in ("type", "level") if k in row}
         return Problem(PROMPT + row["problem"].strip(), answer, solution, metadata)
-
-    def grade(self, problem: Problem, completion: str) -> float:
-        return grade_answer(problem.answer, completion, self.grading)
 
 
 def boxed(solution: str) -> str | None:

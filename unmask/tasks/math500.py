@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.tasks.answers import check_grading, grade_answer
+from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.base import Problem
-from unmask.tasks.finite import FiniteTask
 
 PROMPT = r"""Solve this problem. Reason step by step, then give the final answer in \boxed{}.
 
@@ -16,7 +15,7 @@ PROMPT = r"""Solve this problem. Reason step by step, then give the final answer
 
 
 @dataclass(frozen=True)
-class Math500(FiniteTask):
+class Math500(AnswerTask):
     """500 test problems with answers in LaTeX. There is no training split: training needs ``train_path``.
 
     ``grading`` is "math-verify", since one answer can be written in many ways, or "strict".
@@ -26,12 +25,7 @@ class Math500(FiniteTask):
     SPLITS = ("test",)
     FIELDS = ("problem", "answer")
 
-    grading: str = "math-verify"
     name: str = "math500"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_grading(self.grading)
 
     def problem(self, row: Mapping[str, Any]) -> Problem:
         answer = row["answer"].strip()
@@ -39,6 +33,3 @@ class Math500(FiniteTask):
             raise ValueError("the answer is empty")
         metadata = {k: row[k] for k in ("subject", "level", "unique_id") if k in row}
         return Problem(PROMPT + row["problem"].strip(), answer, row.get("solution", ""), metadata)
-
-    def grade(self, problem: Problem, completion: str) -> float:
-        return grade_answer(problem.answer, completion, self.grading)
