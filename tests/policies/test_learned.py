@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,20 @@ def test_interface() -> None:
         policy.decide(observe(2, 8, 8, k=4))
     with pytest.raises(ValueError, match="not conditioned"):
         Policy().decide(observe(2, 8, 8, alpha=1.0))
+
+
+def test_what_alpha_says_can_be_computed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy(alpha_conditioned=True, trained_alphas=(0.0, 5.0))
+    o = observe(3, 24, 8, alpha=1.0)
+    o.alpha = torch.tensor([0.5, 2.0, 9.0])
+    at_once = policy.decide(o).logits
+    dial = policy.dial(o.alpha)
+    condition, shift = policy.alpha_condition(3, o.alpha)
+    assert torch.equal(dial, torch.cat((condition, shift), dim=1))
+    torch.testing.assert_close(dial[2], policy.dial(torch.tensor([5.0]))[0])
+
+    monkeypatch.setattr(policy, "alpha_condition", None)
+    assert torch.equal(policy.decide(replace(o, dial=dial)).logits, at_once)
 
 
 def test_gradients_reach_every_parameter() -> None:

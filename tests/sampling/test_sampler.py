@@ -69,6 +69,16 @@ def test_blocks_fill_left_to_right_and_nfe_counts_forwards() -> None:
     assert out.tokens_per_forward.tolist() == [2.0]
 
 
+def test_alpha_is_worked_in_once_per_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig(alpha_conditioned=True))
+    calls = []
+    monkeypatch.setattr(policy, "dial", lambda alpha: calls.append(alpha.tolist()) or Policy.dial(policy, alpha))
+    out = Sampler(random_model(), None, policy, SamplerConfig(8, 4, max_batch_size=1)).generate([[1], [2]], alpha=0.5)
+    assert out.steps.min() > 2
+    assert calls == [[0.5, 0.5]]
+
+
 def test_stops_once_eos_and_everything_before_it_is_committed() -> None:
     logits = torch.zeros(8, VOCAB)
     logits[torch.arange(8), [5, 6, EOS, 7, 7, 7, 7, 7]] = 20.0

@@ -41,6 +41,8 @@ class Observation:
     """(B, L) float32 in (0, 1), keyed by (seed, sequence, position, step); present if ``needs`` has "uniform"."""
     alpha: Tensor | None = None
     """(B,) float32: the trade-off asked of a policy conditioned on it."""
+    dial: Tensor | None = None
+    """(B, C) float32: what the policy's ``dial`` made of ``alpha`` at the start; None if it has to be made now."""
     memory: dict[str, Any] = field(default_factory=dict)
     """Lives as long as one generation; rows with ``steps == 0`` have just started."""
 

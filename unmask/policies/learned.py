@@ -88,23 +88,31 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         if ragged or not self._kernel_takes(o.mask.device):
             logits = self(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
             return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
+        dial = o.dial if o.dial is not None or o.alpha is None else self.dial(o.alpha)
         if whole:
-            return Decision(logits=self._fused(o.mask, o.confidence, o.time, o.alpha, o.allowed))
+            return Decision(logits=self._fused(o.mask, o.confidence, o.time, dial, o.allowed))
         block = _Block(o.allowed, o.block_length)
-        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, o.alpha, block.cut(o.allowed))
+        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, dial, block.cut(o.allowed))
         return Decision(logits=block.spread(logits))
 
-    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, alpha: Tensor | None, allowed: Tensor) -> Tensor:
-        dial = self.alpha_condition(mask.shape[0], alpha)
+    @torch.no_grad()
+    def dial(self, alpha: Tensor) -> Tensor:
+        """(B, D + 1) float32 for ``alpha`` (B,): what :meth:`alpha_condition` says, side by side."""
+        condition = self.alpha_condition(alpha.shape[0], alpha)
+        assert condition is not None
+        return torch.cat(condition, dim=1).float()
+
+    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, dial: Tensor | None, allowed: Tensor) -> Tensor:
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
         if self.config.zero_time:
             time = torch.zeros_like(time)
         weights = self.packed_weights()
         if dial is None:
+            self.alpha_condition(mask.shape[0], None)  # refuses if there should be one
             return ops.policy_forward(weights, mask, confidence.float(), time, allowed, None)
-        condition, shift = dial
-        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, condition.float()) + shift.float()
+        condition, shift = dial.split((self.config.hidden_size, 1), dim=1)
+        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, condition) + shift
 
     def _kernel_takes(self, device: torch.device) -> bool:
         c = self.config

@@ -39,6 +39,8 @@ class Canvas:
     block_length: int
     alpha: Tensor | None = None
     """(N,) float32: the trade-off asked of a policy conditioned on it; None for other policies."""
+    dial: Tensor | None = None
+    """(N, C) float32: what such a policy makes of it, the same in all steps."""
 
     @classmethod
     def create(

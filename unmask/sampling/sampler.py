@@ -180,10 +180,14 @@ class Sampler:
         if getattr(self.policy, "alpha_conditioned", False):
             own = self.policy.config.default_alpha  # type: ignore[union-attr]
             alpha = own if config.alpha is None else config.alpha
-            canvas.alpha = torch.full(canvas.steps.shape, float(alpha), device=canvas.steps.device)
+            self.set_alpha(canvas, torch.full(canvas.steps.shape, float(alpha), device=canvas.steps.device))
         elif config.alpha is not None:
             raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
         return canvas
+
+    def set_alpha(self, canvas: Canvas, alpha: Tensor) -> None:
+        """Ask the policy, which is conditioned on it, for the trade-off ``alpha`` (N,) float32 of each row."""
+        canvas.alpha, canvas.dial = alpha, self.policy.dial(alpha)  # type: ignore[union-attr]
 
     @property
     def padding_id(self) -> int:

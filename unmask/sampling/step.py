@@ -91,6 +91,7 @@ class DenoisingStep:
             block_length=whole.block_length,
             uniform=self.uniform(whole) if "uniform" in self.policy.needs else None,
             alpha=whole.alpha,
+            dial=whole.dial,
             memory=self.memory,
             **values,
         )

@@ -137,7 +137,7 @@ class Collector:
         canvas = canvas.take(torch.arange(len(ids), device=device).repeat_interleave(copies))
         canvas.sequence = torch.arange(canvas.steps.shape[0], device=device) + first_group * copies
         if canvas.alpha is not None:
-            canvas.alpha = alpha.to(device).repeat_interleave(copies)
+            sampler.set_alpha(canvas, alpha.to(device).repeat_interleave(copies))
         return sampler.finish(canvas, config, sampler.model.eos_token_id, group_size=copies)
 
 
