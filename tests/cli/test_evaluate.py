@@ -14,6 +14,7 @@ import torch
 
 from unmask import Policy, PolicyConfig
 from unmask.cli import main
+from unmask.cli.evaluate import split_label
 from unmask.cli.options import parse_pairs, parse_value
 from unmask.evaluation.results import read_csv
 
@@ -27,9 +28,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     evaluation = importlib.import_module("unmask.evaluation.evaluate")
     evaluate = evaluation.evaluate
 
-    def noting(sampler: Any, task: Any, *rest: Any) -> Any:
+    def noting(sampler: Any, task: Any, *rest: Any, **more: Any) -> Any:
         rows.append(task.name)
-        return evaluate(sampler, task, *rest)
+        return evaluate(sampler, task, *rest, **more)
 
     monkeypatch.setattr(evaluation, "evaluate", noting)
     return rows
@@ -150,6 +151,8 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--task", "hops", "sum"], "unknown task 'sum'"),
         (["--task", "humaneval"], "grading humaneval runs programs that a model wrote"),
         (["--task", "gsm8k", "mbpp", "--task-options", "path=x"], "which task's path? Write gsm8k.path"),
+        (["--output", "nowhere/rows.csv"], "--output nowhere/rows.csv must be a file in a folder that exists"),
+        (["--completions", "/"], "--completions / must be a file in a folder that exists"),
         (["--task-options", "path"], "'path' is not NAME=VALUE"),
         (["--chat-template"], "CharTokenizer has no chat template"),
         (["--system-prompt", "x"], "no chat template is in use"),
@@ -161,6 +164,13 @@ def test_bad_input_is_found_before_any_work(
     assert main(["evaluate", "--problems", "2", "--policies", "threshold:0.9", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert made == []
+
+
+def test_a_folder_with_an_equals_sign_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a=1").mkdir()
+    folder = str(tmp_path / "a=1")
+    assert split_label(folder) == (folder, folder)
+    assert split_label("mine=runs/a=1") == ("mine", "runs/a=1")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -83,6 +84,13 @@ def test_aup_table_ranks_families() -> None:
     assert lines[2:] == ["| `dial` | 8 | 1 | 225.0 |", "| `threshold` | 8 | 1 | 150.0 |"]
 
 
+def test_sets_of_problems_are_averaged_before_the_area() -> None:
+    rows = [dataclasses.replace(ROW, seed=seed, accuracy=0.7 + 0.1 * seed, tpf=2.0 + seed) for seed in (0, 1)]
+    # one point: TPF 2.5, accuracy 75, weighed by the best row's 80 or not, as the first point of a curve is
+    assert aup_table(rows).splitlines()[2:] == ["| `threshold` | 8 | 1 | 187.5 |"]
+    assert "| 2 |" in aup_table([rows[0], dataclasses.replace(rows[1], alpha=2.0)])
+
+
 def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not rows of evaluations"):
@@ -127,6 +135,42 @@ def test_standard_errors_are_over_problems() -> None:
     assert row.nfe_se == pytest.approx((means.std() / 5**0.5).item())
     assert result.texts is not None
     assert any(len(set(result.texts[i : i + 4])) > 1 for i in range(0, 20, 4)), "draws of their own"
+
+
+def test_completions_are_kept_even_if_grading_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.6", config=SamplerConfig(24, 8, max_batch_size=2))
+    finished: list[int] = []
+    path = tmp_path / "all.jsonl"
+    row = evaluate(sampler, Hops(), 5, completions=path, on_finished=finished.append)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    problems = Hops().problems(5, 0)
+    assert [line["prompt"] for line in lines] == [p.prompt for p in problems]
+    assert [Hops().grade(p, line["completion"]) for p, line in zip(problems, lines, strict=True)].count(1.0) == round(
+        5 * row.accuracy
+    )
+    assert mean([line["nfe"] for line in lines]) == pytest.approx(row.nfe)
+    assert finished == sorted(finished)
+    assert finished[-1] == 5
+
+    monkeypatch.setattr(Hops, "grade", None)
+    with pytest.raises(TypeError):
+        evaluate(sampler, Hops(), 2, completions=path)
+    assert len(path.read_text().splitlines()) == 7
+
+
+def test_tokens_per_second_and_what_stayed_masked() -> None:
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.9", config=SamplerConfig(24, 24, max_steps=3))
+    row = evaluate(sampler, Hops(), 4)
+    result = sampler.generate([p.prompt for p in Hops().problems(4, 0)], seed=0)
+    assert row.tokens_per_second == pytest.approx(int(result.filled.sum()) / row.seconds)
+    assert row.unfinished == 1 - result.finished.double().mean().item() > 0
+
+
+def test_a_policy_that_draws_may_be_sampled_at_temperature_0() -> None:
+    sampler = Sampler.from_pretrained("tiny", "random:8", config=SamplerConfig(24, 24))
+    assert evaluate(sampler, Hops(), 2, samples=2).samples == 2
+    with pytest.raises(ValueError, match="would be the same"):
+        evaluate(Sampler.from_pretrained("tiny", "threshold:0.9"), Hops(), 2, samples=2)
 
 
 def test_a_digest_knows_a_policy_by_its_weights(tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="CSV", help="write rows here as they come; rows already there are not repeated"
     )
+    parser.add_argument(
+        "--completions", type=Path, metavar="JSONL", help="append every completion here, with its prompt and answer"
+    )
     add_model_options(parser)
     add_prompt_options(parser, "if the tokenizer has one and the task's prompts are instructions")
     add_decoding_options(parser)
@@ -131,6 +134,8 @@ def add_parser(commands: Any) -> None:
 
 def split_label(text: str) -> tuple[str, str]:
     """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
+    if Path(text).exists():
+        return text, text
     label, equals, place = text.partition("=")
     return (label, place) if equals and label and place else (text, text)
 
@@ -160,6 +165,10 @@ def run(args: argparse.Namespace) -> int:
     from unmask.evaluation.results import read_csv
 
     options = parse_pairs(args.task_options)
+    for name in ("output", "completions"):
+        path = getattr(args, name)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"--{name} {path} must be a file in a folder that exists")
     if bad := [k for k in args.pass_at if not 1 <= k <= args.samples]:
         raise ValueError(f"--pass-at {bad[0]} needs between 1 and --samples {args.samples} samples of each problem")
     tasks = make_tasks(args.task, options)
@@ -225,15 +234,26 @@ def evaluate_all(
     rows, made_by = [], commit()
     with progress_bar(console=Console(stderr=True), transient=True) as progress:
         total = progress.add_task("evaluating", total=len(jobs))
+        now = progress.add_task("completions")
         for job, sampler in zip(jobs, samplers, strict=True):
             regime = sampler.config.block_length or "full"
             progress.update(total, description=f"{job.task.name}, {job.label}, blocks {regime}")
+            progress.reset(now, total=job.problems * args.samples)
             further = further_settings(args, job.task, options)
             names = {"model": args.model, "policy": job.label, "commit": made_by, "settings": further}
             wanted = identity(sampler, job.task, job.problems, job.seed, names, args.samples)
             row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)
             if row is None:
-                row = evaluate(sampler, job.task, job.problems, job.seed, names, args.samples)
+                row = evaluate(
+                    sampler,
+                    job.task,
+                    job.problems,
+                    job.seed,
+                    names,
+                    args.samples,
+                    completions=args.completions,
+                    on_finished=lambda finished: progress.update(now, completed=finished),
+                )
                 known.append(row)
                 if args.output:
                     write_csv(args.output, known)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from torch import nn
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.prompts import describe_prompts
+from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
-from unmask.tasks.base import Task
+from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
 
 COUNTING_RULE = (
-    "TPF = generated tokens per forward, up to and including the first end of sequence; "
+    "TPF = generated tokens per forward of a completion, up to and including its first end of sequence; "
     "NFE = forwards per sequence; ± = standard error of the mean"
 )
 
@@ -62,6 +64,10 @@ class Evaluation:
     """How many problems had how many correct samples: {"0": 40, "3": 2, ...}."""
     policy_sha256: str = ""
     """The beginning of a hash of a learned policy's weights, so that a label means the same policy."""
+    tokens_per_second: float = 0.0
+    """Generated tokens of all completions over ``seconds``: of this machine, at this batch size."""
+    unfinished: float = 0.0
+    """Share of completions that still had masks when their steps ran out."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k, and its standard error over problems; ValueError for too few samples."""
@@ -88,14 +94,18 @@ def evaluate(
     problem_seed: int = 0,
     names: dict[str, str] | None = None,
     samples: int = 1,
+    completions: Path | None = None,
+    on_finished: Callable[[int], None] | None = None,
     **overrides: Any,
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
     ``names`` gives the row's "model", "policy" and "commit"; ``overrides`` replace fields of the sampler's config. The
     draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples`` N every
-    problem is decoded N times with draws of its own, for pass@k. Raises ValueError if the sampler has no tokenizer, if
-    ``num_problems`` or ``samples`` is not positive, or if all samples of a problem would be the same.
+    problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of JSON for
+    each, appended before they are graded. ``on_finished`` is told now and then how many completions are finished.
+    Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
+    samples of a problem would be the same.
     """
     if sampler.tokenizer is None:
         raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
@@ -105,12 +115,17 @@ def evaluate(
     check_samples(samples, config, sampler)
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
+        config = config.updated(overrides)
     problems = task.problems(num_problems, problem_seed)
     each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
-    result = sampler.generate([p.prompt for p in each], **overrides)
+    canvas = sampler.prepare([p.prompt for p in each], None, config)
+    result = sampler.finish(canvas, config, sampler.model.eos_token_id, on_finished=on_finished)
     seconds = time.perf_counter() - started
     texts = result.texts or []
+    about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
+    if completions is not None:
+        save_completions(completions, about, each, result)
     grades = [task.grade(p, t) for p, t in zip(each, texts, strict=True)]
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
@@ -119,7 +134,7 @@ def evaluate(
     )
     names = names or {}
     return Evaluation(
-        **identity(sampler, task, len(problems), problem_seed, names, samples, **overrides),
+        **about,
         accuracy=mean(accuracy),
         accuracy_se=standard_error(accuracy),
         nfe=mean(nfe),
@@ -131,7 +146,20 @@ def evaluate(
         learned=isinstance(sampler.policy, nn.Module),
         commit=names.get("commit", ""),
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
+        tokens_per_second=float(result.filled.sum()) / seconds,
+        unfinished=1.0 - mean([float(done) for done in result.finished.tolist()]),
     )
+
+
+def save_completions(
+    path: Path, about: Mapping[str, Any], problems: Sequence[Problem], result: GenerationResult
+) -> None:
+    """Append a line of JSON for each completion: what was evaluated, prompt, reference answer, text, forwards."""
+    texts, steps = result.texts or [], result.steps.tolist()
+    with path.open("a", encoding="utf-8") as file:
+        for problem, text, nfe in zip(problems, texts, steps, strict=True):
+            line = {**about, "prompt": problem.prompt, "answer": problem.answer, "completion": text, "nfe": nfe}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:
@@ -139,7 +167,8 @@ def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
     learned = isinstance(sampler.policy, nn.Module) and config.actions != "greedy"
-    if samples > 1 and config.temperature == 0 and not learned:
+    draws = learned or "uniform" in sampler.policy.needs
+    if samples > 1 and config.temperature == 0 and not draws:
         raise ValueError(
             f"samples={samples} needs a temperature above 0, got 0: all samples of a problem would be the same"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.evaluation.evaluate import Evaluation
-from unmask.evaluation.metrics import aup
+from unmask.evaluation.metrics import aup, mean
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
@@ -25,8 +25,9 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
             row = asdict(evaluation)
             for name, form in FORMATS.items():
                 row[name] = format(row[name], form)
-            row["alpha"] = "" if evaluation.alpha is None else f"{evaluation.alpha:g}"
+            row["alpha"] = "" if evaluation.alpha is None else repr(evaluation.alpha)
             row["seconds"] = f"{evaluation.seconds:.1f}"
+            row["tokens_per_second"] = f"{evaluation.tokens_per_second:.1f}"
             row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
             row["solved"] = json.dumps(evaluation.solved)
             writer.writerow(row)
@@ -44,7 +45,7 @@ def read_csv(path: Path) -> list[Evaluation]:
         "learned": "True".__eq__,
         "alpha": lambda v: float(v) if v else None,
     }
-    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
+    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale", "tokens_per_second", "unfinished"), float)
     with path.open(newline="", encoding="utf-8") as file:
         try:
             return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
@@ -56,6 +57,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
     """A Markdown table, one row per evaluation, with columns of pass@k for every k in ``pass_at``."""
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
     dials = any(e.alpha is not None for e in evaluations)
+    unfinished = any(e.unfinished for e in evaluations)
     header = [
         "policy",
         *(["alpha"] if dials else []),
@@ -65,7 +67,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
         "NFE",
         "TPF",
     ]
-    header += measures
+    header += [*(["unfinished"] if unfinished else []), *measures]
     lines = [" | ".join(header), " | ".join("---" for _ in header)]
     for e in evaluations:
         cells = [
@@ -76,6 +78,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
             *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
             f"{e.tpf:.2f} ± {e.tpf_se:.2f}",
+            *([f"{e.unfinished:.3f}"] if unfinished else []),
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),
         ]
         lines.append(" | ".join(cells))
@@ -90,15 +93,23 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Eval
     return grouped
 
 
+def over_seeds(evaluations: Sequence[Evaluation]) -> list[tuple[float, float]]:
+    """(TPF, accuracy in percent) of every setting, each the mean over the rows that differ in their problems alone."""
+    grouped: dict[tuple[Any, ...], list[Evaluation]] = {}
+    for e in evaluations:
+        grouped.setdefault((e.policy, e.policy_sha256, e.alpha, e.policy_scale, e.actions, e.settings), []).append(e)
+    return [(mean([e.tpf for e in rows]), 100 * mean([e.accuracy for e in rows])) for rows in grouped.values()]
+
+
 def aup_table(evaluations: Sequence[Evaluation]) -> str:
     """AUP of every family in every regime, best first, as Markdown; weighted by the best accuracy among all rows."""
     best = max((100 * e.accuracy for e in evaluations), default=0.0)
     if best <= 0:
         return ""
-    rows = [
-        (aup([(e.tpf, 100 * e.accuracy) for e in group], best), name, regime, len(group))
-        for (name, regime), group in curves(evaluations).items()
-    ]
+    rows = []
+    for (name, regime), group in curves(evaluations).items():
+        points = over_seeds(group)
+        rows.append((aup(points, best), name, regime, len(points)))
     lines = ["| policies | blocks | points | AUP |", "| --- | --- | --- | --- |"]
     lines += [f"| `{name}` | {regime} | {count} | {value:.1f} |" for value, name, regime, count in sorted(rows)[::-1]]
     return "\n".join(lines)

@@ -37,6 +37,9 @@ SEEN_PER_ROW = 8
 OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
 """Called after each step: working rows (R,), their canvas, which took no step, what was seen, the ranks."""
 
+OnFinished = Callable[[int], None]
+"""Called as rows leave the batch: how many are finished by now."""
+
 
 class Sampler:
     """Decodes a masked diffusion language model with an unmasking policy.
@@ -222,7 +225,12 @@ class Sampler:
 
     @torch.no_grad()
     def run(
-        self, canvas: Canvas, config: SamplerConfig, on_step: OnStep | None = None, group_size: int = 1
+        self,
+        canvas: Canvas,
+        config: SamplerConfig,
+        on_step: OnStep | None = None,
+        group_size: int = 1,
+        on_finished: OnFinished | None = None,
     ) -> Iterator[None]:
         """The generation loop: advances all rows of ``canvas`` to their end, yielding after each step.
 
@@ -275,6 +283,8 @@ class Sampler:
                     batch.rearrange(canvas.take(rows), keep, len(fresh))
                     distinct = first_of_groups(len(keep), len(fresh), group, rows.device)
                     flags.reset()
+                    if on_finished:
+                        on_finished(canvas.steps.shape[0] - len(rows) - len(queue))
 
     def make_batch(self, step: DenoisingStep) -> Batch:
         """Rows to be advanced by ``step``, or by captured ones like it where that is possible and nobody else does so.
@@ -300,6 +310,7 @@ class Sampler:
         eos_token_id: int | None,
         group_size: int = 1,
         watch: OnStep | None = None,
+        on_finished: OnFinished | None = None,
     ) -> GenerationResult:
         """Run the loop (see :meth:`run`) and gather its result; ``watch`` is called after each step."""
         holes = canvas.remaining.clone()
@@ -311,7 +322,7 @@ class Sampler:
             if watch is not None:
                 watch(rows, work, idle, seen, rank)
 
-        for _ in self.run(canvas, config, on_step if recorder or watch else None, group_size):
+        for _ in self.run(canvas, config, on_step if recorder or watch else None, group_size, on_finished):
             pass
         raise_if_poisoned(canvas)
         if eos_token_id is None:
