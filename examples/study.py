@@ -67,6 +67,7 @@ DIALS = {
     **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "dial_learning_rate=5"))
        for s in range(3)},
 }  # fmt: skip
+IMITATION = Run("full-imitation", "quickstart", ("max_steps=80",))  # as many as quickstart imitates for
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
 ABLATIONS = {
     "additive": Run("full-additive", "quickstart", ("reward=additive", "alpha=1")),
@@ -77,7 +78,7 @@ ABLATIONS = {
 }
 PARTS = {
     "frontiers": [dial(r) for r in ("full", "blocks")] + [trade_off(r, a) for a in ALPHAS for r in ("full", "blocks")],
-    "expert": [trade_off("full", "3"), NO_EXPERT],
+    "expert": [trade_off("full", "3"), IMITATION, NO_EXPERT],
     "ablations": [trade_off("full", "3"), trade_off("full", "1"), *ABLATIONS.values()],
     "transfer": [dial("full"), dial("blocks")],
     "dials": list(DIALS.values()),
@@ -143,8 +144,8 @@ class Study:
         self.plot("frontiers", *rows, options=("--max-nfe", "13"))
 
     def expert(self) -> None:
-        learned = [self.labelled("expert steering", trade_off("full", "3")), self.labelled("no expert", NO_EXPERT)]
-        self.evaluate("expert", "full", learned)
+        runs = {"expert steering": trade_off("full", "3"), "imitation alone": IMITATION, "no expert": NO_EXPERT}
+        self.evaluate("expert", "full", [self.labelled(label, run) for label, run in runs.items()])
 
     def ablations(self) -> None:
         three, one = trade_off("full", "3"), trade_off("full", "1")

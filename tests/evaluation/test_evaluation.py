@@ -50,7 +50,7 @@ def test_measures_average_over_the_problems_that_have_them() -> None:
 
 
 def test_rows_survive_a_csv_file(tmp_path: Path) -> None:
-    dial = dataclasses.replace(ROW, policy="dial", learned=True, alpha=0.3, policy_scale=2.0, commit="abc")
+    dial = dataclasses.replace(ROW, policy="dial", learned=True, alpha=0.12345678, policy_scale=2.0, commit="abc")
     write_csv(tmp_path / "rows.csv", [ROW, dial])
     assert read_csv(tmp_path / "rows.csv") == [ROW, dial]
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
@@ -113,12 +113,12 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_rows_of_samples_survive_a_csv_file_and_old_rows_are_read(tmp_path: Path) -> None:
-    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10")
+    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10", unfinished=0.5)
     write_csv(tmp_path / "rows.csv", [row])
     assert read_csv(tmp_path / "rows.csv") == [row]
     lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
     new = lines[0].index("samples")
-    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="")
+    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="", unfinished=None)
     (tmp_path / "old.csv").write_text("\n".join(",".join(line[:new]) for line in lines))
     assert read_csv(tmp_path / "old.csv") == [old]
 
@@ -162,7 +162,7 @@ def test_tokens_per_second_and_what_stayed_masked() -> None:
     sampler = Sampler.from_pretrained("tiny", "threshold:0.9", config=SamplerConfig(24, 24, max_steps=3))
     row = evaluate(sampler, Hops(), 4)
     result = sampler.generate([p.prompt for p in Hops().problems(4, 0)], seed=0)
-    assert row.tokens_per_second == pytest.approx(int(result.filled.sum()) / row.seconds)
+    assert row.tokens_per_second == pytest.approx(int(result.filled.sum()) / row.seconds, abs=0.051)
     assert row.unfinished == 1 - result.finished.double().mean().item() > 0
 
 

@@ -64,10 +64,10 @@ class Evaluation:
     """How many problems had how many correct samples: {"0": 40, "3": 2, ...}."""
     policy_sha256: str = ""
     """The beginning of a hash of a learned policy's weights, so that a label means the same policy."""
-    tokens_per_second: float = 0.0
+    tokens_per_second: float | None = None
     """Generated tokens of all completions over ``seconds``: of this machine, at this batch size."""
-    unfinished: float = 0.0
-    """Share of completions that still had masks when their steps ran out."""
+    unfinished: float | None = None
+    """Share of completions that still had masks when their steps ran out; None in rows that did not count them."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k, and its standard error over problems; ValueError for too few samples."""
@@ -146,8 +146,8 @@ def evaluate(
         learned=isinstance(sampler.policy, nn.Module),
         commit=names.get("commit", ""),
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
-        tokens_per_second=float(result.filled.sum()) / seconds,
-        unfinished=1.0 - mean([float(done) for done in result.finished.tolist()]),
+        tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
+        unfinished=mean([float(not done) for done in result.finished.tolist()]),
     )
 
 

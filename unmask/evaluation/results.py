@@ -14,6 +14,9 @@ from unmask.evaluation.metrics import aup, mean
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
+OPTIONAL = ("alpha", "tokens_per_second", "unfinished")
+"""Numbers that a row may lack."""
+
 
 def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write all rows, replacing the file at once; ``measures`` is one JSON column."""
@@ -25,9 +28,9 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
             row = asdict(evaluation)
             for name, form in FORMATS.items():
                 row[name] = format(row[name], form)
-            row["alpha"] = "" if evaluation.alpha is None else repr(evaluation.alpha)
             row["seconds"] = f"{evaluation.seconds:.1f}"
-            row["tokens_per_second"] = f"{evaluation.tokens_per_second:.1f}"
+            for name in OPTIONAL:
+                row[name] = "" if row[name] is None else repr(row[name])
             row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
             row["solved"] = json.dumps(evaluation.solved)
             writer.writerow(row)
@@ -43,9 +46,9 @@ def read_csv(path: Path) -> list[Evaluation]:
         "measures": json.loads,
         "solved": json.loads,
         "learned": "True".__eq__,
-        "alpha": lambda v: float(v) if v else None,
     }
-    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale", "tokens_per_second", "unfinished"), float)
+    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
+    kinds |= dict.fromkeys(OPTIONAL, lambda v: float(v) if v else None)
     with path.open(newline="", encoding="utf-8") as file:
         try:
             return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
@@ -78,7 +81,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
             *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
             f"{e.tpf:.2f} ± {e.tpf_se:.2f}",
-            *([f"{e.unfinished:.3f}"] if unfinished else []),
+            *(["" if e.unfinished is None else f"{e.unfinished:.3f}"] if unfinished else []),
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),
         ]
         lines.append(" | ".join(cells))
