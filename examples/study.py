@@ -67,7 +67,7 @@ DIALS = {
     **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "dial_learning_rate=5"))
        for s in range(3)},
 }  # fmt: skip
-IMITATION = Run("full-imitation", "quickstart", ("max_steps=80",))  # as many as quickstart imitates for
+IMITATION = Run("full-imitation", "quickstart", ("imitation_steps=139",))  # all iterations but the last
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
 ABLATIONS = {
     "additive": Run("full-additive", "quickstart", ("reward=additive", "alpha=1")),
