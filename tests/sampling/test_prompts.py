@@ -13,7 +13,7 @@ import torch
 from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
 from unmask.evaluation import evaluate
 from unmask.models import load_model, load_tokenizer
-from unmask.sampling.prompts import ChatTokenizer, describe_prompts, with_chat_template
+from unmask.sampling.prompts import ChatTokenizer, describe_prompts, text_ids, with_chat_template
 from unmask.tasks import GSM8K, Hops
 
 pytest.importorskip("transformers")
@@ -49,6 +49,19 @@ def test_a_text_becomes_the_users_message(llada: Path) -> None:
     ids = tokenizer.encode("Hi")
     assert chat.decode([*ids, tokenizer.eos_token_id]) == "Hi"
     assert chat.mask_token_id == tokenizer.mask_token_id
+
+
+def test_a_text_with_its_own_bos_gets_no_second() -> None:
+    class Tokenizer:
+        bos_token_id = 1
+
+        def encode(self, text: str) -> list[int]:
+            return [1, *text.encode()] if not text.startswith("<s>") else [1, 1, *text[3:].encode()]
+
+    assert text_ids(Tokenizer(), "ab") == text_ids(Tokenizer(), "<s>ab") == [1, 97, 98]
+    assert text_ids(Tokenizer(), "") == [1]
+    Tokenizer.bos_token_id = None
+    assert text_ids(Tokenizer(), "<s>a") == [1, 1, 97]
 
 
 def test_who_decides(llada: Path) -> None:

@@ -20,6 +20,7 @@ from unmask.lm_eval.likelihood import loglikelihoods
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.heuristics import ConfidenceSteps
 from unmask.sampling.config import SamplerConfig, require_positive_int
+from unmask.sampling.prompts import text_ids
 from unmask.sampling.sampler import Sampler
 
 logger = logging.getLogger("lm_eval.models.unmask")  # the harness shows its own alone
@@ -121,11 +122,8 @@ class UnmaskLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
         """Ids of ``string``; one that begins with the tokenizer's BOS, as chat templates write it, gets no second."""
-        bos = getattr(self.tokenizer, "bos_token", None)
-        if add_special_tokens is None and bos and string.startswith(bos):
-            add_special_tokens = False
         if add_special_tokens is None or not hasattr(self.tokenizer, "all_special_ids"):
-            return list(self.tokenizer.encode(string))
+            return text_ids(self.tokenizer, string)
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

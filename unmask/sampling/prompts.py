@@ -113,11 +113,18 @@ def encode_prompts(
     return ids, None if bool(attention.all()) else attention
 
 
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of ``text``; one that begins with the tokenizer's BOS, as chat templates write it, gets no second."""
+    ids = list(tokenizer.encode(text))
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
 def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
     if isinstance(prompt, str):
         if tokenizer is None:
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
-        return list(tokenizer.encode(prompt))
+        return text_ids(tokenizer, prompt)
     if isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt):
         return list(prompt)
     raise TypeError(f"prompts[{index}] must be a string or a list of token ids, got {type(prompt).__name__}")
