@@ -139,3 +139,23 @@ def test_import_unmask_does_not_import_torch() -> None:
     code = "import unmask, sys; print('torch' in sys.modules)"
     run = run_python(code)
     assert run.stdout.strip() == "False", run.stderr
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "from unmask.cli import build_parser\nimport sys\nbuild_parser()\nprint('torch' in sys.modules)"
+    run = run_python(code)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def test_pure_formulas_are_reached_by_their_dotted_path() -> None:
+    code = (
+        "import unmask\n"
+        "print(unmask.training.rewards.multiplicative.__name__, unmask.training.grpo.group_advantages.__name__,"
+        " unmask.policies.distributions.Bernoulli.__name__)"
+    )
+    run = run_python(code)
+    assert run.stdout.split() == ["multiplicative", "group_advantages", "Bernoulli"], run.stderr
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()

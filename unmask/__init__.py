@@ -6,7 +6,19 @@ The names below load on first use, so that ``import unmask`` stays light.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask import evaluation, models, ops, policies, sampling, tasks, training
+    from unmask.evaluation.evaluate import evaluate
+    from unmask.models.loading import load_model, load_tokenizer
+    from unmask.policies.learned import Policy
+    from unmask.policies.network import PolicyConfig
+    from unmask.sampling.config import SamplerConfig
+    from unmask.sampling.result import GenerationResult
+    from unmask.sampling.sampler import Sampler
+    from unmask.training.config import TrainerConfig
+    from unmask.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -24,7 +36,11 @@ _HOME = {
 }
 _MODULES = ("ops", "models", "policies", "sampling", "tasks", "evaluation", "training")
 
-__all__ = ["__version__", *_HOME, *_MODULES]
+__all__ = [
+    "GenerationResult", "Policy", "PolicyConfig", "Sampler", "SamplerConfig", "Trainer", "TrainerConfig", "__version__",
+    "evaluate", "evaluation", "load_model", "load_tokenizer", "models", "ops", "policies", "sampling", "tasks",
+    "training",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

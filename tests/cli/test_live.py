@@ -34,3 +34,17 @@ def test_view_shows_the_buffer_filling() -> None:
     counted = sum(len(t) + 1 for t in texts)
     assert view.summary().startswith(f"{counted} tokens in {sum(view.steps)} forwards")
     assert torch.tensor(view.completions).shape == (2, 24)
+
+
+def test_rows_that_ran_out_of_steps_are_no_successes() -> None:
+    config = SamplerConfig(max_new_tokens=24, block_length=24, max_steps=2)
+    sampler = Sampler.from_pretrained("tiny", policy="confidence:24", config=config)
+    prompts = ["cEaCfBeGgD:a=", "bCaBcDdEgF:a="]
+    view = View(sampler, prompts)
+    for event in sampler.stream(prompts):
+        view.update(event)
+    assert "✗" in view.line(0).plain
+    assert "✓" not in view.line(0).plain
+    filled = int(sampler.generate(prompts).filled.sum())
+    assert view.summary().startswith(f"{filled} tokens in 4 forwards")
+    assert view.summary().endswith("; 2 unfinished")

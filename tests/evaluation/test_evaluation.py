@@ -95,6 +95,9 @@ def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not rows of evaluations"):
         read_csv(tmp_path / "rows.csv")
+    (tmp_path / "notes.txt").write_text("notes of mine\n")
+    with pytest.raises(ValueError, match="not rows of evaluations: there is a column 'notes of mine'"):
+        read_csv(tmp_path / "notes.txt")
 
 
 def test_pass_at_k_by_hand() -> None:

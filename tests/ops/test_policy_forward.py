@@ -230,6 +230,15 @@ def test_errors_name_the_argument() -> None:
     assert unsupported_sizes(128, 2, 512, 1) is None
 
 
+def test_no_gradient_is_promised() -> None:
+    weights = pack(random_network(64, 1, 256, 2))
+    mask, confidence, time = inputs(3, 10, 2)
+    weights = weights._replace(packed=weights.packed.requires_grad_())
+    cond = torch.zeros(3, 64, requires_grad=True)
+    out = policy_forward(weights, mask, confidence.requires_grad_(), time.requires_grad_(), None, cond)
+    assert not out.requires_grad
+
+
 def test_the_dispatcher_op_checks_by_itself() -> None:
     """Whoever calls the op without the wrapper gets an error, not a read out of bounds."""
     weights = pack(random_network(64, 1, 256, 2))

@@ -349,7 +349,13 @@ def test_compiles_into_one_graph(device: torch.device) -> None:
         ({"temperature": -0.1}, ValueError, "temperature: .*got -0.1"),
         ({"temperature": NAN}, ValueError, "temperature: .*got nan"),
         ({"temperature": INF}, ValueError, "temperature: .*got inf"),
-        ({"temperature": 1e-40}, ValueError, "temperature: expected 0 or at least 1e-30"),
+        ({"temperature": 1e-40}, ValueError, "temperature: expected 0 or a number from 1e-30 to 1e30, got 1e-40"),
+        ({"temperature": 1e31}, ValueError, "temperature: .*got 1e\\+31"),
+        ({"temperature": "1"}, TypeError, "temperature: expected a number, got '1'"),
+        ({"exclude": None}, TypeError, "exclude: expected a sequence of ids, got None"),
+        ({"exclude": (1.9,)}, TypeError, "exclude: expected a sequence of ids"),
+        ({"seed": 1.9, "temperature": 1.0}, TypeError, "seed: expected an int or an int64 tensor, got 1.9"),
+        ({"seed": True, "temperature": 1.0}, TypeError, "seed: expected an int"),
         ({"rows": torch.zeros(2, 3)}, TypeError, "rows: expected bool or int64, got torch.float32"),
         ({"rows": torch.zeros(2, dtype=torch.int32)}, TypeError, "rows: .*got torch.int32"),
         ({"rows": torch.zeros(3, 2, dtype=torch.bool)}, ValueError, r"rows: expected shape \(2, 3\)"),
@@ -372,6 +378,8 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
 
 
 def test_wrong_logits() -> None:
+    with pytest.raises(TypeError, match="logits: expected a tensor, got list"):
+        topk_confidence([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"logits: expected float32, bfloat16 or float16, got torch\.float64"):
         topk_confidence(torch.zeros(2, 9, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"logits: expected shape \(..., V\)"):

@@ -13,6 +13,7 @@ from unmask_cases import (
     MODES,
     assert_same,
     make_state,
+    many_rows,
     one_row,
     random_canvas,
     run,
@@ -20,6 +21,7 @@ from unmask_cases import (
     step,
 )
 
+from unmask.ops import unmask_
 from unmask.ops.reference import unmask_ as reference
 
 
@@ -242,3 +244,14 @@ def test_ties_take_the_lowest_position(device: torch.device) -> None:
     for mode in ("greedy", "bernoulli-argmax"):
         after = step(state, [9.0, -4.0, -2.0, -2.0], device, mode=mode, scale=0.0)
         assert after["rank"].tolist() == [[-1, -1, 0, -1]], mode
+
+
+def test_rows_of_the_canvas_must_not_overlap(device: torch.device) -> None:
+    state = {name: value.to(device) for name, value in many_rows(4, 2).items()}
+    state["tokens"] = state["tokens"][:1].expand(2, 4)
+    with pytest.raises(ValueError, match="tokens: written in place, so its rows must not overlap"):
+        unmask_(
+            token=torch.zeros(2, 4, dtype=torch.int64, device=device),
+            score=torch.ones(2, 4, device=device),
+            start=0, block_length=4, max_steps=4, **state,
+        )  # fmt: skip

@@ -198,6 +198,13 @@ def test_alpha_starts_without_effect_and_then_has_one():
     assert not torch.allclose(both[0], network(mask, confidence, time, 10)[0], atol=1e-2)
 
 
+@pytest.mark.parametrize("alpha", [-1.0, math.nan, math.inf, "1", True])
+def test_an_alpha_that_is_none_is_refused(alpha):
+    network = PolicyNetwork(PolicyConfig(alpha_conditioned=True))
+    with pytest.raises(ValueError, match=r"alpha must be a finite number >= 0 or a tensor \(2,\), got"):
+        network(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, 1), torch.zeros(2), alpha)
+
+
 def test_alphas_beyond_training_act_as_its_ends():
     mask, confidence, time = inputs(2, 6)
     network = random_network(alpha_conditioned=True)

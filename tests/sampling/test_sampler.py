@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
@@ -107,23 +108,6 @@ def test_max_steps_leaves_masks_and_says_so() -> None:
     assert out.filled.tolist() == [3] * len(PROMPTS)
 
 
-def test_infill_touches_only_masks() -> None:
-    sampler = make_sampler("threshold:0.3", block_length=4)
-    torch.manual_seed(0)
-    ids = torch.randint(0, EOS, (5, 18))
-    holes = torch.rand(5, 18) < 0.4
-    holes[3] = False
-    ids[0, 2] = EOS  # an end of sequence in the text does not stop the row
-    holes[0, 2] = False
-    given = ids.masked_fill(holes, MASK)
-    out = sampler.infill(given)
-    assert torch.equal(out.sequences[~holes], ids[~holes])
-    assert not (out.sequences == MASK).any()
-    assert out.steps[3] == 0
-    assert out.filled.tolist() == holes.sum(dim=1).tolist()
-    assert torch.equal(given, ids.masked_fill(holes, MASK)), "the caller's tensor is left alone"
-
-
 def test_left_padded_tensor_equals_lists() -> None:
     sampler = make_sampler()
     ids = torch.tensor([[-100, MASK, 1, 2], [5, 6, 7, 8]])  # what stands under the padding is never read
@@ -207,12 +191,56 @@ def test_undefined_logits_are_an_error_that_names_the_rows() -> None:
             ValueError,
             "shape of prompts",
         ),
-        (lambda s: s.infill([[1]]), TypeError, "input_ids must be an int64 tensor"),
+        (lambda s: s.generate(None), TypeError, "prompts must be a string.*got NoneType"),
+        (lambda s: s.generate([[True]]), TypeError, r"prompts\[0\] must be a string or a list of token ids"),
+        (lambda s: s.generate([[2**70]]), ValueError, r"prompts\[0\] has 1180591620717411303424, which is no token id"),
+        (
+            lambda s: s.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=[[1, 1, 1]]),
+            TypeError,
+            "attention_mask must be a tensor",
+        ),
+        (
+            lambda s: s.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.tensor([[0, 2, 1]])),
+            ValueError,
+            "attention_mask must hold zeros and ones only",
+        ),
+        (lambda s: s.generate([[1]], stop_at_eos="no"), ValueError, "stop_at_eos must be True or False, got 'no'"),
+        (lambda s: s.generate([[1]], seed=True), ValueError, "seed must be an integer"),
+        (lambda s: s.stream([[1, -1]]), ValueError, "outside the vocabulary"),
     ],
 )
 def test_bad_input_is_refused(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(make_sampler())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny",), "model must be a model as load_model gives it, got str, .*from_pretrained takes a name"),
+        ((None,), "model must be a model .* got NoneType"),
+        ((random_model(), None, 5), "policy must be a name or an object with the policy interface, got 5"),
+        ((random_model(), None, None, {}), "config must be a SamplerConfig, got dict"),
+        ((random_model().double(),), "model computes in float64"),
+    ],
+)
+def test_what_is_no_model_policy_or_config_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Sampler(*arguments)
+
+
+def test_ids_come_in_any_integer_type() -> None:
+    sampler = make_sampler()
+    want = sampler.generate([[1, 2], [3]]).sequences
+    rows = [torch.tensor([1, 2]), np.array([3])]
+    assert torch.equal(sampler.generate(rows).sequences, want)
+    assert torch.equal(sampler.generate([[np.int64(1), np.int32(2)], [3]]).sequences, want)
+
+
+def test_a_record_of_nothing_is_empty() -> None:
+    trajectory = make_sampler().generate([], record=True).trajectory
+    assert trajectory is not None
+    assert (tuple(trajectory.mask.shape), tuple(trajectory.confidence.shape)) == ((0, 0, 16), (0, 0, 16, 1))
 
 
 def test_unknown_policy_is_refused() -> None:

@@ -165,6 +165,11 @@ def run(args: argparse.Namespace) -> int:
     from unmask.evaluation.results import read_csv
 
     options = parse_pairs(args.task_options)
+    if args.block_length is not None:
+        raise ValueError(f"--block-length {args.block_length} is not used here: --regimes lists block lengths")
+    for name in ("problems", "samples"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
     for name in ("output", "completions"):
         path = getattr(args, name)
         if path and (path.is_dir() or not path.parent.is_dir()):
@@ -190,6 +195,8 @@ def make_jobs(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Job]:
     counts = [len(task.problems(args.problems, args.seeds[0])) for task in tasks]  # a benchmark may have fewer
     labels = [split_label(name) for p in args.policies for name in (HEURISTICS if p == "heuristics" else (p,))]
     policies = [(label, make_policy(place)) for label, place in labels]
+    if args.alphas and not any(getattr(policy, "alpha_conditioned", False) for _, policy in policies):
+        raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
     return [
         Job(task, count, label, policy, {**chosen, "block_length": None if regime == "full" else regime}, seed)
         for task, count in zip(tasks, counts, strict=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from unmask.cli.options import add_decoding_options, add_model_options, add_prompt_options, make_sampler
-from unmask.sampling.prompts import with_chat_template
 
 DESCRIPTION = """Complete prompts with a masked diffusion language model.
 
@@ -50,6 +49,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from unmask.sampling.prompts import with_chat_template
+
+    if not 0 <= args.delay < 60:
+        raise ValueError(f"--delay must be from 0 to 60 seconds, got {args.delay}")
     sampler = make_sampler(args, args.policy)
     sampler.tokenizer = with_chat_template(sampler.tokenizer, args.chat_template, args.system_prompt)
     prompts = read_prompts(args)
@@ -72,7 +75,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if args.prompts:
         return list(args.prompts)
     if args.file and args.file != "-":
-        lines = Path(args.file).read_text(encoding="utf-8").splitlines()
+        lines = Path(args.file).read_text(encoding="utf-8-sig").splitlines()
     elif args.file == "-" or has_piped_input():
         lines = sys.stdin.read().splitlines()
     elif args.model == "tiny":

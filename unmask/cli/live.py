@@ -51,7 +51,7 @@ class View:
                 style = piece_style
                 run.append(token)
         self.flush(text, run, style)
-        mark = "✓" if self.finished[row] else " "
+        mark = "✓" if self.mask not in self.completions[row] else "✗" if self.finished[row] else " "
         text.append(f"  {mark} {self.steps[row]:>3} forwards", style="yellow")
         return text
 
@@ -67,11 +67,13 @@ class View:
         import torch
 
         completions = torch.tensor(self.completions)
-        filled = (first_eos(completions, self.eos) + 1).clamp_max(completions.shape[1])
+        written = (first_eos(completions, self.eos) + 1).clamp_max(completions.shape[1])
+        filled = torch.minimum(written, (completions != self.mask).sum(dim=1))
         tokens, forwards = int(filled.sum()), sum(self.steps)
+        unfinished = sum(self.mask in row for row in self.completions)
         return (
             f"{tokens} tokens in {forwards} forwards: {tokens / max(1, forwards):.2f} tokens per forward, "
-            "the end-of-sequence tail not counted"
+            "the end-of-sequence tail not counted" + (f"; {unfinished} unfinished" if unfinished else "")
         )
 
 

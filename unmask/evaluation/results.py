@@ -50,8 +50,12 @@ def read_csv(path: Path) -> list[Evaluation]:
     kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
     kinds |= dict.fromkeys(OPTIONAL, lambda v: float(v) if v else None)
     with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        known = {f.name for f in fields(Evaluation)}
+        if unknown := [name for name in reader.fieldnames or [] if name not in known]:
+            raise ValueError(f"{path}: not rows of evaluations: there is a column {unknown[0]!r}")
         try:
-            return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
+            return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in reader]
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not rows of evaluations: {error}") from error
 

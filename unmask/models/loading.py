@@ -29,6 +29,9 @@ __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_
 FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, llada, dream)}
 """Families the native decoder loads: modules with MODEL_TYPE, read_config and weight_names."""
 
+COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""float64 is for comparing forwards; a Sampler decodes logits of the others."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
@@ -205,8 +208,8 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A floating dtype from itself or its name. Raises ValueError for anything else."""
+    """A dtype that a model can compute in, from itself or its name. Raises ValueError for anything else."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and (not isinstance(found, torch.dtype) or not found.is_floating_point):
-        raise ValueError(f"dtype must be a floating torch dtype or its name, got {dtype!r}")
+    if dtype is not None and found not in COMPUTABLE:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, COMPUTABLE))} or its name, got {dtype!r}")
     return found

@@ -68,16 +68,16 @@ def policy_forward(
     if mask.numel() == 0:
         return confidence.new_empty(mask.shape)
     return torch.ops.unmask.policy_forward(
-        weights.packed,
+        weights.packed.detach(),
         weights.hidden,
         weights.heads,
         weights.ffn,
         weights.confidences,
         mask,
-        confidence,
-        time,
+        confidence.detach(),
+        time.detach(),
         rows,
-        cond,
+        None if cond is None else cond.detach(),
     )
 
 

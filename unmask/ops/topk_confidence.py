@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +41,7 @@ def topk_confidence(
         rows: None = all rows. int64 (R,): flat indices of the rows to read, any number of times and in any order; the
             outputs then have shape (R, ...). bool of shape ``logits.shape[:-1]``: rows that are False are not read and
             come out with confidence 0, ids -1, logsumexp 0 and entropy 0.
-        temperature: of the draw, finite and >= 0; it does not change the confidences.
+        temperature: of the draw, 0 or from 1e-30 to 1e30; it does not change the confidences.
         seed: of the draws; an int, or an int64 tensor of one element on the device of the logits (so that a captured
             CUDA graph can change it).
         counter: int64 (*output shape, 3): sequence, position and step of each row, low 32 bits of each. None means
@@ -60,7 +59,7 @@ def topk_confidence(
         ValueError: a wrong shape, device or value; the message names the argument.
         RuntimeError: on CPU, an index in ``rows`` out of range (on CUDA such a row comes out as NaN and -1).
     """
-    excluded = sorted({int(i) for i in exclude})
+    excluded = _excluded(exclude)
     _check(logits, k, rows, temperature, counter, excluded)
     index, select = (None, rows) if rows is not None and rows.dtype == torch.bool else (rows, None)
     confidence, token, sample, sample_confidence, lse, ent = torch.ops.unmask.topk_confidence(
@@ -80,6 +79,13 @@ def topk_confidence(
     )
 
 
+def _excluded(exclude: Sequence[int]) -> list[int]:
+    """The distinct ids of ``exclude`` in order."""
+    if not isinstance(exclude, Sequence) or not all(hasattr(i, "__index__") for i in exclude):
+        raise TypeError(f"exclude: expected a sequence of ids, got {exclude!r}")
+    return sorted({int(i) for i in exclude})
+
+
 def _seed_tensor(seed: int | Tensor, logits: Tensor) -> Tensor:
     """``seed`` as an int64 tensor of one element on the device of the logits."""
     if isinstance(seed, Tensor):
@@ -90,6 +96,8 @@ def _seed_tensor(seed: int | Tensor, logits: Tensor) -> Tensor:
         if seed.device != logits.device:
             raise ValueError(f"seed: expected device {logits.device} as logits, got {seed.device}")
         return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int or an int64 tensor, got {seed!r}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed: expected 64 bits, got {seed}")
     # A fill, not a copy from the host: no synchronisation, and allowed in a graph capture.
@@ -99,6 +107,8 @@ def _seed_tensor(seed: int | Tensor, logits: Tensor) -> Tensor:
 def _check(
     logits: Tensor, k: int, rows: Tensor | None, temperature: float, counter: Tensor | None, excluded: list[int]
 ) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
     if logits.dtype not in _DTYPES:
         raise TypeError(f"logits: expected float32, bfloat16 or float16, got {logits.dtype}")
     if logits.dim() < 1 or logits.shape[-1] < 1:
@@ -116,10 +126,10 @@ def _check(
         raise ValueError(
             f"k: expected 1 to {most} (at most {MAX_TOP_K} and {vocab - len(excluded)} candidates), got {k}"
         )
-    if not 0.0 <= temperature < math.inf:  # False for NaN
-        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
-    if 0.0 < temperature < 1e-30:
-        raise ValueError(f"temperature: expected 0 or at least 1e-30, got {temperature}")
+    if not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature: expected a number, got {temperature!r}")
+    if temperature != 0 and not 1e-30 <= temperature <= 1e30:  # also refuses NaN
+        raise ValueError(f"temperature: expected 0 or a number from 1e-30 to 1e30, got {temperature}")
     shape = _check_rows(logits, rows)
     if counter is None:
         return

@@ -117,6 +117,8 @@ def _seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
                 f"on {seed.device}"
             )
         return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int or an int64 tensor, got {seed!r}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed: expected a 64-bit integer, got {seed}")
     return torch.full((1,), seed, dtype=torch.int64, device=device)  # a kernel, not a copy from the host
@@ -137,6 +139,8 @@ def _check_tensors(
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     for name, tensor in (("tokens", tokens), ("token", token)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.ndim != 2:
             raise ValueError(f"{name}: expected two dimensions, got shape {tuple(tensor.shape)}")
     batch, length = tokens.shape[0], token.shape[1]
@@ -150,6 +154,8 @@ def _check_tensors(
         raise ValueError(
             f"tokens: written in place, so its last dimension must be contiguous; strides {tokens.stride()}"
         )
+    if batch > 1 and abs(tokens.stride(0)) < tokens.shape[1]:
+        raise ValueError(f"tokens: written in place, so its rows must not overlap; strides {tokens.stride()}")
     expected = (
         ("mask", (batch, length), torch.bool),
         ("allowed", (batch, length), torch.bool),
@@ -185,9 +191,9 @@ def _check_numbers(
     if max_steps < 1:
         raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
     if not 0 < temperature <= 1e30:
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+        raise ValueError(f"temperature: expected a number > 0 and up to 1e30, got {temperature}")
     if not 0 <= scale <= 1e30:
-        raise ValueError(f"scale: expected a finite number >= 0, got {scale}")
+        raise ValueError(f"scale: expected a number from 0 to 1e30, got {scale}")
     if not math.isfinite(stop_logit) or abs(stop_logit) > 1e30:
         raise ValueError(f"stop_logit: expected a finite number, got {stop_logit}")
     if eos is not None and eos < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
@@ -20,6 +21,7 @@ from unmask.policies.heuristics import (
 from unmask.policies.registry import HEURISTICS, make_policy
 
 if TYPE_CHECKING:
+    from unmask.policies import distributions
     from unmask.policies.learned import Policy
     from unmask.policies.network import PolicyConfig
 
@@ -40,12 +42,13 @@ __all__ = [
     "RandomSteps",
     "Threshold",
     "UnmaskingPolicy",
+    "distributions",
     "make_policy",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # These two need the compiled extension; the heuristics do not.
+    # The learned policy needs the compiled extension; the heuristics do not.
     if name == "Policy":
         from unmask.policies.learned import Policy
 
@@ -54,4 +57,6 @@ def __getattr__(name: str) -> Any:
         from unmask.policies.network import PolicyConfig
 
         return PolicyConfig
+    if name == "distributions":
+        return import_module("unmask.policies.distributions")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -263,6 +263,8 @@ class PolicyNetwork(nn.Module):
             if alpha.shape not in ((), (batch,)):
                 raise ValueError(f"alpha must be a number or have shape ({batch},), got {tuple(alpha.shape)}")
             alpha = alpha.to(weight).expand(batch)
+        elif isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be a finite number >= 0 or a tensor ({batch},), got {alpha!r}")
         else:
             alpha = torch.full((batch,), float(alpha), device=weight.device, dtype=weight.dtype)
         if self.config.trained_alphas is not None:

@@ -34,7 +34,8 @@ class SamplerConfig:
     alpha: float | None = None
     """Speed preference given to a policy that is conditioned on it."""
     seed: int | None = None
-    """Seed of every draw; None means 0. Equal seeds give equal results on any device and in any batch."""
+    """Seed of every draw; None means 0. Draws are keyed by it and by a row's number in the call, so that a row gets the
+    same ones on any device and whatever its neighbours are; as another row of another call it gets others."""
     max_steps: int | None = None
     """Forwards after which an unfinished row stops; None means L."""
     cache: str = "none"
@@ -62,7 +63,8 @@ class SamplerConfig:
             require_positive_int("block_length", self.block_length)
             if self.max_new_tokens % self.block_length:
                 raise ValueError(
-                    f"max_new_tokens={self.max_new_tokens} is not divisible by block_length={self.block_length}"
+                    f"max_new_tokens={self.max_new_tokens} is not divisible by block_length={self.block_length}: "
+                    "choose a block_length that divides it, or None for one block"
                 )
         require_non_negative("temperature", self.temperature)
         require_non_negative("policy_scale", self.policy_scale)
@@ -78,7 +80,11 @@ class SamplerConfig:
                 require_positive_int(name, getattr(self, name))
         if self.cuda_graphs is not None and not isinstance(self.cuda_graphs, bool):
             raise ValueError(f"cuda_graphs must be True, False or None, got {self.cuda_graphs!r}")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+        for name in ("stop_at_eos", "record", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        integer = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if self.seed is not None and not (integer and 0 <= self.seed < 2**63):
             raise ValueError(f"seed must be an integer in [0, 2**63), got {self.seed!r}")
 
     def updated(self, overrides: Mapping[str, Any]) -> SamplerConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -97,11 +97,16 @@ def encode_prompts(
     Raises TypeError or ValueError naming what is wrong with ``prompts`` or ``attention_mask``.
     """
     if isinstance(prompts, Tensor):
-        return check_tensor_prompts(prompts, attention_mask, pad_token_id)
+        return check_tensor_prompts(prompts, attention_mask, pad_token_id, "prompts")
     if attention_mask is not None:
         raise ValueError("attention_mask goes with tensor prompts; strings and id lists are padded here")
     if isinstance(prompts, str):
         prompts = [prompts]
+    if not isinstance(prompts, Iterable):
+        raise TypeError(
+            "prompts must be a string, strings, lists of token ids, or an int64 tensor (B, P), got "
+            f"{type(prompts).__name__}"
+        )
     rows = [encode_one(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
     length = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
@@ -125,23 +130,37 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
         if tokenizer is None:
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
         return text_ids(tokenizer, prompt)
-    if isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt):
-        return list(prompt)
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor's or an array's
+    if isinstance(ids, Sequence) and all(is_integer(i) for i in ids):
+        ids = [int(i) for i in ids]
+        if beyond := [i for i in ids if not -(2**63) <= i < 2**63]:
+            raise ValueError(f"prompts[{index}] has {beyond[0]}, which is no token id")
+        return ids
     raise TypeError(f"prompts[{index}] must be a string or a list of token ids, got {type(prompt).__name__}")
 
 
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is a whole number of any integer type, numpy's for instance, and no bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
 def check_tensor_prompts(
-    prompts: Tensor, attention_mask: Tensor | None, pad_token_id: int
+    prompts: Tensor, attention_mask: Tensor | None, pad_token_id: int, name: str
 ) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, P) and attention as :func:`encode_prompts` gives them; errors call the ids ``name``."""
     if prompts.dtype != torch.int64 or prompts.ndim != 2:
-        raise TypeError(f"prompts must be int64 of shape (B, P), got {prompts.dtype} {tuple(prompts.shape)}")
+        raise TypeError(f"{name} must be int64 of shape (B, P), got {prompts.dtype} {tuple(prompts.shape)}")
     if attention_mask is None:
         return prompts, None
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor of shape (B, P), got {type(attention_mask).__name__}")
     if attention_mask.shape != prompts.shape:
         raise ValueError(
-            f"attention_mask must have the shape of prompts {tuple(prompts.shape)}, got {tuple(attention_mask.shape)}"
+            f"attention_mask must have the shape of {name} {tuple(prompts.shape)}, got {tuple(attention_mask.shape)}"
         )
     attention = attention_mask.bool()
+    if bool((attention != attention_mask).any()):
+        raise ValueError("attention_mask must hold zeros and ones only, or be bool")
     if bool((attention[:, 1:] < attention[:, :-1]).any()):
         raise ValueError("attention_mask must be left-padded: zeros, then ones; a row has a one before a zero")
     if bool(attention.all()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +19,12 @@ from unmask.sampling.capture import CudaGraphs
 from unmask.sampling.clock import PhaseClock
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.graph import Owner, StepGraphs
+from unmask.sampling.infill import infill, infill_config
 from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts, with_chat_template
 from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
 from unmask.sampling.sharing import SeenCanvases, first_of_groups
 from unmask.sampling.step import DenoisingStep
-from unmask.sampling.stopping import DoneFlags
+from unmask.sampling.stopping import DoneFlags, rows_until_change, worth_shrinking
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
@@ -62,6 +62,7 @@ class Sampler:
         policy: str | UnmaskingPolicy | None = None,
         config: SamplerConfig | None = None,
     ) -> None:
+        check_model(model)
         self.model, self.tokenizer = model, tokenizer
         # A packaged model brings the buffer and block length it was trained for, and a policy trained on it.
         defaults = dict(getattr(model, "generation_defaults", {}))
@@ -71,6 +72,10 @@ class Sampler:
         trained = getattr(getattr(self.policy, "config", None), "trained_block_length", None)
         if trained is not None:
             defaults["block_length"] = trained or None
+        if not callable(getattr(self.policy, "decide", None)):
+            raise TypeError(f"policy must be a name or an object with the policy interface, got {self.policy!r}")
+        if config is not None and not isinstance(config, SamplerConfig):
+            raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
         self.config = config or SamplerConfig(**defaults)
         self.clock: PhaseClock | None = None
         """Set to one to learn how long the model and the policy take in each generation."""
@@ -137,17 +142,20 @@ class Sampler:
     def infill(self, input_ids: Tensor, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
         """Fill the mask tokens of int64 ``input_ids`` (B, T), wherever they are, and touch nothing else.
 
-        Blocks count from position 0; blocks without masks are skipped; end of sequence does not stop a row.
+        Blocks count from a row's first token, and the last may be shorter; blocks without masks are skipped; end of
+        sequence does not stop a row.
         """
-        config = self.config.updated(overrides)
-        canvas = self.prepare_infill(input_ids, attention_mask, config)
-        return self.finish(canvas, replace(config, stop_at_eos=False), None)
+        config = infill_config(self.config, overrides)
+        self.check_config(config)
+        return infill(self, input_ids, attention_mask, config)
 
     def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
-        """Decode as :meth:`generate` does, yielding after each step what it committed."""
+        """Decode as :meth:`generate` does, yielding after each step what it committed.
+
+        Bad input is refused at once, not when the first event is asked for.
+        """
         config = self.config.updated(overrides)
-        canvas = self.prepare(prompts, attention_mask, config)
-        yield from self.events(canvas, config)
+        return self.events(self.prepare(prompts, attention_mask, config), config)
 
     def prepare(self, prompts: Prompts, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
         """Validated prompts with a buffer of masks behind them."""
@@ -163,19 +171,6 @@ class Sampler:
             attention = attention.to(model.device)
         block_length = config.block_length or length
         canvas = Canvas.create(tokens.to(model.device), attention, ids.shape[1], model.mask_token_id, block_length)
-        return self.with_alpha(canvas, config)
-
-    def prepare_infill(self, input_ids: Tensor, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
-        self.check_config(config)
-        if not isinstance(input_ids, Tensor):
-            raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
-        ids, attention = encode_prompts(input_ids, attention_mask, None, self.padding_id)
-        check_ids("input_ids", ids, attention, self.model.vocab_size, None)
-        self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
-        tokens = ids.to(self.model.device, copy=True)
-        attention = None if attention is None else attention.to(self.model.device)
-        block_length = config.block_length or max(1, ids.shape[1])
-        canvas = Canvas.create(tokens, attention, 0, self.model.mask_token_id, block_length)
         return self.with_alpha(canvas, config)
 
     def with_alpha(self, canvas: Canvas, config: SamplerConfig) -> Canvas:
@@ -337,7 +332,7 @@ class Sampler:
             finished=canvas.remaining == 0,
             filled=filled,
             texts=self.decode(canvas.buffer, eos_token_id),
-            trajectory=recorder.trajectory(canvas.tokens.shape[0]) if recorder else None,
+            trajectory=recorder.trajectory(canvas, self.policy.num_confidences) if recorder else None,
         )
 
     def decode(self, completions: Tensor, eos_token_id: int | None) -> list[str] | None:
@@ -373,20 +368,18 @@ class Sampler:
         raise_if_poisoned(canvas)
 
 
-def rows_until_change(total: int, room_below: int) -> int:
-    """How many of ``total`` rows are unfinished at most when the batch changes next, off the CPU.
-
-    That is when :func:`worth_shrinking`, or when there is room for others, with at most ``room_below`` unfinished.
-    """
-    return max(total - (total + 3) // 4, room_below)
-
-
-def worth_shrinking(finished: int, total: int, on_cpu: bool) -> bool:
-    """Whether to drop finished rows that nothing can replace yet.
-
-    On the CPU always, as each costs time; elsewhere once a quarter of the batch idles.
-    """
-    return finished == total or on_cpu or finished * 4 >= total
+def check_model(model: Any) -> None:
+    """Raise TypeError for what has not the interface of a model."""
+    wanted = ("mask_token_id", "eos_token_id", "vocab_size", "device")
+    missing = [name for name in wanted if not hasattr(model, name)]
+    if getattr(model, "dtype", None) == torch.float64:
+        raise TypeError("model computes in float64, but logits are read in float32, bfloat16 or float16")
+    if missing:
+        hint = "; Sampler.from_pretrained takes a name" if isinstance(model, str) else ""
+        raise TypeError(
+            f"model must be a model as load_model gives it, got {type(model).__name__}, which has no "
+            f"{', '.join(missing)}{hint}"
+        )
 
 
 def raise_if_poisoned(canvas: Canvas) -> None:

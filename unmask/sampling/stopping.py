@@ -1,4 +1,4 @@
-"""Which rows are done, without making the device wait for the host."""
+"""Which rows are done, without making the device wait for the host, and what follows for the batch."""
 
 from __future__ import annotations
 
@@ -35,3 +35,19 @@ class DoneFlags:
     def reset(self) -> None:
         """Forget flags in flight: the batch has changed."""
         self._pending.clear()
+
+
+def rows_until_change(total: int, room_below: int) -> int:
+    """How many of ``total`` rows are unfinished at most when the batch changes next, off the CPU.
+
+    That is when :func:`worth_shrinking`, or when there is room for others, with at most ``room_below`` unfinished.
+    """
+    return max(total - (total + 3) // 4, room_below)
+
+
+def worth_shrinking(finished: int, total: int, on_cpu: bool) -> bool:
+    """Whether to drop finished rows that nothing can replace yet.
+
+    On the CPU always, as each costs time; elsewhere once a quarter of the batch idles.
+    """
+    return finished == total or on_cpu or finished * 4 >= total

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unmask.policies.base import Observation
+from unmask.sampling.canvas import Canvas
 
 
 @dataclass
@@ -51,10 +53,11 @@ class Recorder:
         o = observation
         self._steps.append((rows, ~idle, o.steps, o.mask, o.allowed, o.confidence, rank))
 
-    def trajectory(self, num_rows: int) -> Trajectory | None:
-        """Everything so far; None if no step was recorded."""
+    def trajectory(self, canvas: Canvas, num_confidences: int) -> Trajectory:
+        """Everything so far, of all rows of ``canvas``."""
+        num_rows = canvas.steps.shape[0]
         if not self._steps:
-            return None
+            return empty(num_rows, 0, canvas.length, num_confidences, canvas.steps.device)
         rows, took, steps, mask, allowed, confidence, rank = (
             torch.cat(parts) for parts in zip(*self._steps, strict=True)
         )
@@ -73,3 +76,31 @@ class Recorder:
             rank=lay_out(rank, -1),
             active=lay_out(took, False),
         )
+
+
+def empty(rows: int, steps: int, length: int, num_confidences: int, device: torch.device) -> Trajectory:
+    """A trajectory in which nothing happened."""
+    mask = torch.zeros((rows, steps, length), dtype=torch.bool, device=device)
+    return Trajectory(
+        mask=mask,
+        allowed=mask.clone(),
+        confidence=torch.zeros((rows, steps, length, num_confidences), device=device),
+        rank=torch.full((rows, steps, length), -1, dtype=torch.int32, device=device),
+        active=torch.zeros((rows, steps), dtype=torch.bool, device=device),
+    )
+
+
+def join(parts: Sequence[tuple[Tensor, int, Trajectory]], num_rows: int, length: int) -> Trajectory:
+    """Trajectories of some rows each, as one of all rows: (rows, positions that are missing on the left, theirs)."""
+    first = parts[0][2]
+    steps = max(part.mask.shape[1] for _, _, part in parts)
+    whole = empty(num_rows, steps, length, first.confidence.shape[-1], first.mask.device)
+    for rows, missing, part in parts:
+        count = part.mask.shape[1]
+        for name, value in vars(part).items():
+            target = getattr(whole, name)
+            if name == "active":
+                target[rows, :count] = value
+            else:
+                target[rows, :count, missing:] = value
+    return whole

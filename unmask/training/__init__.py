@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Trainer", "TrainerConfig"]
+if TYPE_CHECKING:
+    from unmask.training import grpo, rewards
+    from unmask.training.config import TrainerConfig
+    from unmask.training.trainer import Trainer
+
+__all__ = ["Trainer", "TrainerConfig", "grpo", "rewards"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +22,6 @@ def __getattr__(name: str) -> Any:
         from unmask.training.config import TrainerConfig
 
         return TrainerConfig
+    if name in ("grpo", "rewards"):
+        return import_module(f"unmask.training.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
