@@ -111,10 +111,9 @@ def test_steps_of_every_kind_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.benchmarking.step.VOCAB", 200)
     monkeypatch.setattr("unmask.benchmarking.step.MASK", 150)
     monkeypatch.setattr("unmask.benchmarking.step.EOS", 151)
-    monkeypatch.setattr("unmask.benchmarking.step.THRESHOLD", 0.25)
     monkeypatch.setattr("unmask.benchmarking.step.compiled", lambda function, *_: function)
     s = Setting(2, CPU)
-    s.logits[..., 150] = -9.0
+    s.logits[0][..., 150] = -9.0
     for kind in kinds(s):
         for chain in kind.chains:
             score = partial(kind.score, chain)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from unmask.benchmarking import graphs, lm_head
-from unmask.benchmarking.rollouts import confident_policy
 from unmask.policies import make_policy
 from unmask.sampling import SamplerConfig
 from unmask.sampling.graph import StepGraphs
@@ -27,7 +25,7 @@ def test_ways_of_launching_agree(policy: str) -> None:
     shape = replace(graphs.llada_config(layers=1, hidden=128), vocab_size=3000, mask_token_id=2999, eos_token_id=2998)
     model = graphs.random_transformer(shape, CPU, torch.float32)
     config = SamplerConfig(max_new_tokens=64, block_length=32, actions="greedy", stop_at_eos=False, cuda_graphs=None)
-    chosen = confident_policy(CPU) if policy == "learned" else make_policy(policy)
+    chosen = graphs.telling_policy(model, config) if policy == "learned" else make_policy(policy)
     backends = []
 
     def make(loops: bool) -> StepGraphs:
@@ -35,22 +33,12 @@ def test_ways_of_launching_agree(policy: str) -> None:
         return StepGraphs(backends[-1], loops=loops)
 
     decoding = graphs.Decoding(model, chosen, config, make)
+    assert 8 < decoding.steps < 64, "several positions in a step, several steps in a block"
     decoding.check()
     assert (backends[0].loops, backends[1].loops) == (0, 3)
-    forwards = 0
-
-    def capture(forward: Any) -> Any:
-        nonlocal forwards
-        assert forward().shape[-1] == model.vocab_size
-
-        def replay() -> None:
-            nonlocal forwards
-            forwards += 1
-
-        return replay
-
-    decoding.bare(capture)()
-    assert forwards == decoding.steps
+    backend = RecordedGraphs()
+    decoding.bare(backend)()
+    assert (backend.captures, backend.replays) == (1, decoding.steps)
 
 
 def test_no_graphs_are_timed_on_the_cpu() -> None:

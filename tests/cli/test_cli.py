@@ -157,6 +157,34 @@ def test_bench_gives_no_ratio_where_outputs_differ(
     assert "outputs differ, not timed: off by 3" in printed.err
 
 
+def test_bench_keeps_the_rows_it_has_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bench.csv"
+
+    def stopped() -> None:
+        assert len(path.read_text().splitlines()) == 3, "the first comparison's rows"
+        raise KeyboardInterrupt
+
+    def listed(device: torch.device, quick: bool) -> list[Comparison]:
+        contenders = {"unmask": int, "eager": int}
+        return [Comparison("policy_forward", "a", contenders, lambda: None), Comparison("b", "b", contenders, stopped)]
+
+    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", listed)
+    assert main(["bench", "policy_forward", "--seconds", "0.01", "--output", str(path)]) == 130
+    assert [row.split(",")[2] for row in path.read_text().splitlines()] == ["contender", "unmask", "eager"]
+
+
+def test_a_suite_that_cannot_be_made_is_one_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(device: torch.device, quick: bool) -> list[Comparison]:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", broken)
+    monkeypatch.setattr("unmask.benchmarking.lm_head.comparisons", lambda device, quick: [])
+    assert main(["bench", "policy_forward", "lm_head"]) == 1
+    assert "policy_forward: no memory left" in capsys.readouterr().err
+
+
 def test_info_names_versions_and_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)

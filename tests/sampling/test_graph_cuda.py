@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
 import pytest
 import torch
+from graph_helpers import POLICIES, PROMPTS, Waiting, assert_equal, eager, graphed, learned
 from helpers import random_model
-from test_graph import POLICIES, PROMPTS, Waiting, assert_equal, eager, graphed, learned
 
 from unmask import Policy, Sampler, SamplerConfig
 from unmask.models.base import ModelBase
@@ -188,9 +189,51 @@ def test_a_capture_that_breaks_leaves_the_device_usable(monkeypatch: pytest.Monk
             assert_equal(graphed(sampler), want)
     assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
+    assert 0 <= float(torch.rand(1, device="cuda")) < 1, "the generator is not left in its capture"
     other = make("confidence:8")
     assert_equal(graphed(other), eager(other))
     assert captured(other)
+
+
+@pytest.mark.parametrize("kind", ["broken by CUDA", "an exception of Python's"])
+def test_a_backend_goes_on_capturing_after_a_failure(kind: str) -> None:
+    backend = CudaGraphs(torch.device("cuda"))
+    x = torch.zeros(4, device="cuda")
+
+    def work() -> Any:
+        return None, x.add_(1) * 2
+
+    def fail() -> Any:
+        work()
+        if kind == "broken by CUDA":
+            x.sum().item()
+        raise KeyError("stop")
+
+    backend.warm_up(work)
+    first = backend.capture(work)
+    with pytest.raises((RuntimeError, KeyError)):
+        backend.capture(fail)
+    second = backend.capture(work)
+    x.zero_()
+    for step, value in ((first, 2.0), (second, 4.0), (first, 6.0)):
+        assert step.replay()[1].tolist() == [value] * 4
+    assert torch.rand(3, device="cuda").shape == (3,)
+
+
+def test_a_backend_captures_again_when_all_its_graphs_are_gone() -> None:
+    """Even while what one of them computed is still in use, which keeps its pool of memory."""
+    backend = CudaGraphs(torch.device("cuda"))
+    x = torch.ones(1000, device="cuda")
+
+    def work() -> Any:
+        return None, x * 2
+
+    backend.warm_up(work)
+    kept = backend.capture(work).replay()[1]
+    gc.collect()
+    for _ in range(2):
+        assert backend.capture(work).replay()[1].sum() == 2000
+    assert kept.sum() == 2000
 
 
 def test_memory_is_given_back() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.benchmarking.timing import Unavailable
+from unmask.benchmarking.timing import Unavailable, first_line
 
 SOURCE = Path(__file__).with_name("one_block_per_row.cu")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -37,12 +37,6 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any
     except Exception as error:  # whatever a missing or failing compiler raises
         raise Unavailable(f"torch.compile failed: {first_line(error)}") from error
     return made
-
-
-def first_line(error: BaseException, length: int = 100) -> str:
-    """What an error says, cut to one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:length]
 
 
 def one_block_per_row(device: torch.device) -> Statistics:

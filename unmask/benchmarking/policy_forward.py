@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unmask import ops
+from unmask.benchmarking.captured import library
 from unmask.benchmarking.timing import Comparison
 from unmask.policies.learned import Policy
 from unmask.policies.network import PolicyConfig
@@ -50,9 +51,12 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
             def eager(m: Tensor = mask, c: Tensor = confidence, t: Tensor = time) -> Tensor:
                 return policy(m, c, t)
 
-            def check(ours=ours, eager=eager, r: Tensor = rows) -> None:  # type: ignore[no-untyped-def]
-                error = (ours()[r] - eager()[r]).abs().max().item()
-                assert error < 1e-4, f"logits are off by {error}"
+            contenders = library(ours, device)
+
+            def check(contenders=contenders, eager=eager, r: Tensor = rows) -> None:  # type: ignore[no-untyped-def]
+                for call in contenders.values():
+                    error = (call()[r] - eager()[r]).abs().max().item()
+                    assert error < 1e-4, f"logits are off by {error}"
 
             if device.type == "cuda":
                 goal = 20.0 if batch == 1 and selected == BLOCK else None
@@ -60,7 +64,7 @@ def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
                 Comparison(
                     "policy_forward",
                     f"batch {batch}, L = {LENGTH}, {selected} active",
-                    {"unmask": ours, "eager": eager},
+                    {**contenders, "eager": eager},
                     check,
                     goal=goal,
                     # Feed-forward and scores of the active rows: what no algebra removes.

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-Call = Callable[[], Any]
+from unmask.benchmarking.captured import Call, calls_in, on_device
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Of the host: what has passed, or what this process had of it, for a core that others use too."""
@@ -99,7 +98,7 @@ class Machine:
     rate: float
     """Float32 operations per second."""
     overhead: float
-    """Seconds of the smallest operator call (CPU) or kernel launch (CUDA)."""
+    """Seconds of the smallest operator call (CPU) or of the smallest kernel in a graph (CUDA)."""
 
     @classmethod
     def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
@@ -112,8 +111,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_once(call: Call, inner: int, device: torch.device, clock: str = "wall") -> float:
-    """Seconds per call over ``inner`` calls; on CUDA by events, so the host's launches overlap as in real use."""
-    now = CLOCKS[clock]
+    """Seconds of the work over ``inner`` calls; on CUDA by events, so the host's launches overlap as in real use."""
+    now, times = CLOCKS[clock], inner * calls_in(call)
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -121,17 +120,17 @@ def time_once(call: Call, inner: int, device: torch.device, clock: str = "wall")
             call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / inner
+        return start.elapsed_time(end) / 1e3 / times
     started = now()
     for _ in range(inner):
         call()
-    return (now() - started) / inner
+    return (now() - started) / times
 
 
 def medians(
     contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0, clock: str = "wall"
 ) -> dict[str, float]:
-    """Median seconds per call of each contender, measured in turns within about ``budget`` seconds each."""
+    """Median seconds that each contender takes for the work, measured in turns within about ``budget`` seconds each."""
     return {name: statistics.median(values) for name, values in samples(contenders, device, budget, clock).items()}
 
 
@@ -143,14 +142,14 @@ def fastest(call: Call, device: torch.device, budget: float, clock: str = "wall"
 def samples(
     contenders: Mapping[str, Call], device: torch.device, budget: float, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, in turns, at least three times each."""
+    """Seconds that each contender takes for the work, in turns, at least three times each."""
     inner = {}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for name, call in contenders.items():
         call()
         synchronize(device)
         once = max(time_once(call, 1, device, clock), 1e-7)
-        inner[name] = max(1, min(1000, round(0.02 / once)))
+        inner[name] = max(1, min(1000, round(0.02 / (once * calls_in(call)))))
         if inner[name] == 1:
             taken[name].append(once)
     deadline = time.perf_counter() + budget * len(contenders)
@@ -178,9 +177,9 @@ def arithmetic_rate(device: torch.device, clock: str = "wall") -> float:
 
 
 def call_overhead(device: torch.device, clock: str = "wall") -> float:
-    """Seconds of an operator call on one element, back to back."""
+    """Seconds of an operator call on one element, back to back; on CUDA without the host's part in it."""
     x = torch.zeros(1, device=device)
-    return fastest(lambda: x.add_(1.0), device, 0.2, clock)
+    return fastest(on_device(lambda: x.add_(1.0), device), device, 0.2, clock)
 
 
 def run(
@@ -198,8 +197,8 @@ def run(
         try:
             call = extra.prepare()
             extra.check(call)
-        except Unavailable as reason:
-            notes[name] = f"unavailable: {reason}"
+        except (Unavailable, RuntimeError) as reason:
+            notes[name] = f"unavailable: {first_line(reason)}"
         except AssertionError as difference:
             notes[name] = f"outputs differ: {difference}"
         else:
@@ -245,6 +244,12 @@ def limit(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]
     }
     binding = max(limits, key=limits.__getitem__)
     return binding, limits[binding]
+
+
+def first_line(error: BaseException, length: int = 100) -> str:
+    """What an error says, cut to one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:length]
 
 
 def environment(device: torch.device) -> dict[str, str]:

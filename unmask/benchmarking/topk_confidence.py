@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from unmask import ops
-from unmask.benchmarking.baselines import Statistics, compiled, one_block_per_row
-from unmask.benchmarking.timing import Call, Comparison, Extra
+from unmask.benchmarking.baselines import compiled, one_block_per_row
+from unmask.benchmarking.captured import CALLS, Call, copies, in_turn, library, on_device
+from unmask.benchmarking.timing import Comparison, Extra
 
 VOCAB = 126_464
 
@@ -27,13 +27,9 @@ def eager_float64(logits: Tensor) -> tuple[Tensor, Tensor]:
     return eager(logits.double())
 
 
-def extra(logits: Tensor, make: Callable[[], Statistics], expected: tuple[Tensor, Tensor], tolerance: float) -> Extra:
-    """A baseline on ``logits`` that has to reproduce the ``expected`` confidence and token."""
-
-    def prepare() -> Call:
-        return partial(make(), logits)
-
-    return Extra(prepare, lambda call: same(call(), expected, tolerance))
+def extra(make: Callable[[], Call], expected: tuple[Tensor, Tensor], tolerance: float) -> Extra:
+    """A baseline that has to reproduce the ``expected`` confidence and token."""
+    return Extra(make, lambda call: same(call(), expected, tolerance))
 
 
 def same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
@@ -45,20 +41,21 @@ def same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance:
 
 def comparison(logits: Tensor, goal: float | None) -> Comparison:
     """All contenders on logits (rows, V)."""
-    exact = eager_float64(logits)
-
-    def ours() -> tuple[Tensor, Tensor]:
-        found = ops.topk_confidence(logits, 1)
-        return found.confidence, found.token[..., 0]
-
+    exact, device, inputs = eager_float64(logits), logits.device, copies(logits)
+    calls = max(CALLS, len(inputs))
+    ours = library(in_turn(lambda logits: ops.topk_confidence(logits, 1), inputs), device, calls)
     # A softmax in bfloat16 rounds its result to 8 bits.
     rounding = 1e-5 if logits.dtype == torch.float32 else 4 * torch.finfo(logits.dtype).eps
-    extras = {"eager, compiled": extra(logits, lambda: compiled(eager, logits), exact, rounding)}
-    if logits.device.type == "cuda":
-        extras["one block per row"] = extra(logits, lambda: one_block_per_row(logits.device), exact, 1e-5)
+    extras = {"eager, compiled": extra(lambda: in_turn(compiled(eager, logits), inputs), exact, rounding)}
+    if device.type == "cuda":
+        extras["one block per row"] = extra(
+            lambda: on_device(in_turn(one_block_per_row(device), inputs), device, calls), exact, 1e-5
+        )
 
     def check() -> None:
-        same(ours(), exact, 1e-5)
+        for call in ours.values():
+            found = call()
+            same((found.confidence, found.token[..., 0]), exact, 1e-5)
         same(eager(logits), exact, rounding)
 
     name = str(logits.dtype).removeprefix("torch.")
@@ -66,10 +63,10 @@ def comparison(logits: Tensor, goal: float | None) -> Comparison:
         "topk_confidence",
         f"{logits.shape[0]} x {logits.shape[1]} {name}",
         {
-            "unmask": lambda: ops.topk_confidence(logits, 1),
-            "eager": lambda: eager(logits),
-            "eager, float64": lambda: eager_float64(logits),
-            "sum of logits": lambda: logits.sum(),
+            **ours,
+            "eager": in_turn(eager, inputs),
+            "eager, float64": in_turn(eager_float64, inputs),
+            "sum of logits": on_device(in_turn(torch.sum, inputs), device, calls),
         },
         check,
         goal=goal,

@@ -65,8 +65,13 @@ def run(args: argparse.Namespace) -> int:
     machine = timing.Machine.measure(device, clock)
     timings: list[timing.Timing] = []
     failures: list[str] = []
-    for module in modules:
-        for comparison in module.comparisons(device, quick=not args.full):
+    for name, module in zip(names, modules, strict=True):
+        try:
+            comparisons = module.comparisons(device, quick=not args.full)
+        except RuntimeError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        for comparison in comparisons:
             try:
                 rows = timing.run(comparison, device, machine, args.seconds, clock)
             except AssertionError as error:
@@ -77,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 timings += rows
                 differing = [t for t in rows if t.note.startswith("outputs differ")]
                 failures += [f"{t.name}, {t.setting}, {t.contender}: {t.note}" for t in differing]
+                if args.output:  # as far as they go: whatever stops this later, these rows are kept
+                    timing.write_csv(args.output, timings, info)
     if args.json:
         report = {"environment": info, "limits": asdict(machine), "timings": [asdict(t) for t in timings]}
         print(json.dumps({**report, "failures": failures}, indent=1))
@@ -84,6 +91,4 @@ def run(args: argparse.Namespace) -> int:
         print_report(timings, machine)
     for failure in failures:
         print(failure, file=sys.stderr)
-    if args.output:
-        timing.write_csv(args.output, timings, info)
     return 1 if failures else 0

@@ -99,4 +99,6 @@ def tensor_addresses(module: object) -> tuple[int, ...]:
     """Addresses of all parameters and buffers; nothing for what is no ``nn.Module``."""
     if not isinstance(module, nn.Module):
         return ()
-    return tuple(t.data_ptr() for tensors in (module.parameters(), module.buffers()) for t in tensors)
+    # Asked before every replay of a captured step: parameters() and buffers() make names too, at twice the time.
+    own = (tensors for part in module.modules() for tensors in (part._parameters, part._buffers))
+    return tuple(t.data_ptr() for tensors in own for t in tensors.values() if t is not None)

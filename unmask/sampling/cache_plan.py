@@ -125,7 +125,7 @@ class CachePlan:
             copy = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
             copy.copy_(state, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(state.device))
             self._sent = (copy, event)
         else:
             self._sent = (state, None)

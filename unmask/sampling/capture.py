@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,7 @@ class CudaGraphs:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._live: weakref.WeakSet[CudaStep] = weakref.WeakSet()  # whose graphs hold the pool
         self._failed: list[torch.cuda.CUDAGraph] = []
 
     @contextmanager
@@ -91,24 +93,42 @@ class CudaGraphs:
 
     def capture(self, run: RunStep) -> CudaStep:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        current = torch.cuda.current_stream(self.device)
+        live = list(self._live)  # none of them may go before the capture has begun
+        if not live:
+            self.pool = torch.cuda.graph_pool_handle()  # a pool that all graphs have left takes no new one
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
+            with torch.cuda.stream(self.stream):
+                torch.cuda.current_blas_handle()  # each thread has its own, and another one may have warmed up
+            try:
+                # Other threads may allocate meanwhile; only this one must not.
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                    reserved = torch.cuda.memory_reserved()
+                    output = run()
+                    nbytes = torch.cuda.memory_reserved() - reserved
+            except BaseException:
+                self._recover(graph)
+                torch.cuda.set_stream(current)
+                raise
+        step = CudaStep(graph, output, nbytes)
+        self._live.add(step)
+        return step
+
+    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Undo what torch leaves behind when CUDA has broken a capture off."""
+        device = self.stream.device_index
         try:
-            # Other threads may allocate meanwhile; only this one must not.
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
-            ):
-                reserved = torch.cuda.memory_reserved(self.device)
-                output = run()
-                nbytes = torch.cuda.memory_reserved(self.device) - reserved
-        except BaseException:
-            # What torch leaves behind: its stream is current, the pool is still being recorded to, and the allocator
-            # goes on asking this graph which allocations are its own.
-            torch.cuda.set_stream(current)
-            self.pool = torch.cuda.graph_pool_handle()
-            self._failed.append(graph)
-            raise
-        return CudaStep(graph, output, nbytes)
+            torch._C._cuda_endAllocateToPool(device, self.pool)
+        except RuntimeError:
+            return  # it is not recording: the capture never began, or ended in good order behind a Python exception
+        torch._C._cuda_releasePool(device, self.pool)
+        self.pool = torch.cuda.graph_pool_handle()
+        self._failed.append(graph)  # the allocator of pinned memory goes on asking it which allocations are its own
+        # In torch 2.11 the generator believes that it is still captured, and refuses to draw, until a capture ends.
+        with suppress(RuntimeError):
+            scratch = torch.zeros(1, device=self.device)
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream, capture_error_mode="thread_local"):
+                scratch.add_(0)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Owner:
     @classmethod
     def of(cls, model: Any, policy: UnmaskingPolicy, config: SamplerConfig, eos: int | None) -> Owner:
         settings = [getattr(config, f.name) for f in fields(config) if f.name not in NOT_BAKED]
-        mode = (torch.is_inference_mode_enabled(), torch.get_float32_matmul_precision())
+        mode = (torch.is_inference_mode_enabled(), torch.backends.cuda.matmul.fp32_precision)
         state = (getattr(model, "training", None), *tensor_addresses(model))
         return cls(model, policy, state, policy.captured_state(), (policy.spec, *settings, eos, *mode))
 

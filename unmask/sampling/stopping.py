@@ -24,7 +24,7 @@ class DoneFlags:
         flags = torch.empty(done.shape, dtype=torch.bool, pin_memory=True)
         flags.copy_(done, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(done.device))
         self._pending.append((flags, event))
         if len(self._pending) < 2:
             return None
