@@ -220,6 +220,9 @@ def test_every_gsm8k_answer_parses_and_its_solution_is_right() -> None:
     assert sum(int(p.answer) for p in problems[:3]) == 18 + 3 + 70000
     assert sum(task.grade(p, p.response) for p in problems) == 1319
     assert sum(task.grade(p, p.response.replace(f"{{{p.answer}}}", f"{{{p.answer}1}}")) for p in problems) == 0
+    for form in ("The answer is {}, as asked.", "#### {} dollars", r"\boxed{{{}\text{{ dollars}}}}", "So **{}**!"):
+        assert sum(task.grade(p, form.format(p.answer)) for p in problems) == 1319
+        assert sum(task.grade(p, form.format(f"{p.answer}1")) for p in problems) == 0
     assert len({p.prompt for p in task.training_problems(0, 0, 2000)}) == 2000
 
 
