@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
 import sys
+import textwrap
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +47,7 @@ MBPP_ROWS = [
         "code": "import math\ndef up(a):\n    return math.ceil(a)",
         "test_list": ["assert up(0.5) == math.floor(1.5)"],
         "test_imports": ["import math"],
+        "test_setup_code": None,
     },
 ]
 
@@ -185,6 +188,32 @@ def test_code_is_taken_from_blocks() -> None:
     assert extract_code("```python\ndef f():\n    return 1", "f") == "def f():\n    return 1"
 
 
+F = "def f():\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        (f"```python\n{F}```\n```\n\n```\n", F),
+        ("    return 1\n```\n", "    return 1\n"),
+        ("    return 1\n```\nIt returns one.\n", "    return 1\n"),
+        ("    return g()\n\ndef g():\n    return 1\n", "    return g()\n\ndef g():\n    return 1\n"),
+        (f"{F}```\nIt returns one.\n", F),
+        ("1. So:\n\n   ```python\n   def f():\n       return 1\n   ```\n2. Done.", F),
+        (f'```python title="a.py"\n{F}```\n', F),
+        (f"```Python3 \n{F}```\n", F),
+        (f"```{{.python}}\n{F}```\n", F),
+        (f"```bash\npip install x\n```\nThen:\n```python\n{F}```\n", F),
+        (f"```python\n{F}```\n```text\n1\n```\n", F),
+        (f"Here it is, from me:\n\nimport math\n{F}", f"import math\n{F}"),
+        (f"x = 1\n{F}", f"x = 1\n{F}"),
+        ("I cannot.", "I cannot."),
+    ],
+)
+def test_code_is_found_however_it_is_framed(completion: str, code: str) -> None:
+    assert extract_code(completion, "f") == code
+
+
 def test_programs_are_only_run_when_allowed(tmp_path: Path) -> None:
     for task in (
         HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS)),
@@ -209,7 +238,16 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
         assert task.grade(problem, problem.response.replace("return", "return 1 +")) == 0.0
         assert task.grade(problem, "I cannot") == 0.0
     assert [p.metadata["entry_points"] for p in task.all_problems()] == [["sum"], ["up"]]
-    assert all(t in task.all_problems()[0].prompt for t in MBPP_ROWS[0]["test_list"])
+    assert [p.prompt.partition("```python\n")[2] for p in task.all_problems()] == [
+        "x = 4\nassert sum(1, 2) == 3\nassert sum(x, 1) == 5\n```",
+        "assert up(0.5) == math.floor(1.5)\n```",
+    ]
+
+
+def test_the_timeout_bounds_cpu_time_too() -> None:
+    limits = MBPP(timeout=60).limits()
+    assert (limits.wall_seconds, limits.cpu_seconds) == (60, 60)
+    assert MBPP(timeout=2.5).limits().cpu_seconds == 3
 
 
 def test_every_gsm8k_answer_parses_and_its_solution_is_right() -> None:
@@ -232,6 +270,16 @@ def test_humaneval_solutions_pass_and_prompts_alone_fail(count: int) -> None:
     task = HumanEval(path=shared("HumanEval.jsonl.gz"), allow_execution=True, timeout=30)
     assert len(task.all_problems()) == 164
     problems = task.problems(count, seed=0)
+    whole = [p.metadata["code"] + p.answer for p in problems]
+    for framed in ("{}\n```\n", "Here it is:\n\n{}", "1. So:\n\n   ```python\n{}\n   ```", "```py title=a.py\n{}\n```"):
+        for problem, text in zip(problems, whole, strict=True):
+            inside = textwrap.indent(text, "   ") if framed.startswith("1.") else text
+            taken = extract_code(framed.format(inside), problem.metadata["entry_points"][0])
+            assert taken.split() == text.split()
+            assert ast.parse(taken)
+    for problem in problems:
+        taken = [task.program(problem, problem.answer + end).strip() for end in ("", "\n```\n", "\n```\nDone.")]
+        assert taken[0] == taken[1] == taken[2]
     with ThreadPoolExecutor(2) as pool:
         failed = [
             p.metadata["task_id"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import math
 import re
+import textwrap
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
@@ -10,7 +13,11 @@ from unmask.tasks.base import Problem
 from unmask.tasks.execution import Execution, Limits, run_tests
 from unmask.tasks.finite import FiniteTask
 
-BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.I)
+BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|(?=^[ \t]*```)|\Z)", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"\s*(?:\{?\.?(?:python|py)[\d.]*\b.*)?", re.IGNORECASE)
+"""Info strings of blocks that may hold the program: none, or one that begins with the language."""
+START = re.compile(r"^(?:(?:from|import|async|def|class)\b|@|\w+ *=)", re.MULTILINE)
+"""Where a program may begin after prose."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class CodeTask(FiniteTask):
                 "to run them in a sandbox"
             )
 
+    def limits(self) -> Limits:
+        """What a program may use; ``timeout`` bounds its CPU time too."""
+        return replace(Limits(), wall_seconds=self.timeout, cpu_seconds=math.ceil(self.timeout))
+
     def run(self, problem: Problem, completion: str) -> Execution:
         """Run the completion's program against the tests."""
         self.check_allowed()
@@ -50,7 +61,7 @@ class CodeTask(FiniteTask):
             self.program(problem, completion),
             problem.metadata["tests"],
             problem.metadata["entry_points"],
-            replace(Limits(), wall_seconds=self.timeout),
+            self.limits(),
             weak=self.allow_weak_sandbox,
         )
 
@@ -64,8 +75,33 @@ def defines(code: str, name: str) -> re.Match[str] | None:
 
 
 def extract_code(completion: str, name: str) -> str:
-    """The last fenced block that defines ``name``, else the last block, else the whole completion."""
-    blocks = BLOCK.findall(completion)
-    if not blocks:
-        return completion
-    return next((b for b in reversed(blocks) if defines(b, name)), blocks[-1])
+    """The last fenced block that defines ``name``; without one, what stands before the first fence if that defines
+    ``name`` or is indented, the rest of a function; else the last block; without any, the whole completion.
+
+    Indented blocks lose their margin, and code without a fence the prose before it.
+    """
+    found = [block for info, block in BLOCK.findall(completion) if PYTHON.fullmatch(info) and block.strip()]
+    for block in reversed(found):
+        for code in (block, textwrap.dedent(block)):
+            if defines(code, name):
+                return code
+    before = re.split(r"^[ \t]*```", completion, maxsplit=1, flags=re.MULTILINE)[0]
+    if re.match(r"(?:[ \t]*\n)*[ \t]+\S", before):
+        return before
+    before = without_prose(before)
+    return found[-1] if found and not defines(before, name) else before
+
+
+def without_prose(text: str) -> str:
+    """``text`` from the first line on from which it is a program, or all of it if there is none."""
+    starts = (match.start() for match in START.finditer(text))
+    return next((text[start:] for start in (0, *starts) if parses(text[start:])), text)
+
+
+def parses(code: str) -> bool:
+    """Whether ``code`` is a program."""
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
