@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Task, make_task
-from unmask.tasks.code import extract_code
+from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Mixture, Task, make_task, references
+from unmask.tasks.code import UngradableWarning, extract_code
 from unmask.tasks.execution import SandboxError, run_tests
+from unmask.tasks.references import failing_references
 
 GSM8K_ROWS = [
     {"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1:,}"}
@@ -242,6 +244,79 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
         "x = 4\nassert sum(1, 2) == 3\nassert sum(x, 1) == 5\n```",
         "assert up(0.5) == math.floor(1.5)\n```",
     ]
+
+
+LIMITED_ROW = {
+    "task_id": 3,
+    "text": "The first field.",
+    "code": "def first(p):\n    return p.a",
+    "test_list": ["assert first(P()) == 1"],
+    "test_setup_code": "class P:\n    a = 1",
+}
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_limit_of_the_sandbox_is_told_and_found_by_the_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "m.jsonl", [*MBPP_ROWS, LIMITED_ROW])
+    task = MBPP(path=path, allow_execution=True)
+    limited = task.all_problems()[2]
+    message = "mbpp problem 3 cannot be graded here and scores 0: the tests hand a tests.P to the program"
+    with pytest.warns(UngradableWarning, match=message):
+        assert task.grade(limited, limited.response) == 0.0
+    with pytest.warns(UngradableWarning):
+        assert failing_references(task, task.all_problems()) == [limited]
+    with pytest.warns(UngradableWarning):
+        assert references.main(["mbpp", f"path={path}", "allow_execution=true"]) == 1
+    assert capsys.readouterr().out == ("3: the tests hand a tests.P to the program\nmbpp: 1 of 3 references fail\n")
+    rows = write(tmp_path / "g.jsonl", GSM8K_ROWS)
+    assert references.main(["gsm8k", f"path={rows}", "--problems", "4"]) == 0
+    assert capsys.readouterr().out == "gsm8k: 0 of 4 references fail\n"
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_many_completions_are_graded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mbpp = MBPP(path=write(tmp_path / "m.jsonl", MBPP_ROWS), allow_execution=True)
+    gsm8k = GSM8K(path=write(tmp_path / "g.jsonl", GSM8K_ROWS))
+    add, up = mbpp.all_problems()
+    problems, texts = [add, up, add, up], [add.response, "no", up.response, up.response]
+    assert mbpp.grade_all(problems, texts) == [1.0, 0.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="2 problems, but 1 completions"):
+        mbpp.grade_all([add, up], ["x"])
+    number = gsm8k.all_problems()[0]
+    assert gsm8k.grade_all([number, number], ["1996", "1"]) == [1.0, 0.0]
+    both = Mixture((gsm8k, mbpp))
+    mixed = both.all_problems()
+    assert both.grade_all(mixed[8:], ["2004", "2004", add.response, add.response]) == [1.0, 0.0, 1.0, 0.0]
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    sleeping = MBPP(path=mbpp.path, allow_execution=True, timeout=2)
+    started = time.monotonic()
+    assert sleeping.grade_all([add] * 4, ["import time; time.sleep(60)"] * 4) == [0.0] * 4
+    assert 2 <= time.monotonic() - started < 6
+    with pytest.raises(RuntimeError, match="allow_execution=True"):
+        MBPP(path=mbpp.path).grade_all([add], ["x"])
+
+
+def test_what_keeps_a_task_from_being_used_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("unmask.tasks.finite.read_rows", lambda path: pytest.fail("read"))
+    path = write(tmp_path / "m.jsonl", MATH_ROWS)
+    Math500(path=path, grading="strict").check_gradable()
+    Math500(train_path=path, grading="strict").check_gradable(train=True)
+    with pytest.raises(ValueError, match="math500 has no split 'train' to train on; give a file as train_path"):
+        Math500(path=path, grading="strict").check_gradable(train=True)
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        GSM8K(path="nowhere.jsonl").check_gradable()
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        Mixture((GSM8K(train_path=path), MBPP(train_path="nowhere.jsonl", allow_execution=True))).check_gradable(
+            train=True
+        )
+    with pytest.raises(RuntimeError, match="grading humaneval runs programs"):
+        HumanEval(path="nowhere.jsonl").check_gradable()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="reading openai/gsm8k from the hub needs the package datasets"):
+        GSM8K().check_gradable()
+    make_task("hops").check_gradable(train=True)
 
 
 def test_the_timeout_bounds_cpu_time_too() -> None:

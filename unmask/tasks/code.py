@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 import textwrap
+import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from unmask.tasks.base import Problem
@@ -18,6 +22,10 @@ PYTHON = re.compile(r"\s*(?:\{?\.?(?:python|py)[\d.]*\b.*)?", re.IGNORECASE)
 """Info strings of blocks that may hold the program: none, or one that begins with the language."""
 START = re.compile(r"^(?:(?:from|import|async|def|class)\b|@|\w+ *=)", re.MULTILINE)
 """Where a program may begin after prose."""
+
+
+class UngradableWarning(UserWarning):
+    """A completion scores 0 because its tests do what the sandbox cannot carry, not because it is known to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,10 @@ class CodeTask(FiniteTask):
     def program(self, problem: Problem, completion: str) -> str:
         """The program that ``completion`` amounts to."""
 
-    def check_gradable(self) -> None:
+    def check_gradable(self, train: bool = False) -> None:
         """Raises RuntimeError unless execution is allowed, SandboxError where there is no sandbox to be had."""
         self.check_allowed()
+        super().check_gradable(train)
         run_tests("", "", (), replace(Limits(), wall_seconds=max(self.timeout, 10.0)), weak=self.allow_weak_sandbox)
 
     def check_allowed(self) -> None:
@@ -66,7 +75,21 @@ class CodeTask(FiniteTask):
         )
 
     def grade(self, problem: Problem, completion: str) -> float:
-        return float(self.run(problem, completion).passed)
+        """1.0 if the program passes. One that cannot be graded (see :class:`Execution`) scores 0.0, with an
+        UngradableWarning."""
+        run = self.run(problem, completion)
+        if not run.gradable:
+            which = problem.metadata.get("task_id", problem.prompt[:40])
+            message = f"{self.name} problem {which} cannot be graded here and scores 0: {run.reason}"
+            warnings.warn(message, UngradableWarning, stacklevel=2)
+        return float(run.passed)
+
+    def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+        self.check_allowed()
+        if len(problems) != len(completions):
+            raise ValueError(f"{len(problems)} problems, but {len(completions)} completions")
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(self.grade, problems, completions))
 
 
 def defines(code: str, name: str) -> re.Match[str] | None:
