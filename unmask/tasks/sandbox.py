@@ -276,10 +276,10 @@ def judge(job: dict[str, Any], verdict: int) -> None:
         client.calls = 0
         exec(compile(tests["tests"], "<tests>", "exec"), Names(client, tests["entry_points"]))
         report = {"passed": client.calls > 0, "reason": "" if client.calls else "the tests never used the program"}
-    except CannotGrade as error:
-        report = {"passed": False, "gradable": False, "reason": str(error)[:1000]}
     except BaseException as error:
         report = {"passed": False, "reason": described(error)}
+    if CannotGrade.reasons:
+        report = {"passed": False, "gradable": False, "reason": CannotGrade.reasons[0][:1000]}
     os.write(verdict, json.dumps({"token": token, **report}).encode())
     os._exit(0)
 

@@ -8,7 +8,7 @@ import builtins
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 IMMUTABLE: dict[str, Callable[[Any], list[Any]]] = {
     "builtins.complex": lambda v: [v.real, v.imag],
@@ -45,8 +45,14 @@ TYPES = (int, float, str, bytes, bytearray, bool, complex, list, tuple, set, fro
 class CannotGrade(BaseException):
     """The tests use the program in a way that cannot be carried: says nothing about the program.
 
-    Not an Exception: no test may swallow it.
+    Not an Exception, and noted in ``reasons``: no test may swallow it.
     """
+
+    reasons: ClassVar[list[str]] = []
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reasons.append(reason)
 
 
 def name_of(kind: type) -> str:

@@ -19,7 +19,7 @@ CALLS = {
     },
 }  # fmt: skip
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-NAMESPACES = 0x7E020080
+NAMESPACES = 0x7E020000
 """All CLONE_NEW* flags: in a user namespace of its own the program could mount file systems of memory."""
 
 LOAD, IF_EQUAL, IF_LEAST, IF_ANY, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
