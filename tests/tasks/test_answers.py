@@ -22,7 +22,18 @@ from unmask.tasks.answers import check_grading, equivalent, extract_answer, grad
         (r"\fbox{7}", "7"),
         (r"\boxed{3} but \boxed{4", "3"),
         (r"\boxed{5} #### 6", "5"),
-        (r"\boxed{}", ""),
+        (r"\boxed{}", None),
+        (r"\boxed{}. The answer is 18", "18"),
+        (r"\boxed{18} goes into \boxed{}", "18"),
+        ("The answer is: 18\n#### ", "18"),
+        ("####\n18", "18"),
+        ("The answer is 18, thanks", "18"),
+        ("1,2,3", "3"),
+        ("2,5000", "5000"),
+        ("1,234.5, it is", "1,234.5"),
+        ("$1,000.", "$1,000"),
+        ("2,000,000", "2,000,000"),
+        ("it is .5", ".5"),
         ("reason\n#### 1,234\nmore", "1,234"),
         ("#### 1\n#### 2", "2"),
         ("It costs $1,250.50 in all.", "$1,250.50"),
@@ -99,10 +110,50 @@ def test_grades() -> None:
     assert grade_answer("18", r"\boxed{9} 18", "strict") == 0.0
     assert grade_answer("18", "", "strict") == 0.0
     assert grade_answer("x+1", r"\boxed{1+x}", "strict") == 0.0
+    assert grade_answer("18", "#### 18 dollars", "strict") == 1.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "18 dollars",
+        r"18\text{ dollars}",
+        r"\$18 \text{ dollars}",
+        "**18**",
+        "x=18",
+        r"\text{Total} = 18",
+        r"18 \, \text{cm}^2",
+        "18.0 miles per hour.",
+        "36/2 apples",
+    ],
+)
+def test_numbers_with_names_and_units(given: str) -> None:
+    assert same_answer("18", given)
+    assert not same_answer("19", given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["18 or 19", "18x", "18 x", "2x = 18", "18 and a half", "18 million", r"18\text{ million}",
+     "18 dollars and 5 cents", r"\sqrt{18}", r"18\pi", "18 pi", "18^2", "18, 19", "x = -18", "18/2 dollars"],
+)  # fmt: skip
+def test_other_things_with_a_number_in_them_are_not_that_number(given: str) -> None:
+    assert not same_answer("18", given)
+    assert not same_answer("19", given)
+    assert not same_answer("5", given)
+
+
+def test_thousands_in_latex() -> None:
+    assert same_answer("1000", "1{,}000")
+    assert same_answer("1000", r"1{,}000\text{ dollars}")
+    assert not same_answer("1000", "1,00")
 
 
 PAIRS = [
     (r"x^2+1", "1+x^2", True),
+    ("x^2+y^2", "y^{2}+x^2", True),
+    ("3x^2-2x^3", "-2x^3+3x^2", True),
+    ("x^2+y^2", "x^2+y^3", False),
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True),
     ("(1,2)", r"\left( 1, 2 \right)", True),
     (r"2\pi", r"\pi \cdot 2", True),
@@ -110,6 +161,8 @@ PAIRS = [
     ("x^2+1", "x^2-1", False),
     ("(1,2)", "(2,1)", False),
     ("3", "9^{9^{9^9}}", False),
+    ("3", "x^9^9^9", False),
+    ("3", "x^{2}^{9^9}+9^{9^{9^{9}}}", False),
     ("3", "100000!", False),
     ("3", "1+" * 500 + "1", False),
     ("3", r"\frac{", False),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
 import sys
+import textwrap
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Task, make_task
-from unmask.tasks.code import extract_code
+from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Mixture, Task, make_task, references
+from unmask.tasks.code import UngradableWarning, extract_code
 from unmask.tasks.execution import SandboxError, run_tests
+from unmask.tasks.references import failing_references
 
 GSM8K_ROWS = [
     {"question": f"What is {i} + 1?", "answer": f"It is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1:,}"}
@@ -45,6 +49,7 @@ MBPP_ROWS = [
         "code": "import math\ndef up(a):\n    return math.ceil(a)",
         "test_list": ["assert up(0.5) == math.floor(1.5)"],
         "test_imports": ["import math"],
+        "test_setup_code": None,
     },
 ]
 
@@ -185,6 +190,32 @@ def test_code_is_taken_from_blocks() -> None:
     assert extract_code("```python\ndef f():\n    return 1", "f") == "def f():\n    return 1"
 
 
+F = "def f():\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        (f"```python\n{F}```\n```\n\n```\n", F),
+        ("    return 1\n```\n", "    return 1\n"),
+        ("    return 1\n```\nIt returns one.\n", "    return 1\n"),
+        ("    return g()\n\ndef g():\n    return 1\n", "    return g()\n\ndef g():\n    return 1\n"),
+        (f"{F}```\nIt returns one.\n", F),
+        ("1. So:\n\n   ```python\n   def f():\n       return 1\n   ```\n2. Done.", F),
+        (f'```python title="a.py"\n{F}```\n', F),
+        (f"```Python3 \n{F}```\n", F),
+        (f"```{{.python}}\n{F}```\n", F),
+        (f"```bash\npip install x\n```\nThen:\n```python\n{F}```\n", F),
+        (f"```python\n{F}```\n```text\n1\n```\n", F),
+        (f"Here it is, from me:\n\nimport math\n{F}", f"import math\n{F}"),
+        (f"x = 1\n{F}", f"x = 1\n{F}"),
+        ("I cannot.", "I cannot."),
+    ],
+)
+def test_code_is_found_however_it_is_framed(completion: str, code: str) -> None:
+    assert extract_code(completion, "f") == code
+
+
 def test_programs_are_only_run_when_allowed(tmp_path: Path) -> None:
     for task in (
         HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS)),
@@ -209,7 +240,89 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
         assert task.grade(problem, problem.response.replace("return", "return 1 +")) == 0.0
         assert task.grade(problem, "I cannot") == 0.0
     assert [p.metadata["entry_points"] for p in task.all_problems()] == [["sum"], ["up"]]
-    assert all(t in task.all_problems()[0].prompt for t in MBPP_ROWS[0]["test_list"])
+    assert [p.prompt.partition("```python\n")[2] for p in task.all_problems()] == [
+        "x = 4\nassert sum(1, 2) == 3\nassert sum(x, 1) == 5\n```",
+        "assert up(0.5) == math.floor(1.5)\n```",
+    ]
+
+
+LIMITED_ROW = {
+    "task_id": 3,
+    "text": "The first field.",
+    "code": "def first(p):\n    return p.a",
+    "test_list": ["assert first(P()) == 1"],
+    "test_setup_code": "class P:\n    a = 1",
+}
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_limit_of_the_sandbox_is_told_and_found_by_the_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "m.jsonl", [*MBPP_ROWS, LIMITED_ROW])
+    task = MBPP(path=path, allow_execution=True)
+    limited = task.all_problems()[2]
+    message = "mbpp problem 3 cannot be graded here and scores 0: the tests hand a tests.P to the program"
+    with pytest.warns(UngradableWarning, match=message):
+        assert task.grade(limited, limited.response) == 0.0
+    with pytest.warns(UngradableWarning):
+        assert failing_references(task, task.all_problems()) == [limited]
+    with pytest.warns(UngradableWarning):
+        assert references.main(["mbpp", f"path={path}", "allow_execution=true"]) == 1
+    assert capsys.readouterr().out == ("3: the tests hand a tests.P to the program\nmbpp: 1 of 3 references fail\n")
+    rows = write(tmp_path / "g.jsonl", GSM8K_ROWS)
+    assert references.main(["gsm8k", f"path={rows}", "--problems", "4"]) == 0
+    assert capsys.readouterr().out == "gsm8k: 0 of 4 references fail\n"
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_many_completions_are_graded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mbpp = MBPP(path=write(tmp_path / "m.jsonl", MBPP_ROWS), allow_execution=True)
+    gsm8k = GSM8K(path=write(tmp_path / "g.jsonl", GSM8K_ROWS))
+    add, up = mbpp.all_problems()
+    problems, texts = [add, up, add, up], [add.response, "no", up.response, up.response]
+    assert mbpp.grade_all(problems, texts) == [1.0, 0.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="2 problems, but 1 completions"):
+        mbpp.grade_all([add, up], ["x"])
+    number = gsm8k.all_problems()[0]
+    assert gsm8k.grade_all([number, number], ["1996", "1"]) == [1.0, 0.0]
+    both = Mixture((gsm8k, mbpp))
+    mixed = both.all_problems()
+    assert both.grade_all(mixed[8:], ["2004", "2004", add.response, add.response]) == [1.0, 0.0, 1.0, 0.0]
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    sleeping = MBPP(path=mbpp.path, allow_execution=True, timeout=2)
+    started = time.monotonic()
+    assert sleeping.grade_all([add] * 4, ["import time; time.sleep(60)"] * 4) == [0.0] * 4
+    assert 2 <= time.monotonic() - started < 6
+    with pytest.raises(RuntimeError, match="allow_execution=True"):
+        MBPP(path=mbpp.path).grade_all([add], ["x"])
+
+
+def test_what_keeps_a_task_from_being_used_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("unmask.tasks.finite.read_rows", lambda path: pytest.fail("read"))
+    path = write(tmp_path / "m.jsonl", MATH_ROWS)
+    Math500(path=path, grading="strict").check_gradable()
+    Math500(train_path=path, grading="strict").check_gradable(train=True)
+    with pytest.raises(ValueError, match="math500 has no split 'train' to train on; give a file as train_path"):
+        Math500(path=path, grading="strict").check_gradable(train=True)
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        GSM8K(path="nowhere.jsonl").check_gradable()
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
+        Mixture((GSM8K(train_path=path), MBPP(train_path="nowhere.jsonl", allow_execution=True))).check_gradable(
+            train=True
+        )
+    with pytest.raises(RuntimeError, match="grading humaneval runs programs"):
+        HumanEval(path="nowhere.jsonl").check_gradable()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="reading openai/gsm8k from the hub needs the package datasets"):
+        GSM8K().check_gradable()
+    make_task("hops").check_gradable(train=True)
+
+
+def test_the_timeout_bounds_cpu_time_too() -> None:
+    limits = MBPP(timeout=60).limits()
+    assert (limits.wall_seconds, limits.cpu_seconds) == (60, 60)
+    assert MBPP(timeout=2.5).limits().cpu_seconds == 3
 
 
 def test_every_gsm8k_answer_parses_and_its_solution_is_right() -> None:
@@ -220,6 +333,9 @@ def test_every_gsm8k_answer_parses_and_its_solution_is_right() -> None:
     assert sum(int(p.answer) for p in problems[:3]) == 18 + 3 + 70000
     assert sum(task.grade(p, p.response) for p in problems) == 1319
     assert sum(task.grade(p, p.response.replace(f"{{{p.answer}}}", f"{{{p.answer}1}}")) for p in problems) == 0
+    for form in ("The answer is {}, as asked.", "#### {} dollars", r"\boxed{{{}\text{{ dollars}}}}", "So **{}**!"):
+        assert sum(task.grade(p, form.format(p.answer)) for p in problems) == 1319
+        assert sum(task.grade(p, form.format(f"{p.answer}1")) for p in problems) == 0
     assert len({p.prompt for p in task.training_problems(0, 0, 2000)}) == 2000
 
 
@@ -229,6 +345,16 @@ def test_humaneval_solutions_pass_and_prompts_alone_fail(count: int) -> None:
     task = HumanEval(path=shared("HumanEval.jsonl.gz"), allow_execution=True, timeout=30)
     assert len(task.all_problems()) == 164
     problems = task.problems(count, seed=0)
+    whole = [p.metadata["code"] + p.answer for p in problems]
+    for framed in ("{}\n```\n", "Here it is:\n\n{}", "1. So:\n\n   ```python\n{}\n   ```", "```py title=a.py\n{}\n```"):
+        for problem, text in zip(problems, whole, strict=True):
+            inside = textwrap.indent(text, "   ") if framed.startswith("1.") else text
+            taken = extract_code(framed.format(inside), problem.metadata["entry_points"][0])
+            assert taken.split() == text.split()
+            assert ast.parse(taken)
+    for problem in problems:
+        taken = [task.program(problem, problem.answer + end).strip() for end in ("", "\n```\n", "\n```\nDone.")]
+        assert taken[0] == taken[1] == taken[2]
     with ThreadPoolExecutor(2) as pool:
         failed = [
             p.metadata["task_id"]

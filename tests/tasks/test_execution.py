@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -265,6 +266,32 @@ def test_hogs_are_stopped(name: str) -> None:
     assert reason in run.reason
 
 
+FILTERED = platform.machine() in ("x86_64", "aarch64")
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.skipif(not FILTERED, reason="system calls are not filtered on this machine")
+def test_no_memory_is_held_outside_of_the_limits() -> None:
+    run = inside("""
+import ctypes, errno, os, subprocess, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def told(result): return errno.errorcode[ctypes.get_errno()] if result == -1 else "made"
+print(told(libc.shmget(0, ctypes.c_size_t(1 << 20), 0o1600)), told(libc.msgget(0, 0o1600)))
+print(told(libc.unshare(0x10000000)), told(libc.memfd_create(b"a", 0)))
+print(told(libc.syscall(435, 0, 0)))  # clone3
+thread = threading.Thread(target=print, args=("thread",), daemon=True)
+thread.start(); thread.join()
+print(subprocess.run([sys.executable, "-c", "print('process')"], capture_output=True, text=True).stdout, end="")
+""")
+    assert run.output == "EPERM EPERM\nEPERM EPERM\nENOSYS\nthread\nprocess\n"
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_the_tests_memory_is_bounded_too() -> None:
+    run = run_tests("def f(): return 1 << 30", "bytearray(f())", limits=QUICK)
+    assert run.reason.startswith("MemoryError")
+
+
 @pytest.mark.usefixtures("sandbox")
 def test_long_answers_fail() -> None:
     run = run_tests("def f(x):\n    return 'x' * (1 << 24)", TEST)
@@ -295,7 +322,8 @@ def test_the_sandbox_needs_no_root() -> None:
     code = (
         "from unmask.tasks.execution import run_tests\n"
         f"r = run_tests({GOOD!r}, {TEST!r}); print(r.passed, r.reason)\n"
-        "r = run_tests('import os\\nprint(os.getuid(), os.listdir(\"/proc/self/fd\"))\\ndef f(x): return 0', 'f(0)')\n"
+        "p = 'import ctypes, os\\nprint(os.getuid(), ctypes.CDLL(None).unshare(1 << 28))\\nf = print'\n"
+        "r = run_tests(p, 'f(0)')\n"
         "print(r.output, end='')"
     )
     readable = [p for p in (sys.executable, "/usr/bin/python3") if usable(p)]
@@ -309,7 +337,7 @@ def test_the_sandbox_needs_no_root() -> None:
         pytest.skip("namespaces for root only on this system")
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[0] == "True "
-    assert run.stdout.splitlines()[1].startswith("1234 ")
+    assert run.stdout.splitlines()[1] == ("1234 -1" if FILTERED else "1234 0")  # no user namespace within
 
 
 def test_the_weak_sandbox_has_limits_and_cleans_up() -> None:
@@ -331,7 +359,8 @@ def test_without_namespaces_it_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path
     from unmask.tasks import execution
 
     script = execution.SCRIPT.read_text(encoding="utf-8")
-    (tmp_path / "sandbox_calls.py").write_text(execution.SCRIPT.with_name("sandbox_calls.py").read_text("utf-8"))
+    for module in execution.SCRIPT.parent.glob("sandbox_*.py"):
+        (tmp_path / module.name).write_text(module.read_text("utf-8"))
     (tmp_path / "sandbox.py").write_text(script.replace("LIBC.unshare(flags", "LIBC.unshare(-1"))
     monkeypatch.setattr(execution, "SCRIPT", tmp_path / "sandbox.py")
     with pytest.raises(SandboxError, match=r"no sandbox: .*unshare.*; allow a weaker sandbox with weak=True"):

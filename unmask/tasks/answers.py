@@ -12,27 +12,31 @@ GRADINGS = ("strict", "math-verify")
 LONGEST = 300
 """Characters of an answer beyond which it is only compared as a string."""
 
-NUMBER = re.compile(r"[-\u2212]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d[\d,]*)?")
+NUMBER = re.compile(r"[-\u2212]?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
+NAMES_OF_UNITS = r"(?!(?:or|and|half|dozen|hundred|thousand|million|billion|trillion|pi)\b)[a-zA-Z]{2,}"
+QUANTITY = re.compile(rf"(?:[a-zA-Z]+ *= *)?({NUMBER.pattern})(?:(?: +{NAMES_OF_UNITS}){{1,3}}(?:\^\{{?\d\}}?)?)?")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
+LIGHT = re.compile(r"(?<=[a-zA-Z])\^(?:\d(?!\d)|\{\d{1,2}\})(?!\s*\^)")
+"""A small power of a letter, of which any number are harmless."""
+
 HEAVY = re.compile(r"\^.*\^|\^\{?\(?-?\d{5}|\*\*|\d{4}\)?!|!!")
 """Towers of powers and the like, which would keep a computer algebra system busy for ever."""
 
 
 def extract_answer(text: str) -> str | None:
     r"""The last ``\boxed{...}`` (braces may nest); without one, the line after the last ``####``; without that, the
-    last number; None if there is none of these. A box that never closes counts as none."""
-    boxed = last_boxed(text)
-    if boxed is not None:
+    last number; None if there is none of these. A box that is empty or never closes counts as none."""
+    if boxed := last_boxed(text):
         return boxed
-    _, marked, rest = text.rpartition("####")
-    if marked:
-        return rest.strip().partition("\n")[0].strip()
+    if marked := text.rpartition("####")[2].strip() if "####" in text else "":
+        return marked.partition("\n")[0].strip()
     numbers = NUMBER.findall(text)
     return numbers[-1] if numbers else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last closed ``\boxed{...}`` or ``\fbox{...}`` holds."""
+    r"""What the last closed ``\boxed{...}`` or ``\fbox{...}`` that is not empty holds."""
     for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
         depth, at = 1, match.end()
         while at < len(text) and depth:
@@ -41,18 +45,18 @@ def last_boxed(text: str) -> str | None:
                 continue
             depth += (text[at] == "{") - (text[at] == "}")
             at += 1
-        if depth == 0:
-            return text[match.end() : at - 1].strip()
+        if depth == 0 and (inside := text[match.end() : at - 1].strip()):
+            return inside
     return None
 
 
 def normalise(answer: str) -> str:
-    """An answer without what does not change it: spaces, thousands separators, $, %, sizes, a final period."""
-    text = answer.strip().replace("\u2212", "-")
+    """An answer without what does not change it: spaces, thousands separators, $, %, sizes, stress, a final period."""
+    text = answer.strip().strip("*").replace("\u2212", "-").replace("{,}", ",")
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(start) and text.endswith(end):
             text = text[2:-2]
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    text = TEXT.sub(r"\1", text)
     text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[$%]|~", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\s+", "", text).rstrip(".")
@@ -75,12 +79,22 @@ def number(normalised: str) -> Fraction | None:
 
 
 def same_answer(expected: str, given: str) -> bool:
-    """Whether two answers are the same string when normalised, or the same exact number."""
+    """Whether two answers are the same string when normalised, or the same exact number.
+
+    Where a number is expected, the given one may have a name or a unit: ``x = 18``, ``18 dollars``.
+    """
     first, second = normalise(expected), normalise(given)
     if first == second:
         return bool(first)
     value = number(first)
-    return value is not None and value == number(second)
+    return value is not None and value in (number(second), quantity(given))
+
+
+def quantity(given: str) -> Fraction | None:
+    """The number of an answer that is one number with a name before it or the words of a unit after it."""
+    text = re.sub(r"\\[!,;: ]|\\?\$|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
+    match = QUANTITY.fullmatch(text.strip().rstrip("."))
+    return number(normalise(match[1])) if match else None
 
 
 def equivalent(expected: str, given: str) -> bool:
@@ -92,7 +106,7 @@ def equivalent(expected: str, given: str) -> bool:
     if same_answer(expected, given):
         return True
     library = math_verify()
-    if len(given) > LONGEST or HEAVY.search(given):
+    if len(given) > LONGEST or HEAVY.search(LIGHT.sub("", given)):
         return False
     limit = 5 if threading.current_thread() is threading.main_thread() else None
     read = [

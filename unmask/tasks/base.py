@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,8 +35,17 @@ class Task(ABC):
     def grade(self, problem: Problem, completion: str) -> float:
         """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
 
-    def check_gradable(self) -> None:
-        """Raise now what would keep :meth:`grade` from working, before anything is decoded for it."""
+    def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+        """What :meth:`grade` says of each completion; a task whose grades take long overrides it to work on several
+        at a time."""
+        return [self.grade(p, c) for p, c in zip(problems, completions, strict=True)]
+
+    def check_gradable(self, train: bool = False) -> None:
+        """Raise now what would keep the task from being used, before a model is loaded or anything decoded for it.
+
+        That is what :meth:`grade` needs and where the problems come from (with ``train``, the training problems):
+        FileNotFoundError, ImportError, RuntimeError or ValueError. The problems themselves are not read.
+        """
         return None
 
     def easier(self, progress: float) -> Task:

@@ -9,6 +9,13 @@ processes of the same user.
 
 A program passes if the tests ran to their end. They run in another process than the program, which sees the calls and
 answers them with plain data, so that printing, exiting, patching builtins or overriding ``__eq__`` gain it nothing.
+(An object's own ``__eq__`` decides only between two objects of the program.)
+
+Calls carry numbers, strings, dates and containers of these, both ways, with what a call changes in the lists, dicts and
+sets that it is given. Functions of the tests and objects of the program are carried as proxies. Where tests need more
+(objects of their own classes as arguments, an array, a program's operator on a value of theirs), a run is not
+``gradable``. Lists, sets and dicts of a program's own classes arrive as plain ones; what a program keeps of an argument
+after a call is a copy.
 """
 
 from __future__ import annotations
@@ -40,8 +47,11 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds, bytes and counts. CPU time, memory and open files are per process, so the
-    most memory is ``processes * memory + disk``."""
+    """What a program may use: seconds, bytes and counts. CPU time, memory and open files are per process.
+
+    So the most memory is ``(processes + 1) * memory + disk``, one for the tests, and the kernel's buffers for pipes and
+    sockets. Memory that belongs to no process (System V segments, memfd) is denied on x86-64 and arm64 alone.
+    """
 
     wall_seconds: float = 10.0
     cpu_seconds: int = 8
@@ -60,12 +70,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run went: whether the tests passed, why not, and the first ``Limits.output`` bytes the program printed."""
+    """How a run went: whether the tests passed, why not, and the first ``Limits.output`` bytes the program printed.
+
+    Not ``gradable``: the tests and the program exchange what the sandbox cannot carry, so nothing is known of the
+    program.
+    """
 
     passed: bool
     reason: str
     output: str
     seconds: float
+    gradable: bool = True
 
 
 def run_tests(
@@ -102,7 +117,7 @@ def run_tests(
         hint = "" if weak else "; allow a weaker sandbox with weak=True (tasks: allow_weak_sandbox=True)"
         raise SandboxError(f"no sandbox: {report['setup']}{hint}")
     passed = bool(report["passed"]) and secrets.compare_digest(str(report["token"]), token)
-    return Execution(passed, report["reason"], text, seconds)
+    return Execution(passed, report["reason"], text, seconds, report.get("gradable", True))
 
 
 def write_part(file: IO[bytes], part: dict[str, object]) -> None:

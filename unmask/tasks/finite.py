@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,6 +77,23 @@ class FiniteTask(ProblemSet):
         """The configuration of the hub's data set."""
         return self.CONFIG
 
+    def source(self, train: bool = False) -> tuple[str | None, str]:
+        """The local file, if any, and the split that the problems are read from.
+
+        FileNotFoundError if there is no such file, ValueError if the data set has no such split.
+        """
+        path, split = (self.train_path, self.train_split) if train else (self.path, self.split)
+        if path is None and split not in self.SPLITS:
+            raise ValueError(f"{self.name} has no split {split!r} to train on; give a file as train_path")
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"no file {path}")
+        return path, split
+
+    def check_gradable(self, train: bool = False) -> None:
+        path, _ = self.source(train)
+        if path is None:
+            hub_reader(self.DATASET)
+
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         """Every problem of the split in use, in order; read once."""
         return load_problems(self, train)
@@ -84,14 +101,8 @@ class FiniteTask(ProblemSet):
 
 @lru_cache(maxsize=8)
 def load_problems(task: FiniteTask, train: bool) -> tuple[Problem, ...]:
-    path = task.train_path if train else task.path
-    if path is not None:
-        rows: Iterable[tuple[str, Any]] = read_rows(path)
-    else:
-        split = task.train_split if train else task.split
-        if split not in task.SPLITS:
-            raise ValueError(f"{task.name} has no split {split!r} to train on; give a file as train_path")
-        rows = hub_rows(task.DATASET, task.config(), split)
+    path, split = task.source(train)
+    rows = read_rows(path) if path is not None else hub_rows(task.DATASET, task.config(), split)
     found = []
     for where, row in rows:
         if not isinstance(row, dict):
@@ -111,8 +122,6 @@ def load_problems(task: FiniteTask, train: bool) -> tuple[Problem, ...]:
 def read_rows(path: str) -> Iterable[tuple[str, Any]]:
     """Each line of a ``.jsonl`` or ``.jsonl.gz`` file that is not blank, with its place for messages."""
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {path}")
     opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")  # noqa: SIM115
     with opened as lines:
         for i, line in enumerate(lines, 1):
@@ -124,7 +133,13 @@ def read_rows(path: str) -> Iterable[tuple[str, Any]]:
 
 
 def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[tuple[str, Any]]:
-    """Each row of a split on the Hugging Face hub; ImportError says what to install."""
+    """Each row of a split on the Hugging Face hub."""
+    for i, row in enumerate(hub_reader(dataset)(dataset, config, split=split)):
+        yield f"{dataset}, {split} row {i}", dict(row)
+
+
+def hub_reader(dataset: str) -> Callable[..., Iterable[Any]]:
+    """The function that reads data sets from the hub; ImportError says what to install."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -132,5 +147,4 @@ def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[tuple[str
             f'reading {dataset} from the hub needs the package datasets: pip install "unmask[tasks]", or give a local '
             "file as path or train_path"
         ) from error
-    for i, row in enumerate(load_dataset(dataset, config, split=split)):
-        yield f"{dataset}, {split} row {i}", dict(row)
+    return load_dataset

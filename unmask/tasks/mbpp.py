@@ -48,9 +48,10 @@ class MBPP(CodeTask):
         if not row["test_list"]:
             raise ValueError("test_list is empty")
         asserts = "\n".join(row["test_list"])
-        tests = "\n".join([*row.get("test_imports", []), row.get("test_setup_code", ""), asserts])
+        shown = f"{row.get('test_setup_code') or ''}\n{asserts}".strip()
+        tests = "\n".join([*(row.get("test_imports") or ()), shown])
         metadata = {"task_id": row["task_id"], "tests": tests, "entry_points": used(row["code"], tests)}
-        prompt = PROMPT.format(text=text.strip(), tests=asserts)
+        prompt = PROMPT.format(text=text.strip(), tests=shown)
         return Problem(prompt, row["code"], f"```python\n{row['code'].strip()}\n```", metadata)
 
     def program(self, problem: Problem, completion: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -38,9 +39,9 @@ class Mixture(ProblemSet):
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         return joined(self, train)
 
-    def check_gradable(self) -> None:
+    def check_gradable(self, train: bool = False) -> None:
         for task in self.tasks:
-            task.check_gradable()
+            task.check_gradable(train)
 
     def own(self, problem: Problem) -> ProblemSet:
         """The task that ``problem`` comes from."""
@@ -48,6 +49,15 @@ class Mixture(ProblemSet):
 
     def grade(self, problem: Problem, completion: str) -> float:
         return self.own(problem).grade(problem, completion)
+
+    def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+        grades = [0.0] * len(problems)
+        for task in self.tasks:
+            own = [i for i, problem in enumerate(problems) if self.own(problem) is task]
+            found = task.grade_all([problems[i] for i in own], [completions[i] for i in own])
+            for i, grade in zip(own, found, strict=True):
+                grades[i] = grade
+        return grades
 
     def measures(self, problem: Problem, completion: str) -> dict[str, float]:
         return self.own(problem).measures(problem, completion)

@@ -4,8 +4,9 @@ Three processes. The *supervisor* (this script as started) makes the namespaces,
 everything that is left at the end. The judge, process 1 of its own pid namespace, builds the file system, gives up
 every privilege, forks the *candidate*, and only then reads the tests. The candidate runs the program and answers
 calls; it never holds the tests, the verdict pipe or the judge's memory. The tests run in the judge, where the
-program's functions are proxies, and what comes back is plain data: a program can choose what its functions return
-and nothing else. It passes if the tests run to their end in the judge.
+program's functions are proxies, and what comes back is plain data: a program can choose what its functions return,
+what they leave in the lists, sets and dicts they are given, and what they call the tests' functions with, and nothing
+else. It passes if the tests run to their end in the judge.
 """
 
 import contextlib
@@ -21,9 +22,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmask.tasks.sandbox_calls import Client, Names, serve
+    from unmask.tasks.sandbox_calls import Client, serve
+    from unmask.tasks.sandbox_data import CannotGrade
+    from unmask.tasks.sandbox_filter import filter_calls
+    from unmask.tasks.sandbox_remote import Names
 else:
-    from sandbox_calls import Client, Names, serve
+    from sandbox_calls import Client, serve
+    from sandbox_data import CannotGrade
+    from sandbox_filter import filter_calls
+    from sandbox_remote import Names
 
     sys.path.pop(0)  # this folder, whose modules are not for the program
 
@@ -212,9 +219,20 @@ def set_limits(limits: dict[str, int], processes: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, value in values.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        lower(kind, value)
+
+
+def lower(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:1000]
+    except BaseException:  # its text asks the program, which has ended
+        return type(error).__name__
 
 
 def judge(job: dict[str, Any], verdict: int) -> None:
@@ -243,8 +261,10 @@ def judge(job: dict[str, Any], verdict: int) -> None:
             os.closerange(3, keep)
             os.closerange(keep + 1, 4096)
             set_limits(limits, processes)
+            filter_calls()
             serve(other, job["program"])
         other.close()
+        lower(resource.RLIMIT_AS, limits["memory"])  # what the program returns takes memory here
     except BaseException as error:
         os.write(verdict, json.dumps({"setup": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
@@ -252,12 +272,14 @@ def judge(job: dict[str, Any], verdict: int) -> None:
         tests = read_part()
         token = tests["token"]
         client = Client(mine)
-        client.do("load")
+        client.ask("load")
         client.calls = 0
         exec(compile(tests["tests"], "<tests>", "exec"), Names(client, tests["entry_points"]))
         report = {"passed": client.calls > 0, "reason": "" if client.calls else "the tests never used the program"}
     except BaseException as error:
-        report = {"passed": False, "reason": f"{type(error).__name__}: {error}"[:1000]}
+        report = {"passed": False, "reason": described(error)}
+    if CannotGrade.reasons:
+        report = {"passed": False, "gradable": False, "reason": CannotGrade.reasons[0][:1000]}
     os.write(verdict, json.dumps({"token": token, **report}).encode())
     os._exit(0)
 

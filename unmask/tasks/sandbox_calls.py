@@ -1,20 +1,39 @@
-"""Calls from the tests to the program, across a process boundary, as plain data.
+"""Calls between the tests and the program, across a process boundary, as plain data.
 
 A stand-alone module of the standard library: :mod:`unmask.tasks.sandbox` loads it outside the package. The tests hold
-:class:`Remote` proxies; the program's process runs :func:`serve`. Nothing that arrives from there is ever executed or
-unpickled.
+:class:`~unmask.tasks.sandbox_remote.Remote` proxies of what is not plain data; the program's process runs
+:func:`serve`, where functions of the tests are proxies. Each side waits for the other, so calls nest to any depth.
+Nothing that arrives from the program is ever executed or unpickled.
 """
 
 import builtins
 import itertools
 import json
+import operator
 import os
 import socket
 import struct
 import sys
+import threading
 import types
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from unmask.tasks.sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from unmask.tasks.sandbox_remote import (
+        FUNCTIONS,
+        OPERATORS,
+        TESTS,
+        Derived,
+        ProgramError,
+        Remote,
+        derived,
+        place_of,
+    )
+else:
+    from sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from sandbox_remote import FUNCTIONS, OPERATORS, TESTS, Derived, ProgramError, Remote, derived, place_of
 
 MAX_MESSAGE = 1 << 24
 """Bytes of one answer of the program; a longer one fails the tests."""
@@ -45,160 +64,237 @@ def receive(channel: socket.socket) -> Any:
     return json.loads(exactly(size))
 
 
-def encode(value: Any, other: Callable[[Any], Any]) -> Any:
-    """Plain data as JSON; ``other`` says what to send for the rest. Subclasses become their builtin type."""
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, int):
-        return {"int": format(int(value), "x")}
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": value.hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    kind: Any
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return {kind.__name__: [encode(v, other) for v in kind.__iter__(value)]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(k, other), encode(v, other)] for k, v in dict.items(value)]}
-    return other(value)
+class Side:
+    """One end of the channel: asks the other for operations, and answers what it asks meanwhile."""
 
-
-def decode(message: Any, other: Callable[[Any], Any]) -> Any:
-    if not isinstance(message, dict):
-        return message
-    ((kind, body),) = message.items()
-    if kind == "int":
-        return int(body, 16)
-    if kind == "bytes":
-        return bytes.fromhex(body)
-    if kind == "complex":
-        return complex(*body)
-    if kind == "dict":
-        return {decode(k, other): decode(v, other) for k, v in body}
-    if kind in ("list", "tuple", "set", "frozenset"):
-        return getattr(builtins, kind)(decode(v, other) for v in body)
-    return other(message)
-
-
-class Client:
-    """The judge's end: sends one operation at a time and returns, or raises, what the program answers."""
+    strict = False
+    carried: type[BaseException] = BaseException
+    """What an operation may raise for the other side to see; anything else ends this one."""
+    operations: dict[str, Callable[..., Any]] = {}
 
     def __init__(self, channel: socket.socket) -> None:
-        self.channel, self.calls = channel, 0
+        self.channel = channel
+        self.objects: list[Any] = []
+        self.places: dict[int, int] = {}
 
-    def do(self, operation: str, *operands: Any) -> Any:
-        message = [operation, *(encode(v, self.outgoing) for v in operands)]
-        self.calls += 1
+    def reference(self, value: Any) -> dict[str, int]:
+        """A name for something that stays here; the same one each time."""
+        if id(value) not in self.places:
+            self.places[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return {"mine": self.places[id(value)]}
+
+    def crossing(self) -> Crossing:
+        return Crossing(self.send_other, self.take_other, self.strict)
+
+    def ask(self, operation: str, *operands: Any) -> Any:
+        """The value of an operation of the other side, or its exception."""
+        crossing = self.crossing()
+        message = ["ask", operation, [crossing.encode(v) for v in operands]]
         try:
             send(self.channel, message)
-            outcome, answer = receive(self.channel)
-            if outcome == "value":
-                return decode(answer, lambda reference: Remote(self, reference))
-            name, text = str(answer[0]), str(answer[1])
-        except (ValueError, TypeError, RecursionError, OSError) as error:
-            raise Gone(f"a malformed answer: {error}") from None
-        kind = getattr(builtins, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
-            kind, text = RuntimeError, f"{name}: {text}"
-        raise kind(text)
+            while (answer := receive(self.channel))[0] == "ask":
+                self.answer(*answer[1:])
+            outcome, body, changes = answer
+            value = crossing.decode(body) if outcome == "value" else self.error(**body)
+            crossing.apply(changes)
+        except Exception as error:
+            raise Gone(f"a malformed answer: {type(error).__name__}: {error}") from None
+        if outcome == "value":
+            return value
+        raise value
 
-    def outgoing(self, value: Any) -> Any:
-        if isinstance(value, Remote):
-            return object.__getattribute__(value, "_reference")
-        raise TypeError(f"the tests cannot hand a {type(value).__name__} to the program")
+    def answer(self, operation: str, operands: list[Any]) -> None:
+        """Carry out one operation for the other side."""
+        crossing, before = self.crossing(), []
+        try:
+            values = [crossing.decode(v) for v in operands]
+            before = crossing.states()
+            outcome = ["value", crossing.encode(self.operations[operation](*values))]
+        except self.carried as error:
+            outcome = ["error", self.told(error)]
+        send(self.channel, [*outcome, crossing.changes(before)])
+
+    def told(self, error: BaseException) -> dict[str, Any]:
+        """What the other side hears of an exception."""
+        try:
+            text, args = str(error)[:500], self.crossing().encode(tuple(error.args))
+        except (Exception, CannotGrade):
+            text, args = "", None
+        return {"names": [name_of(kind) for kind in type(error).__mro__], "text": text, "args": args}
+
+    def error(self, names: list[str], text: str, args: Any) -> BaseException:
+        """The exception that the other side has told of."""
+        kind = self.error_class(names)
+        if kind is RuntimeError and names[0] != name_of(RuntimeError):
+            return kind(f"{names[0].rpartition('.')[2]}: {text}")
+        try:
+            return kind(*((text,) if args is None else self.crossing().decode(args)))
+        except Exception:  # it is not made from its args
+            return RuntimeError(text)
+
+    def error_class(self, names: list[str]) -> type[Exception]:
+        """The first builtin class of an exception's, given from itself to its remotest ancestor."""
+        kinds = (getattr(builtins, name[9:], None) for name in names if name.startswith("builtins."))
+        return next((k for k in kinds if isinstance(k, type) and issubclass(k, Exception)), RuntimeError)
+
+    def send_other(self, value: Any) -> Any:
+        raise NotImplementedError
+
+    def take_other(self, kind: str, body: Any) -> Any:
+        raise NotImplementedError
 
 
-class Remote:
-    """Something in the program that is not plain data. Equal to nothing but itself."""
+class Client(Side):
+    """The judge's side. All that the program may ask of it is to call a function that the tests have handed out."""
 
-    def __init__(self, client: Client, reference: Any) -> None:
-        object.__setattr__(self, "_client", client)
-        object.__setattr__(self, "_reference", reference)
+    strict, carried = True, Exception
+    operations = {"call": lambda function, args, kwargs: function(*args, **kwargs)}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._client.do("call", self, args, kwargs)
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(channel)
+        self.calls = 0
+        self.raised: list[BaseException] = []
+        self.classes: dict[str, type[ProgramError]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return self._client.do("getattr", self, name)
+    def ask(self, operation: str, *operands: Any) -> Any:
+        self.calls += 1
+        return super().ask(operation, *operands)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._client.do("setattr", self, name, value)
+    def send_other(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is Remote:
+            return {"yours": place_of(value)}
+        if issubclass(kind, Derived):
+            return {"yours": place_of(value._remote)}
+        if name := named_builtin(value):
+            return {"builtin": name}
+        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+            return {"iterator": self.reference(value.__next__)["mine"]}
+        if callable(value) and not isinstance(value, type) and kind.__module__ != TESTS:
+            return self.reference(value)
+        raise CannotGrade(f"the tests hand a {name_of(kind)} to the program")
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._client.do("getitem", self, key)
+    def take_other(self, kind: str, body: Any) -> Any:
+        if kind == "mine":
+            return Remote(self, body)
+        if kind == "derived":
+            return derived(body[0], Remote(self, body[1]))
+        if kind == "exception":
+            return self.error_class(body)
+        if kind == "builtin":
+            return {known.__name__: known for known in TYPES}[body]
+        if kind == "yours":
+            return self.objects[body]
+        raise ValueError(f"no {kind!r}")
 
-    def __iter__(self) -> Any:
-        return iter(self._client.do("list", self))
+    def told(self, error: BaseException) -> dict[str, Any]:
+        self.raised.append(error)
+        return {**super().told(error), "raised": len(self.raised) - 1}
 
-    def __next__(self) -> Any:
-        return self._client.do("next", self)
+    def error(self, names: list[str], text: str, args: Any, raised: Any = None, place: Any = None) -> BaseException:
+        if raised is not None:
+            return self.raised[raised]
+        error = super().error(names, text, args)
+        if isinstance(error, ProgramError):
+            error._text, error._remote = text, Remote(self, place)
+        return error
 
-    def __len__(self) -> int:
-        return self._client.do("len", self)
+    def error_class(self, names: list[str]) -> type[Exception]:
+        """An exception class of the program, as one here of the same name and builtin ancestor."""
+        if names[0].startswith("builtins."):
+            return super().error_class(names)
+        if names[0] not in self.classes:
+            base = self.error_class(names[1:])
+            bases = (base,) if issubclass(base, ProgramError) else (ProgramError, base)
+            self.classes[names[0]] = type(names[0].rpartition(".")[2], bases, {})
+        return self.classes[names[0]]
 
-    def __bool__(self) -> bool:
-        return self._client.do("bool", self) is True
+
+class Server(Side):
+    """The program's side."""
+
+    def __init__(self, channel: socket.socket, program: str) -> None:
+        super().__init__(channel)
+        module = types.ModuleType("solution")
+        sys.modules["solution"], self.names = module, vars(module)
+        self.lock = threading.RLock()
+        self.functions: dict[int, Callable[..., Any]] = {}
+        self.operations = {
+            **OPERATIONS,
+            "load": lambda: exec(compile(program, "<program>", "exec"), self.names),
+            "global": self.lookup,
+        }
+
+    def lookup(self, name: str) -> Any:
+        if name not in self.names:
+            raise NameError(f"name {name!r} is not defined in the program")
+        return self.names[name]
+
+    def ask(self, operation: str, *operands: Any) -> Any:
+        with self.lock:  # of the program's threads
+            return super().ask(operation, *operands)
+
+    def send_other(self, value: Any) -> Any:
+        if any(value is kind for kind in TYPES):
+            return {"builtin": value.__name__}
+        for place, function in self.functions.items():
+            if value is function:
+                return {"yours": place}
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return {"exception": [name_of(kind) for kind in value.__mro__]}
+        return self.reference(value)
+
+    def take_other(self, kind: str, body: Any) -> Any:
+        if kind == "yours":
+            return self.objects[body]
+        if kind == "builtin":
+            return getattr(builtins, body)
+        if body not in self.functions:
+            self.functions[body] = lambda *args, **kwargs: self.ask("call", self.functions[body], args, kwargs)
+        return self.functions[body] if kind == "mine" else pulled(self.functions[body])
+
+    def told(self, error: BaseException) -> dict[str, Any]:
+        told = {**super().told(error), "place": self.reference(error)["mine"]}
+        return {**told, "raised": vars(error)["_raised"]} if "_raised" in vars(error) else told
+
+    def error(self, names: list[str], text: str, args: Any, raised: int) -> BaseException:  # type: ignore[override]
+        error = super().error(names, text, args)
+        error._raised = raised  # type: ignore[attr-defined]
+        return error
 
 
-class Names(dict[str, Any]):
-    """Globals of the tests: a name that they and the builtins lack is looked up in the program."""
-
-    def __init__(self, client: Client, entry_points: list[str]) -> None:
-        super().__init__({name: Remote(client, {"name": name}) for name in entry_points}, __name__="tests")
-        self.client = client
-
-    def __missing__(self, name: str) -> Any:
-        if name.startswith("__") or hasattr(builtins, name):
-            raise KeyError(name)
-        return self.client.do("global", name)
+def pulled(step: Callable[[], Any]) -> Any:
+    """An iterator of the tests, in the program."""
+    while True:
+        try:
+            value = step()
+        except StopIteration:
+            return
+        yield value
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, args, kwargs: function(*args, **kwargs),
     "getattr": getattr,
     "setattr": setattr,
-    "getitem": lambda value, key: value[key],
-    "list": lambda value: list(itertools.islice(value, 1 << 20)),
-    "next": next,
-    "len": len,
-    "bool": bool,
+    "iter": iter,
+    "take": lambda iterator, count: list(itertools.islice(iterator, count)),
+    "kind": lambda value: name_of(type(value)),
+    "defines": lambda value, name: getattr(type(value), name, None) is not getattr(object, name, None),
+    "isinstance": isinstance,
+    "issubclass": issubclass,
+    **{name: getattr(operator, name) for name in OPERATORS},
+    **FUNCTIONS,
 }
 
 
 def serve(channel: socket.socket, program: str) -> NoReturn:
     """Run the program, then answer operations on what it defined, for as long as the judge lives."""
-    module = types.ModuleType("solution")
-    sys.modules["solution"], names, objects = module, vars(module), []
-
-    def reference(value: Any) -> Any:
-        objects.append(value)
-        return {"object": len(objects) - 1}
-
-    def referent(message: Any) -> Any:
-        ((kind, key),) = message.items()
-        return objects[key] if kind == "object" else lookup(key)
-
-    def lookup(name: str) -> Any:
-        if name not in names:
-            raise NameError(f"name {name!r} is not defined in the program")
-        return names[name]
-
-    OPERATIONS.update({"global": lookup, "load": lambda: exec(compile(program, "<program>", "exec"), names)})
+    server = Server(channel, program)
     while True:
         try:
-            operation, *operands = receive(channel)
+            _, operation, operands = receive(channel)
         except BaseException:
             os._exit(0)
-        try:
-            value = OPERATIONS[operation](*(decode(v, referent) for v in operands))
-            answer = ["value", encode(value, reference)]
-        except BaseException as error:
-            answer = ["error", [type(error).__name__, str(error)[:500]]]
-        send(channel, answer)
+        server.answer(operation, operands)
