@@ -297,6 +297,20 @@ def test_evaluations_decode_as_training_does(tmp_path: Path, monkeypatch: pytest
     assert seen[1][0].actions == "dpls"
 
 
+def test_every_problem_of_an_evaluation_counts_the_same(tmp_path: Path) -> None:
+    """Three problems on two processes: the first has two of them."""
+    trainer = make_trainer(tmp_path, eval_problems=3, eval_actions="greedy")
+    whole = trainer.evaluate()
+    parts: list[dict[str, float]] = []
+    for index in (0, 1):
+        trainer.processes = OneOfMany(2, index)  # type: ignore[assignment]
+        trainer.processes.mean_of = lambda values: parts.append(values) or {**values, "problems": 1.0}  # type: ignore
+        trainer.evaluate()
+    assert [part["problems"] for part in parts] == [2, 1]
+    for name, value in whole.items():
+        assert (parts[0][name] + parts[1][name]) / 3 == pytest.approx(value)
+
+
 def test_a_policy_says_how_it_was_trained(tmp_path: Path) -> None:
     changes = {"actions": "dpls", "policy_temperature": 0.5, "block_length": 8, "max_steps": 1, "eval_steps": 1}
     make_trainer(tmp_path, eval_problems=4, **changes).train()
@@ -463,6 +477,17 @@ def test_a_signal_ends_the_round_with_a_checkpoint(
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2, resume_from_checkpoint=True).train()
     assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,16 +104,15 @@ def resume(
     found = find(output_dir, config.resume_from_checkpoint)
     if found is None:
         return None
-    is_last = config.resume_from_checkpoint is True
-    earlier = [path for path in reversed(checkpoints(output_dir)) if path != found] if is_last else []
-    for folder, following in zip([found, *earlier], [*earlier, None], strict=True):
+    earlier = checkpoints(output_dir)[:-1] if config.resume_from_checkpoint is True else []
+    while True:
         try:
-            return load(folder, policy, optimizer, config)
+            return load(found, policy, optimizer, config)
         except DamagedCheckpoint as error:
-            if following is None:
+            if not earlier:
                 raise
-            logger.warning("%s; going on from %s", error, following.name)
-    return None
+            found = earlier.pop()
+            logger.warning("%s; going on from %s", error, found.name)
 
 
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of its run; DamagedCheckpoint if that cannot be read."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return {"iteration": int(state["iteration"]), "config": dict(state["config"]), **state}
+        return {**state, "iteration": int(state["iteration"]), "config": dict(state["config"])}
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
 

@@ -30,7 +30,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as it is for what a shell put in the background
+                    # None stands for a handler that is not Python's and cannot be put back.
+                    self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(

@@ -7,7 +7,6 @@ from the training side, and are never trained on.
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.finite import ProblemSet
@@ -54,5 +53,5 @@ class Remaining(ProblemSet):
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         return self.kept if train else self.whole.all_problems()
 
-    def grade(self, problem: Problem, completion: str) -> Any:
+    def grade(self, problem: Problem, completion: str) -> float:
         return self.whole.grade(problem, completion)

@@ -360,15 +360,17 @@ class Trainer:
             correct = torch.tensor(grades, dtype=torch.float64, device=result.steps.device)
             reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
             values = {
-                "eval_reward": reward.mean().item(),
-                "eval_accuracy": correct.mean().item(),
-                "eval_nfe": result.steps.double().mean().item(),
+                "eval_reward": reward.sum().item(),
+                "eval_accuracy": correct.sum().item(),
+                "eval_nfe": result.steps.double().sum().item(),
             }
             for name, value in values.items():
                 total[name] = total.get(name, 0.0) + value / len(alphas)
                 if len(alphas) > 1:
                     total[f"{name}_alpha_{alpha:g}"] = value
-        return self.processes.mean_of(total)
+        total = self.processes.mean_of({"problems": float(len(problems)), **total})  # parts differ in size
+        count = total.pop("problems")
+        return {name: value / count for name, value in total.items()}
 
     def _keep_best(self, values: dict[str, float], output: Path) -> None:
         if values["eval_reward"] <= self.best.get("eval_reward", float("-inf")):
