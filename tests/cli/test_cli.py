@@ -245,7 +245,7 @@ def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFi
 def test_lines_of_the_training_log() -> None:
     from unmask.cli.train import line
 
-    assert line(7, {"reward": 0.25, "skipped": 0.0}) == "    7  reward 0.25"
+    assert line(7, {"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "    7  reward 0.25"
     assert line(7, {"reward": 0.0, "skipped": 1.0}) == "    7  reward 0  skipped: no signal"
     assert line(10, {"reward": 0.5, "skipped": 0.4}) == "   10  reward 0.5  40% skipped: no signal"
     assert line(3, {"imitation_loss": 2.5, "expert_accuracy": 1.0}) == "    3  imitation loss 2.5  expert accuracy 1"

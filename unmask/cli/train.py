@@ -26,10 +26,8 @@ EXAMPLES = """examples:
   unmask plot runs/quickstart                      draw the training curves
   accelerate launch -m unmask train llada-full     several devices"""
 
-COLUMNS = (
-    "imitation_loss", "expert_accuracy", "expert_nfe", "reward", "accuracy", "nfe", "unmask_probability", "entropy",
-    "zero_std_ratio", "rollouts_per_second",
-)  # fmt: skip
+COLUMNS = ("reward", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second")
+IMITATION = ("imitation_loss", "expert_accuracy", "expert_nfe")
 
 
 def add_parser(commands: Any) -> None:
@@ -106,7 +104,8 @@ def line(iteration: int, values: dict[str, float]) -> str:
     if "eval_reward" in values:
         reward, accuracy, nfe = (values[f"eval_{name}"] for name in ("reward", "accuracy", "nfe"))
         return f"[bold]{iteration:>5}  held out: reward {reward:.3f}  accuracy {accuracy:.3f}  NFE {nfe:.2f}[/bold]"
-    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in COLUMNS if name in values)
+    columns = (*IMITATION, *COLUMNS) if "imitation_loss" in values else COLUMNS
+    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in columns if name in values)
     skipped = values.get("skipped", 0.0)
     mark = "" if not skipped else "  skipped: no signal" if skipped == 1 else f"  {skipped:.0%} skipped: no signal"
     return f"{iteration:>5}  {shown}{mark}"
