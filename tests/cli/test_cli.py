@@ -227,3 +227,62 @@ def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.Captur
     assert f"wrote {folder / 'README.md'}" in capsys.readouterr().out
     assert main(["push", str(tmp_path / "nowhere"), "user/name", "--dry-run"]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("huggingface_hub")
+    from unmask import Policy
+    from unmask.training.config import TrainerConfig
+    from unmask.training.record import training_record, write_training
+
+    settings = {"alpha": 0.25, "output_dir": str(tmp_path), "task": "hops"}
+    config = TrainerConfig.from_yaml("quickstart", settings).to_dict()
+    Policy.from_pretrained("tiny").save_pretrained(tmp_path)
+    write_training(tmp_path, training_record(config, 140, 2, [], "abc1234"))
+    command = ["push", str(tmp_path), "user/name", "--dry-run"]
+    assert main(command) == 0
+    card = (tmp_path / "README.md").read_text()
+    training = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert (training["alpha"], training["model"], training["iteration"], training["processes"]) == (
+        0.25,
+        "tiny",
+        140,
+        2,
+    )
+    assert training["commit"] == "abc1234"
+    assert 'Sampler.from_pretrained("tiny"' in card
+    assert "| task | `hops` |" in card
+    assert str(tmp_path) not in card
+    assert main([*command, "--training", "quickstart"]) == 2
+    assert "training.json differs in alpha; leave the option out" in capsys.readouterr().err
+    assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 2
+    assert "training.json the policy was trained on tiny" in capsys.readouterr().err
+    # What a program put in place of a setting is not told by that setting, nor is a folder of this machine.
+    write_training(tmp_path, training_record(config, 140, 1, ["task", "model"], ""))
+    assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 0
+    card = (tmp_path / "README.md").read_text()
+    training = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert not {"task", "model", "commit"} & set(training)
+    assert training["replaced"] == ["task", "model"]
+    assert "base_model: GSAI-ML/LLaDA-8B-Instruct" in card
+    write_training(tmp_path, training_record({**config, "model": str(tmp_path)}, 140, 1, [], ""))
+    assert main(command) == 0
+    assert str(tmp_path) not in (tmp_path / "README.md").read_text()
+
+
+def test_lines_of_the_training_log() -> None:
+    from unmask.cli.train import line
+
+    assert line(7, {"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "    7  reward 0.25"
+    assert line(7, {"reward": 0.0, "skipped": 1.0}) == "    7  reward 0  skipped: no signal"
+    assert line(10, {"reward": 0.5, "skipped": 0.4}) == "   10  reward 0.5  40% skipped: no signal"
+    assert line(3, {"imitation_loss": 2.5, "expert_accuracy": 1.0}) == "    3  imitation loss 2.5  expert accuracy 1"
+
+
+def test_training_ends_with_a_command_that_runs() -> None:
+    from unmask.cli.train import trial
+    from unmask.training.config import TrainerConfig
+
+    assert trial(TrainerConfig(output_dir="runs/a b")) == "unmask generate --policy 'runs/a b/policy'"
+    there = TrainerConfig(model="GSAI-ML/LLaDA-8B-Instruct", output_dir="runs/x")
+    assert trial(there) == "unmask generate PROMPT --model GSAI-ML/LLaDA-8B-Instruct --policy runs/x/policy"

@@ -109,6 +109,24 @@ def test_a_label_means_the_same_policy(made: list[str], tmp_path: Path) -> None:
     assert all(len(row.policy_sha256) == 12 for row in rows)
 
 
+def test_a_policy_is_evaluated_as_it_was_trained(made: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    for name, config in {"old": {}, "cold": {"trained_temperature": 0.5}, "dpls": {"trained_actions": "dpls"}}.items():
+        Policy(PolicyConfig(hidden_size=16, num_heads=2, ffn_size=16, **config)).save_pretrained(tmp_path / name)
+    policies = [f"{name}={tmp_path / name}" for name in ("old", "cold", "dpls")]
+    command = ["evaluate", "--problems", "3", "--regimes", "full", "--output", str(output), "--policies"]
+    assert main([*command, "threshold:0.5", *policies]) == 0
+    assert [(row.actions, row.settings) for row in read_csv(output)] == [
+        ("bernoulli-argmax", ""),
+        ("bernoulli-argmax", ""),
+        ("bernoulli-argmax", "policy_temperature=0.5"),
+        ("dpls", ""),
+    ]
+    assert main([*command, *policies, "--policy-temperature", "2", "--actions", "greedy"]) == 0
+    assert {(row.actions, row.settings) for row in read_csv(output)[4:]} == {("greedy", "policy_temperature=2.0")}
+    assert len(made) == 7
+
+
 def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "rows.csv"
     command = ["evaluate", "--problems", "12", "--regimes", "full", "--policies", "threshold:0.6"]

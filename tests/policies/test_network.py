@@ -246,11 +246,24 @@ def test_input_errors():
         ({"min_frequency": 1.0}, "together"),
         ({"max_period": -1.0}, "max_period must be positive"),
         ({"output_bias": math.nan}, "output_bias must be finite"),
+        ({"trained_temperature": 0.0}, "trained_temperature must be positive and finite, got 0.0"),
+        ({"trained_actions": "greedy"}, "trained_actions must be one of bernoulli, dpls, got 'greedy'"),
     ],
 )
 def test_config_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         PolicyConfig(**fields)
+
+
+def test_a_policy_decodes_as_it_was_trained():
+    assert PolicyConfig().decoding() == {}
+    full = PolicyConfig(trained_block_length=0, trained_temperature=0.5, trained_actions="bernoulli")
+    assert full.decoding() == {"block_length": None, "policy_temperature": 0.5, "actions": "bernoulli-argmax"}
+    assert PolicyConfig(trained_block_length=8, trained_actions="dpls").decoding() == {
+        "block_length": 8,
+        "actions": "dpls",
+    }
+    assert PolicyConfig.from_dict(full.to_dict()) == full
 
 
 def test_config_round_trip_and_unknown_keys():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from unmask import Sampler, load_model
@@ -71,6 +72,17 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert not list((tmp_path / "part").glob("*.partial"))
+
+
+def test_a_run_of_another_recipe_is_not_resumed(tmp_path: Path) -> None:
+    run = Run(SMALL, tmp_path)
+    run.train_step()
+    run.save_state()
+    with pytest.raises(ValueError, match="another recipe: batch_size 8 there, 4 here; seed 0 there, 1 here"):
+        Run(dataclasses.replace(SMALL, batch_size=4, seed=1), tmp_path).load_state()
+    assert Run(SMALL, tmp_path).load_state()
+    save_file(run.state(), tmp_path / "state.safetensors")  # of before recipes were noted
+    assert Run(SMALL, tmp_path).load_state()
 
 
 def test_exported_model_loads_and_generates(tmp_path: Path) -> None:

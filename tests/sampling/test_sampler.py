@@ -257,6 +257,12 @@ def test_a_policy_brings_its_block_length_and_a_model_its_policy() -> None:
     assert Sampler(model, policy=blocks).config == SamplerConfig(max_new_tokens=24, block_length=4)
     own = SamplerConfig(max_new_tokens=24, block_length=12)
     assert Sampler(model, policy=blocks, config=own).config is own
+    drawn = Policy(PolicyConfig(hidden_size=16, ffn_size=16, trained_temperature=0.5, trained_actions="bernoulli"))
+    expected = SamplerConfig(24, 8, policy_temperature=0.5, actions="bernoulli-argmax")
+    assert Sampler(model, policy=drawn).config == expected
+    drawn = Policy(PolicyConfig(hidden_size=16, ffn_size=16, trained_actions="dpls"))
+    assert Sampler(model, policy=drawn).config == SamplerConfig(24, 8, actions="dpls")
+    assert Sampler(model, policy=drawn, config=own).config is own
     model.generation_defaults = {"max_new_tokens": 24, "block_length": 8, "policy": "factor:1"}
     assert Sampler(model).policy.spec == "factor:1.0"
     assert Sampler(model).config == SamplerConfig(max_new_tokens=24, block_length=8)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unmask.training.grpo import clipped_loss, group_advantages, mix_expert, relative_to_best, surrogate
+from unmask.training.grpo import clipped_loss, group_advantages, mix_expert, relative_to_best, step_weights, surrogate
 
 
 def test_advantages_by_hand() -> None:
@@ -31,6 +31,16 @@ def test_bad_groups(count: int, size: int, message: str) -> None:
 def test_groups_relative_to_their_best() -> None:
     rewards = torch.tensor([0.02, 0.0, 0.04, 0.8, 0.4, 0.0, 0.0, 0.0, -1.0], dtype=torch.float64)
     assert relative_to_best(rewards, 3).tolist() == pytest.approx([0.5, 0, 1, 1, 0.5, 0, 0, 0, -1])
+    # A small best beside a large loss is no reason to blow up the loss.
+    assert relative_to_best(torch.tensor([0.01, -1.0, 0.0, 0.0]), 2).tolist() == pytest.approx([0.01, -1, 0, 0])
+    assert relative_to_best(torch.tensor([-4.0, -2.0]), 2).tolist() == [-1, -0.5]
+
+
+def test_steps_weigh_alike_within_a_rollout_and_rollouts_among_each_other() -> None:
+    assert step_weights(torch.tensor([0, 2, 0, 2, 2]), 4).tolist() == pytest.approx(
+        [1 / 8, 1 / 12, 1 / 8, 1 / 12, 1 / 12]
+    )
+    assert step_weights(torch.zeros(0, dtype=torch.int64), 3).tolist() == []
 
 
 def test_mix_expert_by_hand() -> None:

@@ -121,6 +121,36 @@ def test_gradients_are_clipped_and_averaged() -> None:
     assert float(moved.detach()) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
+def test_no_limit_leaves_the_gradient_as_it_is() -> None:
+    rollouts, _, advantages = make_rollouts()
+    policies = make_policy(), make_policy()
+    for policy, limit in zip(policies, (0, 1e9), strict=True):
+        make_learner(policy, max_grad_norm=limit).update(rollouts, advantages, rollouts.samples)
+    assert all(a.equal(b) for a, b in zip(policies[0].parameters(), policies[1].parameters(), strict=True))
+    assert not policies[0].output_proj.bias.equal(make_policy().output_proj.bias)
+
+
+def test_what_is_not_finite_ends_the_update() -> None:
+    rollouts, _, advantages = make_rollouts()
+    policy = make_policy()
+    before = copy.deepcopy(policy.state_dict())
+    undefined = advantages.clone()
+    undefined[1] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"the loss became nan: .* lower learning_rate"):
+        make_learner(policy).update(rollouts, undefined, rollouts.samples)
+    with pytest.raises(FloatingPointError, match="the loss became nan"):
+        make_learner(policy).imitate(rollouts, undefined.abs(), rollouts.samples)
+    with pytest.raises(FloatingPointError, match="the gradient's norm became nan"):
+        make_learner(policy, average=lambda t: t * torch.nan).update(rollouts, advantages, rollouts.samples)
+    assert all(value.equal(before[name]) for name, value in policy.state_dict().items())
+    huge = torch.optim.SGD(policy.parameters(), lr=1e308)
+    with pytest.raises(FloatingPointError, match="the norm of the policy's weights became"):
+        make_learner(policy, optimizer=huge).update(rollouts, 1e9 * advantages, rollouts.samples)
+    with pytest.raises(FloatingPointError, match="the policy's logits became nan"):
+        make_learner(policy).check_logits(rollouts, rollouts.samples)
+    make_learner(make_policy()).check_logits(rollouts, rollouts.samples)
+
+
 def test_statistics_leave_the_expert_out() -> None:
     rollouts, _, advantages = make_rollouts(experts=1)
     policy = make_policy()

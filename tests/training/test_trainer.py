@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from training_helpers import SETTINGS, make_config, make_trainer, tiny
 
 import unmask
 from unmask import Policy, PolicyConfig
-from unmask.training import checkpoint
+from unmask.training import TrainerConfig, checkpoint
+from unmask.training.interrupt import StopSignals
+from unmask.training.problems import TrainingProblems
 
 TESTS = Path(__file__).parent
 
@@ -237,6 +240,264 @@ def test_two_processes_update_as_one(tmp_path: Path) -> None:
     assert size > 1e-3
     for name, gradient in one.items():
         assert torch.allclose(gradient, two[name], atol=1e-3 * float(size)), name
+
+
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    differing = {"reward_functions": [lambda completions, **_: list(range(len(completions)))]}
+    trainer = make_trainer(tmp_path, differing)
+    trainer.step()
+    trainer._save(tmp_path)
+    diverging = make_trainer(tmp_path, differing, resume_from_checkpoint=True)
+    diverging.learner.average = lambda gradient: gradient * math.nan
+    with pytest.raises(FloatingPointError, match="the gradient's norm became nan: training has diverged"):
+        diverging.train()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
+    assert not (tmp_path / "policy").exists()
+    for seed, rate in enumerate((1e15, 1e30)):  # the weights stay finite or not, what they say does not
+        wild = make_trainer(tmp_path / str(rate), learning_rate=rate, num_iterations=1, seed=seed)
+        with pytest.raises(FloatingPointError, match="training has diverged"):
+            wild.train()
+        assert not (tmp_path / str(rate) / "policy").exists()
+
+
+def test_many_rounds_without_a_signal_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alike = {"reward_functions": [lambda completions, **_: [1.0] * len(completions)]}
+    trainer = make_trainer(tmp_path, alike, reward="plain", max_steps_per_rollout=1)
+    for _ in range(9):
+        trainer.step()
+    assert caplog.text == ""
+    for _ in range(5):
+        trainer.step()
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert "nothing was learned in 10 rounds" in message
+    assert "100% of the rollouts ended with masks left" in message
+
+
+def test_evaluations_decode_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the temperature of training, no more rows at once, prompts cut alike, on what is not trained on."""
+    seen: list[tuple[Any, Any]] = []
+    generate = unmask.Sampler.generate
+
+    def noting(self: Any, prompts: Any, *arguments: Any, **more: Any) -> Any:
+        seen.append((self.config, prompts))
+        return generate(self, prompts, *arguments, **more)
+
+    monkeypatch.setattr(unmask.Sampler, "generate", noting)
+    changes = {"policy_temperature": 0.5, "rollout_batch_size": 4, "max_prompt_length": 6, "eval_problems": 10}
+    trainer = make_trainer(tmp_path, **changes)
+    trainer.evaluate()
+    ((config, prompts),) = seen
+    assert (config.policy_temperature, config.actions, config.max_batch_size) == (0.5, "bernoulli-argmax", 4)
+    encoded = [trainer.tokenizer.encode(p.prompt) for p in trainer.problems.validation]
+    assert prompts == [row[-6:] for row in encoded]
+    assert len(prompts) == 10
+    dpls = make_trainer(tmp_path / "dpls", actions="dpls", eval_problems=2)
+    dpls.evaluate()
+    assert seen[1][0].actions == "dpls"
+
+
+def test_every_problem_of_an_evaluation_counts_the_same(tmp_path: Path) -> None:
+    """Three problems on two processes: the first has two of them."""
+    trainer = make_trainer(tmp_path, eval_problems=3, eval_actions="greedy")
+    whole = trainer.evaluate()
+    parts: list[dict[str, float]] = []
+    for index in (0, 1):
+        trainer.processes = OneOfMany(2, index)  # type: ignore[assignment]
+        trainer.processes.mean_of = lambda values: parts.append(values) or {**values, "problems": 1.0}  # type: ignore
+        trainer.evaluate()
+    assert [part["problems"] for part in parts] == [2, 1]
+    for name, value in whole.items():
+        assert (parts[0][name] + parts[1][name]) / 3 == pytest.approx(value)
+
+
+def test_a_policy_says_how_it_was_trained(tmp_path: Path) -> None:
+    changes = {"actions": "dpls", "policy_temperature": 0.5, "block_length": 8, "max_steps": 1, "eval_steps": 1}
+    make_trainer(tmp_path, eval_problems=4, **changes).train()
+    model, tokenizer = tiny()
+    for name in ("policy", "best"):
+        config = unmask.Sampler(model, tokenizer, str(tmp_path / name)).config
+        assert (config.block_length, config.policy_temperature, config.actions) == (8, 0.5, "dpls")
+        record = json.loads((tmp_path / name / "training.json").read_text())
+        assert record["config"] == json.loads(json.dumps(make_config(tmp_path, eval_problems=4, **changes).to_dict()))
+        assert (record["iteration"], record["processes"], record["unmask"]) == (1, 1, unmask.__version__)
+        assert record["replaced"] == ["model", "tokenizer"]
+    assert TrainerConfig.from_yaml(tmp_path / "config.yaml") == make_config(tmp_path, eval_problems=4, **changes)
+    (tmp_path / "config.yaml").write_text("# mine\nalpha: 3\n")
+    make_trainer(tmp_path, eval_problems=4, **changes, resume_from_checkpoint=True).train()
+    assert (tmp_path / "config.yaml").read_text() == "# mine\nalpha: 3\n"
+    trained = Policy.from_pretrained(tmp_path / "policy")
+    trained.save_pretrained(tmp_path / "policy")  # a file beside the weights is in nobody's way
+    assert Policy.from_pretrained(tmp_path / "policy").config == trained.config
+
+
+def test_a_dial_trained_on_at_one_setting_keeps_its_range(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, init_policy="tiny", policy={}, alpha=3)
+    assert trainer.policy.config.trained_alphas == (0, 20)
+    assert make_trainer(tmp_path).policy.config.trained_alphas is None
+
+
+def test_what_can_fail_fails_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("unmask.training.trainer.load_model", load)
+    monkeypatch.setattr("unmask.training.trainer.load_tokenizer", load)
+    (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")
+    one = {"task": "gsm8k", "task_options": {"train_path": str(rows)}}
+    programs = {"task": "mbpp", "task_options": {"train_path": str(rows)}}
+    refused: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"output_dir": str(tmp_path / "run")}, FileExistsError, "already holds a run"),
+        ({"resume_from_checkpoint": str(tmp_path)}, FileNotFoundError, "no checkpoint there"),
+        ({"task": "hopz"}, ValueError, "unknown task 'hopz'"),
+        ({**one, "task_options": {"train_path": "nowhere.jsonl"}}, FileNotFoundError, "no file nowhere.jsonl"),
+        (
+            {**one, "eval_steps": 1},
+            ValueError,
+            "eval_problems=200 leaves nothing to train on of the 1 training problems",
+        ),
+        (programs, (ValueError, RuntimeError, PermissionError), "allow_execution"),
+        ({"init_policy": str(tmp_path), "policy": {}}, FileNotFoundError, "config.json"),
+        (
+            {"expert": "margin:12", "expert_block_length": 8},
+            ValueError,
+            "the expert margin:12 reads 2 confidences, the policy 1",
+        ),
+    ]  # type: ignore[list-item]
+    for changes, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            unmask.Trainer(make_config(tmp_path / "new", **changes))
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        unmask.Trainer(make_config(tmp_path / "new"))
+
+
+def test_imitation_tells_where_its_time_went(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, expert="threshold:0.9", expert_block_length=8, imitation_steps=1)
+    metrics = trainer.step()
+    assert "imitation_loss" in metrics
+    assert metrics["seconds_model"] > 0
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path / "whole").train()
+    make_trainer(tmp_path / "parts").train()
+    damaged = checkpoint.checkpoints(tmp_path / "parts")[-1] / "policy" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
+    assert "step-000003 cannot be read" in caplog.text
+    assert "going on from step-000002" in caplog.text
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+    assert [row["step"] for row in lines(tmp_path / "parts")] == [1, 2, 3]
+    chosen = checkpoint.checkpoints(tmp_path / "parts")[-1]
+    (chosen / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):  # the very one that was asked for
+        make_trainer(tmp_path / "parts", resume_from_checkpoint=str(chosen)).train()
+
+
+def test_no_problem_is_repeated_by_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounds of four processes, then of one: it goes on with the problem after theirs."""
+    taken: list[tuple[int, int]] = []
+    take = TrainingProblems.take
+    monkeypatch.setattr(TrainingProblems, "take", lambda self, *a: (taken.append(a), take(self, *a))[1])
+    four = make_trainer(tmp_path)
+    four.processes = OneOfMany(4, index=1)  # type: ignore[assignment]
+    taken.clear()
+    four.step()
+    four.step()
+    monkeypatch.setattr(OneOfMany, "is_main", True)
+    four._save(tmp_path)
+    one = make_trainer(tmp_path, resume_from_checkpoint=True)
+    taken.clear()
+    one.train()
+    assert taken == [(16, 2)]  # after two rounds of 4 x 2 problems
+    assert "the run was on 4 processes, and goes on on 1" in caplog.text
+
+
+class OneOfMany:
+    """What a process among others sees of them, if they do as it does."""
+
+    device, is_main = torch.device("cpu"), False
+
+    def __init__(self, count: int, index: int) -> None:
+        self.count, self.index = count, index
+
+    def mean_of(self, values: dict[str, float]) -> dict[str, float]:
+        return values
+
+    def maximum(self, value: float) -> float:
+        return value
+
+    def wait(self) -> None:
+        pass
+
+
+def test_checkpoints_of_before_still_resume(tmp_path: Path) -> None:
+    """Without the newest settings and the number of the next problem: these are what they were."""
+    make_trainer(tmp_path / "whole").train()
+    make_trainer(tmp_path / "parts").train()
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "parts")[-1])
+    state = checkpoint.checkpoints(tmp_path / "parts")[-1] / "state.json"
+    content = json.loads(state.read_text())
+    del content["processes"], content["next_problem"]
+    del content["config"]["eval_policy_temperature"], content["config"]["expert_block_length"]
+    state.write_text(json.dumps(content))
+    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_round_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    make_trainer(tmp_path / "whole", save_steps=100, logging_steps=2).train()
+
+    trainer = make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2)
+    step = trainer.step
+
+    def interrupted() -> dict[str, float]:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # as a launcher passes it on: not a second one
+        return step()
+
+    trainer.step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(error) as caught:
+        trainer.train()
+    if error is SystemExit:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+    assert "again to stop at once" in caplog.text
+    assert [p.name for p in checkpoint.checkpoints(tmp_path / "parts")] == ["step-000001"]
+    assert not (tmp_path / "parts" / "policy").exists()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2, resume_from_checkpoint=True).train()
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.training.interrupt.SAME", 0.0)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from unmask.cli.options import (
     parse_pairs,
     progress_bar,
 )
+from unmask.sampling.config import SamplerConfig
 from unmask.tasks import TASKS, Task, make_tasks, options_of
 
 if TYPE_CHECKING:
@@ -141,12 +142,21 @@ def split_label(text: str) -> tuple[str, str]:
 
 
 def settings(policy: UnmaskingPolicy, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales."""
+    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales.
+
+    A learned policy acts as it was trained, unless an option says how.
+    """
+    config = getattr(policy, "config", None)
+    trained = {} if config is None else {k: v for k, v in config.decoding().items() if getattr(args, k, None) is None}
     dial = getattr(policy, "alpha_conditioned", False)
     alphas = args.alphas if dial and args.alphas else [args.alpha if dial else None]
     for alpha in alphas:
-        for scale in args.scales if hasattr(policy, "config") else [1.0]:
-            yield {**({} if alpha is None else {"alpha": alpha}), **({} if scale == 1 else {"policy_scale": scale})}
+        for scale in args.scales if config is not None else [1.0]:
+            yield {
+                **trained,
+                **({} if alpha is None else {"alpha": alpha}),
+                **({} if scale == 1 else {"policy_scale": scale}),
+            }
 
 
 @dataclass(frozen=True)
@@ -207,9 +217,11 @@ def make_jobs(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Job]:
     ]
 
 
-def further_settings(args: argparse.Namespace, task: Task, options: Mapping[str, Any]) -> str:
+def further_settings(args: argparse.Namespace, task: Task, options: Mapping[str, Any], config: SamplerConfig) -> str:
     """What a row depends on beside the fields that have a column of their own."""
     given = {name: getattr(args, name, None) for name in FURTHER}
+    if config.policy_temperature != SamplerConfig.policy_temperature:  # an option's, or that of the policy's training
+        given["policy_temperature"] = config.policy_temperature
     given |= dict(sorted(options_of(task.name, options).items()))
     return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
 
@@ -246,7 +258,7 @@ def evaluate_all(
             regime = sampler.config.block_length or "full"
             progress.update(total, description=f"{job.task.name}, {job.label}, blocks {regime}")
             progress.reset(now, total=job.problems * args.samples)
-            further = further_settings(args, job.task, options)
+            further = further_settings(args, job.task, options, sampler.config)
             names = {"model": args.model, "policy": job.label, "commit": made_by, "settings": further}
             wanted = identity(sampler, job.task, job.problems, job.seed, names, args.samples)
             row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)

@@ -97,15 +97,22 @@ def add_prompt_options(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Options named after the fields of SamplerConfig; those left out keep the model's defaults."""
+    """Options named after the fields of SamplerConfig; those left out keep the policy's or the model's defaults."""
     group = parser.add_argument_group("decoding")
     group.add_argument("--max-new-tokens", type=int, metavar="L", help="length of the buffer")
     group.add_argument(
         "--block-length", type=block_length, metavar="BL", help='tokens per block; "full" = one block (full diffusion)'
     )
     group.add_argument("--temperature", type=float, metavar="T", help="of the tokens; 0 = most probable (default)")
-    group.add_argument("--actions", choices=ACTIONS, help="how a learned policy's logits become actions")
-    group.add_argument("--policy-temperature", type=float, metavar="TAU", help="divides a learned policy's logits")
+    group.add_argument(
+        "--actions", choices=ACTIONS, help="how a learned policy's logits become actions (default: as in its training)"
+    )
+    group.add_argument(
+        "--policy-temperature",
+        type=float,
+        metavar="TAU",
+        help="divides a learned policy's logits (default: as in its training)",
+    )
     group.add_argument("--policy-scale", type=float, metavar="BETA", help="multiplies its probabilities")
     group.add_argument("--alpha", type=float, help="speed preference, for policies conditioned on it")
     group.add_argument("--seed", type=int, help="of every draw (default 0)")

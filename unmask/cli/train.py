@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from unmask.cli.options import parse_pairs, progress_bar
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """Train an unmasking policy on a frozen language model by GRPO (arXiv 2512.09106).
 
 CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output folder
-receives metrics.jsonl, checkpoints/, best/ (by evaluation reward) and policy/ (the last), both ready for
-`unmask generate --policy` and `unmask evaluate --policies`."""
+receives config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward) and policy/ (the last), both ready for
+`unmask generate --policy`, `unmask evaluate --policies` and `unmask push`.
+
+Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once."""
 EXAMPLES = """examples:
   unmask train quickstart                          a few minutes on a laptop
   unmask train quickstart alpha=10 output_dir=runs/fast
@@ -24,6 +27,7 @@ EXAMPLES = """examples:
   accelerate launch -m unmask train llada-full     several devices"""
 
 COLUMNS = ("reward", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second")
+IMITATION = ("imitation_loss", "expert_accuracy", "expert_nfe")
 
 
 def add_parser(commands: Any) -> None:
@@ -84,13 +88,24 @@ def train(config: TrainerConfig, threads: int | None) -> None:
         return
     print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
     print(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
-    print(f"try it: unmask generate --policy {config.output_dir}/policy --block-length {config.block_length or 'full'}")
+    print(f"try it: {trial(config)}")
+
+
+def trial(config: TrainerConfig) -> str:
+    """A command that decodes with the trained policy; it brings its blocks and how it draws actions."""
+    words = ["unmask", "generate", "--policy", f"{config.output_dir}/policy"]
+    if config.model != "tiny":  # which has prompts of its own
+        words[2:2] = ["PROMPT", "--model", config.model]
+    return shlex.join(words)
 
 
 def line(iteration: int, values: dict[str, float]) -> str:
-    """One line of the log: an evaluation in bold, or a training iteration."""
+    """One line of the log: an evaluation in bold, or iterations and whether there was anything to learn from."""
     if "eval_reward" in values:
         reward, accuracy, nfe = (values[f"eval_{name}"] for name in ("reward", "accuracy", "nfe"))
         return f"[bold]{iteration:>5}  held out: reward {reward:.3f}  accuracy {accuracy:.3f}  NFE {nfe:.2f}[/bold]"
-    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in COLUMNS if name in values)
-    return f"{iteration:>5}  {shown}"
+    columns = (*IMITATION, *COLUMNS) if "imitation_loss" in values else COLUMNS
+    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in columns if name in values)
+    skipped = values.get("skipped", 0.0)
+    mark = "" if not skipped else "  skipped: no signal" if skipped == 1 else f"  {skipped:.0%} skipped: no signal"
+    return f"{iteration:>5}  {shown}{mark}"

@@ -139,6 +139,7 @@ def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
         alpha = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
     lines = {
         "block length": blocks,
+        **({"task": f"`{training['task']}`"} if "task" in training else {}),
         "context": {"full": "the whole buffer", "block": "the active block"}[config.context],
         "alpha": alpha,
         "confidences per position": config.num_confidences,

@@ -21,6 +21,9 @@ ROTARY_BASE = 10_000.0
 # log1p(alpha) runs from 0 to about 2.5 over the trade-offs in use; these periods tell apart steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
 
+ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
+"""How a policy's actions are drawn in training, and how they are then drawn in use, where no step may be wasted."""
+
 _BLOCK_LAYERS = (
     "norm1", "ada_conditioning", "q_proj", "k_proj", "v_proj", "out_proj", "norm2", "linear1", "linear2",
 )  # fmt: skip
@@ -58,6 +61,10 @@ class PolicyConfig:
     """Least and largest alpha of training; whoever asks for less or more gets these. None: any alpha as it is."""
     trained_block_length: int | None = None
     """Tokens per block in training, 0 for full diffusion; a Sampler without a configuration of its own decodes so."""
+    trained_temperature: float | None = None
+    """tau in training, by which logits are divided; likewise."""
+    trained_actions: str | None = None
+    """How actions were drawn in training, "bernoulli" or "dpls"; likewise, with at least one position per step."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False
@@ -87,6 +94,14 @@ class PolicyConfig:
         trained = self.trained_block_length
         if trained is not None and (isinstance(trained, bool) or not isinstance(trained, int) or trained < 0):
             raise ValueError(f"trained_block_length must be an integer >= 0, got {trained!r}")
+        if self.trained_temperature is not None and not (
+            math.isfinite(self.trained_temperature) and self.trained_temperature > 0
+        ):
+            raise ValueError(f"trained_temperature must be positive and finite, got {self.trained_temperature!r}")
+        if self.trained_actions is not None and self.trained_actions not in ACTIONS_IN_USE:
+            raise ValueError(
+                f"trained_actions must be one of {', '.join(ACTIONS_IN_USE)}, got {self.trained_actions!r}"
+            )
         if not math.isfinite(self.output_bias):
             raise ValueError(f"output_bias must be finite, got {self.output_bias!r}")
 
@@ -102,6 +117,17 @@ class PolicyConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    def decoding(self) -> dict[str, Any]:
+        """Fields of a SamplerConfig with which the policy decodes as it was trained, as far as that is known."""
+        settings: dict[str, Any] = {}
+        if self.trained_block_length is not None:
+            settings["block_length"] = self.trained_block_length or None
+        if self.trained_temperature is not None:
+            settings["policy_temperature"] = self.trained_temperature
+        if self.trained_actions is not None:
+            settings["actions"] = ACTIONS_IN_USE[self.trained_actions]
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Recipes of the packaged models. ``python -m unmask.pretraining --list`` prints them."""
+"""Recipes of the packaged models, by the names that ``python -m unmask.pretraining`` takes."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ Language Diffusion Models", eq. 3). Ratios are stratified over the batch: less g
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -139,14 +141,18 @@ class Run:
     def save_state(self) -> None:
         target = self.folder / "state.safetensors"
         partial = target.with_suffix(".partial")
-        save_file(self.state(), partial)
+        save_file(self.state(), partial, metadata=described(self.recipe))
         partial.replace(target)  # atomic: a killed run leaves the last whole state
 
     def load_state(self) -> bool:
-        """Resume from the folder's state; False if there is none."""
+        """Resume from the folder's state; False if there is none, ValueError if it is of another recipe."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return False
+        with safe_open(path, framework="pt") as file:
+            made_by, mine = file.metadata() or {}, described(self.recipe)
+        if differing := [f"{k} {v} there, {mine[k]} here" for k, v in made_by.items() if k in mine and v != mine[k]]:
+            raise ValueError(f"{path} is of a run with another recipe: {'; '.join(differing)}")
         tensors = load_file(path)
         self.step = int(tensors.pop("step"))
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
@@ -162,6 +168,11 @@ class Run:
     def export(self) -> None:
         """Write the model folder that ``load_model`` reads."""
         save_model(self.model, self.folder, self.tokenizer)
+
+
+def described(recipe: Recipe) -> dict[str, str]:
+    """A recipe's fields as text."""
+    return {f.name: repr(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
 
 
 def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int = 50) -> Run:

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.models.placement import DeviceMap
 from unmask.policies.base import Observation, UnmaskingPolicy
+from unmask.policies.network import PolicyConfig
 from unmask.policies.registry import make_policy
 from unmask.sampling.batch import Batch, EagerBatch, GraphedBatch, why_no_graphs
 from unmask.sampling.canvas import POISONED, Canvas
@@ -47,7 +48,8 @@ class Sampler:
     ``model`` follows the interface of :class:`unmask.models.base.ModelBase` (see :func:`unmask.load_model`);
     ``policy`` is a name such as "threshold:0.9", a folder or hub id of a learned policy, or an object with the policy
     interface; None: the one that comes with the model, else "threshold:0.9". Without a ``config`` the buffer is the
-    model's, and the blocks are those that the policy, else the model, was trained for.
+    model's, the blocks are those that the policy, else the model, was trained for, and a learned policy's actions are
+    drawn as in its training.
 
     Example::
 
@@ -69,13 +71,13 @@ class Sampler:
         own = defaults.pop("policy", DEFAULT_POLICY)
         policy = own if policy is None else policy
         self.policy = policy if not isinstance(policy, str) else make_policy(policy)
-        trained = getattr(getattr(self.policy, "config", None), "trained_block_length", None)
-        if trained is not None:
-            defaults["block_length"] = trained or None
         if not callable(getattr(self.policy, "decide", None)):
             raise TypeError(f"policy must be a name or an object with the policy interface, got {self.policy!r}")
         if config is not None and not isinstance(config, SamplerConfig):
             raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
+        learned = getattr(self.policy, "config", None)
+        if isinstance(learned, PolicyConfig):
+            defaults |= learned.decoding()
         self.config = config or SamplerConfig(**defaults)
         self.clock: PhaseClock | None = None
         """Set to one to learn how long the model and the policy take in each generation."""

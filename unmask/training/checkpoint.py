@@ -6,7 +6,9 @@ optimizer's moments and the iteration determine what comes next.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +26,12 @@ from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
 POLICY, OPTIMIZER, STATE = "policy", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint with a file that cannot be read."""
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -49,9 +57,8 @@ def save(
     save_file(optimizer_tensors(optimizer), partial / OPTIMIZER)
     content = {"iteration": iteration, "config": config.to_dict(), **state}
     (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _flush(path)
+    for path in (*partial.rglob("*"), partial):  # files, and that they are in their folders
+        _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)  # the checkpoint appears whole
     _flush(folder.parent)
@@ -83,33 +90,86 @@ def find(output_dir: Path, resume: bool | str) -> Path | None:
     return None
 
 
+def resume(
+    output_dir: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig
+) -> dict[str, Any] | None:
+    """Restore policy and optimizer from where ``config`` says, and return the state; None to start afresh.
+
+    Where that is simply the last checkpoint, and it cannot be read, the one before it takes its place, with a warning.
+
+    Raises:
+        FileNotFoundError, FileExistsError: see :func:`find`.
+        ValueError: the run was started with other settings, or no checkpoint can be read.
+    """
+    found = find(output_dir, config.resume_from_checkpoint)
+    if found is None:
+        return None
+    earlier = checkpoints(output_dir)[:-1] if config.resume_from_checkpoint is True else []
+    while True:
+        try:
+            return load(found, policy, optimizer, config)
+        except DamagedCheckpoint as error:
+            if not earlier:
+                raise
+            found = earlier.pop()
+            logger.warning("%s; going on from %s", error, found.name)
+
+
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
     """Restore policy and optimizer in place and return the state, with its "iteration".
 
     Raises:
-        ValueError: the run was started with other settings, or a file is damaged.
+        DamagedCheckpoint: a file cannot be read; nothing was changed.
+        ValueError: the run was started with other settings.
     """
+    state = read_state(folder)
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors = load_file(folder / OPTIMIZER)
+        weights = Policy.from_pretrained(folder / POLICY).state_dict()
     except (ValueError, OSError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {folder} cannot be read: {error}") from error
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
     check_same_run(state["config"], config, folder)
-    policy.load_state_dict(Policy.from_pretrained(folder / POLICY).state_dict())
     restore_optimizer(optimizer, tensors, folder)
+    policy.load_state_dict(weights)
     return state
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; DamagedCheckpoint if that cannot be read."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return {**state, "iteration": int(state["iteration"]), "config": dict(state["config"])}
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def check(output_dir: Path, config: TrainerConfig) -> None:
+    """Raise what :func:`resume` would for the place and the settings, before there is a model or policy."""
+    found = find(output_dir, config.resume_from_checkpoint)
+    if found is not None:
+        with contextlib.suppress(DamagedCheckpoint):
+            check_same_run(read_state(found)["config"], config, found)
+
+
 def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
-    """Refuse to go on with settings that would make it another run."""
-    now = json.loads(json.dumps(config.to_dict()))
+    """Refuse to go on with settings that would make it another run; those it did not know yet are at their defaults."""
+    try:
+        then = plain(TrainerConfig.from_dict(saved))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {folder} is of a run whose settings are not valid here: {error}") from error
+    now = plain(config)
     differing = [
-        f"{name} {saved.get(name)!r} there, {now[name]!r} here"
+        f"{name} {then[name]!r} there, {now[name]!r} here"
         for name in now
-        if name not in OBSERVATIONAL and saved.get(name) != now[name]
+        if name not in OBSERVATIONAL and then[name] != now[name]
     ]
     if differing:
         raise ValueError(f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}")
+
+
+def plain(config: TrainerConfig) -> dict[str, Any]:
+    """A configuration's settings as JSON has them."""
+    return dict(json.loads(json.dumps(config.to_dict())))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unmask.policies.network import PolicyConfig
-from unmask.policies.registry import HEURISTICS
+from unmask.policies.network import ACTIONS_IN_USE, PolicyConfig
+from unmask.policies.registry import HEURISTICS, make_policy
 from unmask.sampling.config import ACTIONS, SamplerConfig, require_choice, require_non_negative, require_positive_int
+from unmask.training.config_files import find_config, packaged_configs, read_config
 from unmask.training.rewards import REWARDS
 
-CONFIGS = Path(__file__).parent / "configs"
-TRAINING_ACTIONS = ("bernoulli", "dpls")
 TRACKERS = ("tensorboard", "wandb")
 SCHEDULES = ("cosine", "constant")
 # What may differ when a run is resumed: it changes what is written down, not what is learned.
@@ -23,6 +23,10 @@ OBSERVATIONAL = {
     "output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "save_steps", "save_total_limit",
     "replay_chunk_size",
 }  # fmt: skip
+EXPERT_BLOCK_LENGTH = 32
+"""Of the experts' blocks where the policy has none (arXiv 2512.09106)."""
+
+__all__ = ["OBSERVATIONAL", "TrainerConfig", "find_config", "packaged_configs"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class TrainerConfig:
     system_prompt: str | None = None
     """Message before the user's, in the chat template."""
     policy: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`unmask.policies.PolicyConfig`."""
+    """Fields of :class:`unmask.policies.PolicyConfig`, of a fresh policy."""
     init_policy: str | None = None
-    """Start from this learned policy (folder, packaged name or hub id) instead of a fresh one."""
+    """Start from this learned policy (folder, packaged name or hub id) instead of a fresh one, and leave ``policy``
+    empty."""
 
     max_completion_length: int = 256
     """L, tokens in the buffer."""
@@ -71,14 +76,14 @@ class TrainerConfig:
     per_device_train_batch_size: int = 16
     """Rollouts by the policy per device and iteration; a multiple of ``num_generations``."""
     rollout_batch_size: int | None = None
-    """Rows decoded side by side; None: all of them."""
+    """Rows decoded side by side, at least a group; None: all of them."""
     expert: str | Sequence[str] | None = None
     """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group, or several. Heuristics from
     fast to careful show a policy with a dial both of its ends."""
     num_experts: int = 1
     """Rollouts per prompt of each expert."""
-    expert_block_length: int = 32
-    """Tokens per block of the experts."""
+    expert_block_length: int | None = None
+    """Tokens per block of the experts; divides ``block_length``. None: ``block_length``, or 32 in full diffusion."""
 
     imitation_steps: int = 0
     """First iterations in which the policy only learns to do as the expert does: of one, what was right; of several,
@@ -97,7 +102,8 @@ class TrainerConfig:
     """Divide advantages by their group's deviation."""
 
     max_steps: int = 1000
-    """Iterations: rounds of rollouts."""
+    """Iterations: rounds of rollouts, with ``num_iterations`` optimizer steps each. All other counts in steps or
+    iterations are rounds, too."""
     num_iterations: int = 2
     """Optimizer steps on each round of rollouts."""
     replayed_steps: int | None = None
@@ -117,6 +123,7 @@ class TrainerConfig:
     adam_beta2: float = 0.99
     weight_decay: float = 0.1
     max_grad_norm: float = 0.2
+    """Gradients are scaled down to this norm; 0: never."""
     seed: int = 0
 
     logging_steps: int = 1
@@ -126,35 +133,73 @@ class TrainerConfig:
     save_total_limit: int = 2
     """Checkpoints kept; older ones are deleted."""
     eval_steps: int = 0
-    """Iterations between evaluations on held-out problems; 0: none."""
+    """Iterations between evaluations; 0: none."""
     eval_problems: int = 200
-    eval_actions: str = "bernoulli-argmax"
-    """How evaluations draw actions; see :class:`unmask.SamplerConfig`."""
+    """Problems of an evaluation, held out of the training problems; none is of the test problems."""
+    eval_actions: str | None = None
+    """How evaluations draw actions, see :class:`unmask.SamplerConfig`; None: as in training, with at least one
+    position per step (of "bernoulli", "bernoulli-argmax")."""
+    eval_policy_temperature: float | None = None
+    """tau in evaluations; None: ``policy_temperature``."""
     eval_alphas: Sequence[float] = ()
-    """Evaluated settings of a policy with a dial."""
+    """Evaluated settings of a policy with a dial, where ``alpha`` is a range; none: its two ends."""
     report_to: Sequence[str] = ()
     """"tensorboard", "wandb": beside metrics.jsonl, which is always written."""
     resume_from_checkpoint: bool | str = False
     """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
+        self._fill_in()
         self._check_numbers()
         self._check_names()
         self._check_groups()
         self._check_dial()
         self.sampler_config()  # block_length must divide max_completion_length, and so on
+        self.eval_config()
         if self.experts:
-            self.expert_config()
+            self._check_experts()
+
+    def _check_kinds(self) -> None:
+        for name in ("output_dir", "model", "task"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, got {getattr(self, name)!r}")
+        for name in ("policy", "task_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must be a mapping of fields, got {getattr(self, name)!r}")
+        for name in ("scale_rewards", "balance_alphas"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.init_policy is not None and self.policy:
+            raise ValueError(
+                f"init_policy={self.init_policy!r} has its own shape, but there is policy={dict(self.policy)!r}; "
+                "set policy to {}"
+            )
+
+    def _fill_in(self) -> None:
+        """Defaults that depend on other settings."""
+
+        def fill(name: str, value: Any) -> None:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+        fill("eval_actions", ACTIONS_IN_USE.get(self.actions))
+        fill("eval_policy_temperature", self.policy_temperature)
+        fill("expert_block_length", EXPERT_BLOCK_LENGTH if self.block_length is None else self.block_length)
+        if isinstance(self.report_to, str):
+            object.__setattr__(self, "report_to", (self.report_to,))
 
     def _check_numbers(self) -> None:
         positive = (
-            "max_completion_length", "num_generations", "per_device_train_batch_size", "num_experts",
-            "expert_block_length", "max_steps", "num_iterations", "replay_chunk_size", "logging_steps", "save_steps",
-            "save_total_limit", "eval_problems",
+            "max_completion_length", "num_generations", "per_device_train_batch_size", "num_experts", "max_steps",
+            "num_iterations", "replay_chunk_size", "logging_steps", "save_steps", "save_total_limit", "eval_problems",
         )  # fmt: skip
         for name in positive:
             require_positive_int(name, getattr(self, name))
-        for name in ("max_prompt_length", "rollout_batch_size", "replayed_steps", "max_steps_per_rollout"):
+        for name in (
+            "block_length", "expert_block_length", "max_prompt_length", "rollout_batch_size", "replayed_steps",
+            "max_steps_per_rollout",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 require_positive_int(name, getattr(self, name))
         for name in (
@@ -167,12 +212,13 @@ class TrainerConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            require_non_negative(name, getattr(self, name))
+            if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
     def _check_names(self) -> None:
         require_choice("reward", self.reward, tuple(REWARDS))
-        require_choice("actions", self.actions, TRAINING_ACTIONS)
+        require_choice("actions", self.actions, tuple(ACTIONS_IN_USE))
         require_choice("eval_actions", self.eval_actions, ACTIONS)
         require_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         if self.chat_template not in (None, True, False):
@@ -184,6 +230,10 @@ class TrainerConfig:
         for expert in self.experts:
             if not isinstance(expert, str) or expert.partition(":")[0] not in HEURISTICS:
                 raise ValueError(f"expert must be a heuristic ({', '.join(HEURISTICS)}) or several, got {expert!r}")
+            try:
+                make_policy(expert)
+            except ValueError as error:
+                raise ValueError(f"expert: {error}") from error
 
     def _check_groups(self) -> None:
         group = self.num_generations
@@ -194,24 +244,38 @@ class TrainerConfig:
                 f"per_device_train_batch_size={self.per_device_train_batch_size} is not a multiple of "
                 f"num_generations={group}"
             )
-
+        if self.rollout_batch_size is not None and self.rollout_batch_size < max(group, self.num_experts):
+            raise ValueError(
+                f"rollout_batch_size={self.rollout_batch_size} is less than a group of {max(group, self.num_experts)}, "
+                "which is decoded side by side"
+            )
         if self.imitation_steps and not self.experts:
             raise ValueError(f"imitation_steps={self.imitation_steps} needs an expert to imitate")
         if self.imitation_steps >= self.max_steps:
             raise ValueError(f"imitation_steps={self.imitation_steps} leaves nothing of max_steps={self.max_steps}")
 
     def _check_dial(self) -> None:
+        if not are_numbers(self.eval_alphas) or any(a < 0 for a in self.eval_alphas):
+            raise ValueError(f"eval_alphas must be a list of numbers >= 0, got {self.eval_alphas!r}")
         conditioned = self.policy_config().alpha_conditioned
         if isinstance(self.alpha, (int, float)):
             require_non_negative("alpha", self.alpha)
             return
-        if len(self.alpha) != 2 or not all(isinstance(a, (int, float)) and math.isfinite(a) for a in self.alpha):
+        if not are_numbers(self.alpha) or len(self.alpha) != 2:
             raise ValueError(f"alpha must be a number or a pair (low, high), got {self.alpha!r}")
         if not 0 <= self.alpha[0] < self.alpha[1]:
             raise ValueError(f"alpha must have 0 <= low < high, got {self.alpha!r}")
         if not conditioned and self.init_policy is None:
             raise ValueError(
                 f"alpha={self.alpha!r} draws a trade-off per group: set policy: {{alpha_conditioned: true}}"
+            )
+
+    def _check_experts(self) -> None:
+        own, experts = self.block_length, self.expert_config().block_length
+        if own is not None and experts is not None and own % experts:
+            raise ValueError(
+                f"expert_block_length={experts} does not divide block_length={own}: the policy could not do as the "
+                "experts do"
             )
 
     @property
@@ -256,9 +320,14 @@ class TrainerConfig:
     def expert_config(self) -> SamplerConfig:
         """How the expert decodes."""
         try:
-            return replace(self.sampler_config(), block_length=self.expert_block_length)
+            return self.sampler_config().updated({"block_length": self.expert_block_length})
         except ValueError as error:
             raise ValueError(f"expert_block_length={self.expert_block_length}: {error}") from None
+
+    def eval_config(self) -> SamplerConfig:
+        """How the policy decodes in evaluations."""
+        changes = {"actions": self.eval_actions, "policy_temperature": self.eval_policy_temperature}
+        return self.sampler_config().updated(changes)
 
     def learning_rate_at(self, iteration: int) -> float:
         """Linear warm-up, then a half cosine to 0 at ``max_steps`` (or a constant); imitation has its own, constant."""
@@ -281,53 +350,45 @@ class TrainerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainerConfig:
-        """The configuration with these fields; unknown names raise ValueError with the nearest known one."""
-        known = [f.name for f in fields(cls)]
+        """The configuration with these fields; unknown names raise ValueError with the nearest known one.
+
+        Of fields that are fractions a text such as "3e-5", as YAML reads it, counts as its number.
+        """
+        known = {f.name: str(f.type) for f in fields(cls)}
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
                 raise ValueError(f"unknown training setting {name!r}{hint}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, value in arguments.items():
+            if isinstance(value, str) and known[name].startswith("float"):
+                with contextlib.suppress(ValueError):
+                    arguments[name] = float(value)
         return cls(**arguments)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainerConfig:
         """Read a YAML file, or a packaged configuration by name; ``overrides`` replace fields.
 
+        A key ``extends`` in the file names another, whose settings it replaces; see
+        :func:`unmask.training.config_files.read_config`.
+
         Raises:
             FileNotFoundError: no such file, nor a packaged configuration of that name.
             ValueError: not a mapping, or a field that is unknown or wrong.
             ImportError: PyYAML is not installed.
         """
-        try:
-            import yaml
-        except ImportError as error:
-            raise ImportError('training configurations need PyYAML: pip install "unmask[train]"') from error
         file = find_config(path)
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file}: not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file}: expected a mapping of settings, got {type(values).__name__}")
+        values = read_config(file)
         try:
             return cls.from_dict({**values, **(overrides or {})})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
 
 
-def packaged_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def find_config(name: str | Path) -> Path:
-    """The file ``name``, or the packaged configuration of that name."""
-    path = Path(name).expanduser()
-    packaged = CONFIGS / f"{name}.yaml"
-    if path.is_file():
-        return path
-    if str(name) in packaged_configs():
-        return packaged
-    raise FileNotFoundError(f"no configuration file {str(name)!r}; packaged ones are {', '.join(packaged_configs())}")
+def are_numbers(values: Any) -> bool:
+    """Whether ``values`` is a sequence of finite numbers."""
+    return isinstance(values, Sequence) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )

@@ -35,10 +35,14 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
 
 
 def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards (N,) divided by the largest of their group where that is positive: groups on scales of their own."""
+    """Rewards (N,) divided by the best of their group, so that groups are on scales of their own.
+
+    Where rewards may be negative, the one furthest from 0 takes its place: all results are within [-1, 1]. A group of
+    zeros stays as it is.
+    """
     groups = rewards.view(-1, group_size)
-    best = groups.amax(dim=1, keepdim=True)
-    return (groups / torch.where(best > 0, best, 1.0)).reshape(-1)
+    largest = groups.abs().amax(dim=1, keepdim=True)
+    return (groups / torch.where(largest > 0, largest, 1.0)).reshape(-1)
 
 
 def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
@@ -61,14 +65,20 @@ def surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, epsilon: float
     return torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
 
 
-def step_weights(active: Tensor) -> Tensor:
-    """(N, T) float64 weights of a mean over rollouts of means over their active steps; 0 elsewhere.
+def step_weights(rollout: Tensor, count: int) -> Tensor:
+    """(M,) float64 weights of steps in the mean over rollouts of the mean over each rollout's steps.
 
     Args:
-        active: (N, T) bool. A rollout without an active step weighs nothing but still counts in N.
+        rollout: (M,) int64, the rollout of each step.
+        count: N, rollouts; one without a step weighs nothing but still counts.
     """
-    counts = active.sum(dim=1, keepdim=True).clamp_min(1)
-    return active.double() / (counts * max(1, active.shape[0]))
+    steps = torch.bincount(rollout, minlength=count)
+    return 1.0 / (steps[rollout] * count).double()
+
+
+def weighted_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, weights: Tensor, epsilon: float) -> Tensor:
+    """Minus the sum of :func:`surrogate` (M,) weighted by :func:`step_weights`, a scalar; all arguments are (M,)."""
+    return -(surrogate(logp, logp_old, advantages, epsilon) * weights.to(logp.dtype)).sum()
 
 
 def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Tensor, epsilon: float) -> Tensor:
@@ -95,7 +105,6 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
         raise ValueError(f"active must be bool, got {active.dtype}")
     if epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
-    # Zeros where nothing counts: an infinity there would become NaN when multiplied by a weight of 0.
-    logp, logp_old = (torch.where(active, t, 0.0) for t in (logp, logp_old.detach()))
-    weights = step_weights(active).to(logp.dtype)
-    return -(surrogate(logp, logp_old, advantages[:, None], epsilon) * weights).sum()
+    rollout, step = active.nonzero(as_tuple=True)
+    weights = step_weights(rollout, logp.shape[0])
+    return weighted_loss(logp[rollout, step], logp_old.detach()[rollout, step], advantages[rollout], weights, epsilon)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unmask.policies.distributions import DPLS, Bernoulli
 from unmask.policies.learned import Policy
-from unmask.training.grpo import mix_expert, surrogate
+from unmask.training.grpo import mix_expert, step_weights, weighted_loss
 from unmask.training.rollout import Rollouts, Samples
+
+
+def parameter_groups(policy: Policy, dial: float) -> list[dict[str, Any]]:
+    """The policy's parameters for an optimizer, each group with the "scale" of its learning rate."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in policy.named_parameters():
+        groups[name.startswith("alpha_")].append(parameter)
+    return [{"params": p, "scale": dial if is_dial else 1.0} for is_dial, p in groups.items() if p]
 
 
 def ordered_actions(samples: Samples) -> Tensor:
@@ -87,7 +97,10 @@ class Learner:
         num_expert: int,
         average: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> None:
-        """``average`` averages a tensor over all processes; ``chunk_size`` bounds the steps replayed at once."""
+        """``average`` averages a tensor over all processes; ``chunk_size`` bounds the steps replayed at once.
+
+        ``max_grad_norm`` 0 leaves the gradient as it is.
+        """
         self.policy, self.optimizer, self.distribution = policy, optimizer, distribution
         self.block_length, self.epsilon, self.num_passes = block_length, epsilon, num_passes
         self.max_grad_norm, self.chunk_size = max_grad_norm, chunk_size
@@ -97,25 +110,24 @@ class Learner:
         """``num_passes`` steps of the optimizer on ``samples``, some or all steps of ``rollouts``.
 
         Each rollout weighs the same, and so does each of its steps in ``samples``; ``advantages`` (N,).
+        Raises FloatingPointError for a loss, gradient or weight that is not finite.
         """
-        counts = torch.bincount(samples.rollout, minlength=advantages.shape[0])  # (N,) steps per rollout
-        weight = 1.0 / (counts[samples.rollout] * advantages.shape[0])  # (M,)
+        weight = step_weights(samples.rollout, advantages.shape[0])
         old: list[Tensor] = []
         totals: dict[str, float] = {}
         for number in range(self.num_passes):
             self.optimizer.zero_grad(set_to_none=True)
             for i, index in enumerate(self._chunks(samples)):
                 part = samples.take(index)
-                logp, logits = self._log_prob(part, rollouts)
+                logp, logits = self._behaviour_log_prob(part, rollouts)
                 if number == 0:  # the policy that acted is the one before the first pass
                     old.append(logp.detach())
                     self._describe(part, rollouts, logits.detach(), totals)
-                terms = surrogate(logp, old[i], advantages[part.rollout], self.epsilon)
-                loss = -(terms * weight[index]).sum()
+                loss = weighted_loss(logp, old[i], advantages[part.rollout], weight[index], self.epsilon)
                 loss.backward()
                 ratio = (logp.detach() - old[i]).exp()
                 _add(totals, loss=loss.item(), clipped=((ratio - 1).abs() > self.epsilon).sum().item())
-            totals["norm"] = totals.get("norm", 0.0) + self._step()
+            _add(totals, norm=self._step(totals.get("loss", 0.0)))
         steps = max(1, samples.rollout.shape[0]) * self.num_passes
         positions = max(1.0, totals.get("positions", 0.0))
         return UpdateStatistics(
@@ -130,19 +142,29 @@ class Learner:
         """One step of the optimizer towards what ``rollouts`` did, each counting by its ``worth`` (N,), >= 0.
 
         The loss is the mean over rollouts of the mean over their steps of minus the action's log-likelihood.
+        Raises FloatingPointError for a loss, gradient or weight that is not finite.
         """
-        counts = torch.bincount(samples.rollout, minlength=worth.shape[0])
-        weight = worth[samples.rollout] / (counts[samples.rollout] * worth.shape[0])  # (M,)
+        weight = worth[samples.rollout] * step_weights(samples.rollout, worth.shape[0])  # (M,)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for index in self._chunks(samples):
-            part = samples.take(index)
-            alpha = rollouts.alpha[part.rollout] if self.policy.alpha_conditioned else None
-            logp, _ = log_prob(self.policy, part, alpha, self.distribution, self.block_length)
-            loss = -(logp * weight[index]).sum()
+            logp, _ = self._log_prob(samples.take(index), rollouts)
+            loss = -(logp * weight[index].to(logp.dtype)).sum()
             loss.backward()
             total += loss.item()
-        return {"imitation_loss": total, "grad_norm": self._step()}
+        return {"imitation_loss": total, "grad_norm": self._step(total)}
+
+    @torch.no_grad()
+    def check_logits(self, rollouts: Rollouts, samples: Samples) -> None:
+        """FloatingPointError if the policy says nothing definite about a first chunk of ``samples``.
+
+        Rollouts of such a policy unmask nothing, which looks like a round that merely has no signal.
+        """
+        for index in self._chunks(samples):
+            part = samples.take(index)
+            _, logits = self._log_prob(part, rollouts)
+            _require_finite("the policy's logits", float(logits[part.allowed].abs().max()))
+            return
 
     def _chunks(self, samples: Samples) -> Iterator[Tensor]:
         count, device = samples.rollout.shape[0], samples.rollout.device
@@ -151,7 +173,11 @@ class Learner:
 
     def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         alpha = rollouts.alpha[part.rollout] if self.policy.alpha_conditioned else None
-        logp, logits = log_prob(self.policy, part, alpha, self.distribution, self.block_length)
+        return log_prob(self.policy, part, alpha, self.distribution, self.block_length)
+
+    def _behaviour_log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """:meth:`_log_prob`, of an expert's steps under the mixture that they count as drawn from."""
+        logp, logits = self._log_prob(part, rollouts)
         if self.num_expert:
             expert = rollouts.expert[part.rollout]
             logp = torch.where(expert, mix_expert(logp, self.num_policy, self.num_expert), logp)
@@ -164,8 +190,8 @@ class Learner:
         if isinstance(self.distribution, Bernoulli):
             _add(totals, entropy=self.distribution.entropy(logits, allowed).sum().item())
 
-    def _step(self) -> float:
-        """Average the gradient over the processes, clip it, and step; returns its norm before clipping."""
+    def _step(self, loss: float) -> float:
+        """Average the gradient of ``loss`` over the processes, clip it, and step; returns its norm before clipping."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         for p in parameters:
             if p.grad is None:  # no rollout here had a step to learn from
@@ -173,9 +199,21 @@ class Learner:
         flat = self.average(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or math.inf).item()
+        _require_finite("the loss", loss)
+        _require_finite("the gradient's norm", norm)
         self.optimizer.step()
+        _require_finite("the norm of the policy's weights", float(nn.utils.get_total_norm(parameters)))
         return norm
+
+
+def _require_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"{what} became {value}: training has diverged, and stops before it writes anything worse than its last "
+            "checkpoint. Begin anew with a lower learning_rate, with init_policy=CHECKPOINT/policy to keep what was "
+            "learned"
+        )
 
 
 def _add(totals: dict[str, float], **values: float) -> None:

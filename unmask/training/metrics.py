@@ -8,6 +8,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from unmask.training.grpo import NO_SIGNAL
+from unmask.training.rollout import Rollouts
+
 
 class MetricsLog:
     """``metrics.jsonl``: lines of one "step" and its numbers, appended and flushed one by one."""
@@ -51,3 +56,56 @@ class Averages:
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
         self._sums, self._counts = {}, {}
         return means
+
+
+class SkippedRounds:
+    """Counts rounds without a signal, one after the other, which may never end by themselves."""
+
+    MANY = 10
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.unfinished = 0.0
+
+    def add(self, rollouts: Rollouts) -> bool:
+        """Count one; whether that makes them many, which is the case once."""
+        self.count += 1
+        self.unfinished += (~rollouts.finished).double().mean().item()
+        return self.count == self.MANY
+
+    def advice(self) -> str:
+        """What is wrong, and what to do."""
+        return (
+            f"nothing was learned in {self.count} rounds: in each group all rewards were equal, and "
+            f"{self.unfinished / self.count:.0%} of the rollouts ended with masks left. If they do not finish, let a "
+            "fresh policy unmask more (policy: {output_bias: -1}) or imitate an expert first (expert, "
+            "imitation_steps); if all answers are right, or all wrong, the task is too easy or too hard for the model"
+        )
+
+
+def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
+    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`."""
+    metrics: dict[str, float] = {}
+    for prefix, chosen in (("", ~rollouts.expert), ("expert_", rollouts.expert)):
+        if not bool(chosen.any()):
+            continue
+        steps = rollouts.steps[chosen].double()
+        metrics |= {
+            f"{prefix}reward": rewards[chosen].mean().item(),
+            f"{prefix}accuracy": correct[chosen].mean().item(),
+            f"{prefix}nfe": steps.mean().item(),
+        }
+        if not prefix:
+            metrics["nfe_square"] = steps.square().mean().item()
+            metrics["still_masked"] = (~rollouts.finished[chosen]).double().mean().item()
+    if rollouts.group_size > 1:
+        spread = rewards.view(-1, rollouts.group_size).std(dim=1)
+        metrics["zero_std_ratio"] = (spread < NO_SIGNAL).double().mean().item()
+    return metrics
+
+
+def with_deviation(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics with the NFE's mean square turned into its standard deviation, over all processes' rollouts."""
+    if "nfe_square" in metrics:
+        metrics["nfe_std"] = max(0.0, metrics.pop("nfe_square") - metrics["nfe"] ** 2) ** 0.5
+    return metrics

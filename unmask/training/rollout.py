@@ -117,9 +117,7 @@ class Collector:
             alpha: (groups,) float32, given to a policy conditioned on it.
             seed: of the actions' draws, with the number of the rollout: ``first_group`` and on.
         """
-        ids = [self.sampler.tokenizer.encode(p) for p in prompts]  # type: ignore[union-attr]
-        if self.max_prompt_length is not None:
-            ids = [row[-self.max_prompt_length :] for row in ids]
+        ids = self.encode(prompts)
         parts = []
         if not expert_only:
             parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group, self.num_generations)))
@@ -127,6 +125,11 @@ class Collector:
             parts.append((True, self._decode(expert, ids, alpha, seed, first_group, self.num_experts)))
         whole = self.sampler.config.block_length in (None, self.sampler.config.max_new_tokens)
         return join_groups(parts, alpha, expert_everywhere=whole)
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The prompts' tokens, cut to the last ``max_prompt_length``."""
+        ids = [self.sampler.tokenizer.encode(p) for p in prompts]  # type: ignore[union-attr]
+        return ids if self.max_prompt_length is None else [row[-self.max_prompt_length :] for row in ids]
 
     def _decode(
         self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int, copies: int

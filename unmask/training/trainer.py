@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
+from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.distributions import DPLS, Bernoulli
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
@@ -24,11 +26,16 @@ from unmask.tasks.base import Problem, Task
 from unmask.training import checkpoint
 from unmask.training.config import TrainerConfig
 from unmask.training.grpo import NO_SIGNAL, group_advantages, relative_to_best
-from unmask.training.learner import Learner, pick_steps
-from unmask.training.metrics import Averages, MetricsLog
+from unmask.training.interrupt import StopSignals, leave
+from unmask.training.learner import Learner, parameter_groups, pick_steps
+from unmask.training.metrics import Averages, MetricsLog, SkippedRounds, describe, with_deviation
+from unmask.training.problems import TrainingProblems
 from unmask.training.processes import Processes
+from unmask.training.record import package_commit, training_record, write_config, write_training
 from unmask.training.rewards import REWARDS, RewardFunction, score
-from unmask.training.rollout import Collector, Rollouts
+from unmask.training.rollout import Collector, Rollouts, WideView
+
+logger = logging.getLogger(__name__)
 
 OnLog = Callable[[int, dict[str, float]], None]
 """Called with the iteration and what was logged, training and evaluation lines alike."""
@@ -55,22 +62,26 @@ class Trainer:
         reward_functions: Sequence[RewardFunction] = (),
     ) -> None:
         self.config = config
+        self.reward_functions = tuple(reward_functions)
+        given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
+        self.replaced = [name for name, value in given.items() if value is not None]
+        self.replaced += ["reward_functions"] if reward_functions else []
         self.processes = Processes(config.report_to, Path(config.output_dir))
+        # What can fail comes before the model, which may take long to load.
+        checkpoint.check(Path(config.output_dir), config)
         self.task = task if task is not None else make_task(config.task, **config.task_options)
+        self.problems = self._make_problems()
+        self.policy = policy if policy is not None else self._make_policy()
+        experts = [make_policy(expert) for expert in config.experts]
+        self._check_policy(experts)
         self.model = model if model is not None else self._load_model()
         self.model.requires_grad_(False).eval()
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
         self.tokenizer = with_chat_template(
             tokenizer, config.chat_template, config.system_prompt, self.task.instructions
         )
-        self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
-        self._check_policy()
-        # So that whoever loads the policy decodes as it was trained.
-        alphas = None if isinstance(config.alpha, (int, float)) else (float(config.alpha[0]), float(config.alpha[1]))
-        self.policy.config = replace(
-            self.policy.config, trained_block_length=config.block_length or 0, trained_alphas=alphas
-        )
-        self.reward_functions = tuple(reward_functions)
+        self.policy.to(self.model.device).train()
+        self._note_training()
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.dial_learning_rate),
             lr=config.learning_rate,
@@ -78,6 +89,9 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.iteration = 0
+        self.next_problem = 0
+        """Number of the first problem of the next round, over all processes."""
+        self.skipped = SkippedRounds()
         self.best: dict[str, float] = {}
         self.collector = Collector(
             self.model,
@@ -85,14 +99,24 @@ class Trainer:
             self.policy,
             config.sampler_config(),
             config.num_generations,
-            [make_policy(expert) for expert in config.experts],
+            experts,
             config.expert_config() if config.experts else None,
             config.num_experts,
             config.max_prompt_length,
         )
         self.learner = self._make_learner()
         self.clock = PhaseClock(self.model.device)
-        self.collector.sampler.clock = self.clock
+        for sampler in (self.collector.sampler, *self.collector.experts):
+            sampler.clock = self.clock
+
+    def _make_problems(self) -> TrainingProblems:
+        """The problems, of which the first are read so that nothing about them fails later."""
+        c = self.config
+        if c.eval_steps or not self.reward_functions:
+            self.task.check_gradable()
+        problems = TrainingProblems(self.task, c.seed, c.eval_problems, hold_out=c.eval_steps > 0)
+        problems.take(0, c.num_prompts)
+        return problems
 
     def _load_model(self) -> Any:
         dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
@@ -105,9 +129,25 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             return Policy(self.config.policy_config())
 
-    def _check_policy(self) -> None:
+    def _check_policy(self, experts: Sequence[UnmaskingPolicy]) -> None:
         if not isinstance(self.config.alpha, (int, float)) and not self.policy.alpha_conditioned:
             raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
+        for expert in experts:
+            WideView(expert, self.policy.num_confidences)  # refuses one that sees more than the policy
+
+    def _note_training(self) -> None:
+        """Put into the policy's configuration how it is trained, so that whoever loads it decodes alike."""
+        c = self.config
+        alphas = self.policy.config.trained_alphas  # a dial that is trained on at one setting keeps its range
+        if not isinstance(c.alpha, (int, float)):
+            alphas = (float(c.alpha[0]), float(c.alpha[1]))
+        self.policy.config = replace(
+            self.policy.config,
+            trained_block_length=c.block_length or 0,
+            trained_temperature=float(c.policy_temperature),
+            trained_actions=c.actions,
+            trained_alphas=alphas,
+        )
 
     def _make_learner(self) -> Learner:
         c = self.config
@@ -130,18 +170,30 @@ class Trainer:
     def train(self, on_log: OnLog | None = None) -> Policy:
         """Run to ``config.max_steps`` iterations, from the last checkpoint if asked to, and return the policy.
 
-        Writes metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and policy/.
+        Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
+        policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
 
         Raises:
             FileExistsError: the output folder holds another run.
             ValueError: the checkpoint to resume is of a run with other settings.
+            FloatingPointError: training diverged; checkpoints are from before.
+            KeyboardInterrupt, SystemExit: a signal ended the run.
         """
+        with StopSignals() as signals:
+            stopped_by = self._train(signals, on_log)
+            self.processes.finish()
+        if stopped_by:
+            leave(stopped_by)
+        return self.policy
+
+    def _train(self, signals: StopSignals, on_log: OnLog | None) -> int:
+        """:meth:`train` to its end or to a signal, whose number is returned, 0 for none."""
         c, output = self.config, Path(self.config.output_dir)
-        found = checkpoint.find(output, c.resume_from_checkpoint)
-        if found is not None:
-            state = checkpoint.load(found, self.policy, self.optimizer, c)
-            self.iteration, self.best = int(state["iteration"]), state["best"]
-        log = MetricsLog(output / "metrics.jsonl", self.iteration) if self.processes.is_main else None
+        self._resume(output)
+        log = None
+        if self.processes.is_main:
+            write_config(output, c.to_dict())
+            log = MetricsLog(output / "metrics.jsonl", self.iteration)
         self.processes.start_trackers(c.to_dict())
 
         def write(values: dict[str, float]) -> None:
@@ -154,27 +206,45 @@ class Trainer:
         averages = Averages()
         if c.eval_steps and self.iteration == 0:
             write(self.evaluate())
-        while self.iteration < c.max_steps:
+        stopped_by = 0
+        while self.iteration < c.max_steps and not stopped_by:
             averages.add(self.step())
-            if self.iteration % c.logging_steps == 0 or self.iteration == c.max_steps:
+            stopped_by = int(self.processes.maximum(signals.received))
+            ends = bool(stopped_by) or self.iteration == c.max_steps
+            if self.iteration % c.logging_steps == 0 or ends:
                 write(averages.take())
             if c.eval_steps and (self.iteration % c.eval_steps == 0 or self.iteration == c.max_steps):
                 values = self.evaluate()
                 write(values)
                 self._keep_best(values, output)
-            if self.iteration % c.save_steps == 0 or self.iteration == c.max_steps:
+            if self.iteration % c.save_steps == 0 or ends:
                 self._save(output)
-        if self.processes.is_main:
-            self.policy.save_pretrained(output / "policy")
-        self.processes.finish()
-        return self.policy
+        if self.iteration < c.max_steps:
+            return stopped_by
+        self._save_policy(output / "policy")
+        return 0
+
+    def _resume(self, output: Path) -> None:
+        """Go on from the checkpoint that the config asks for, if there is one."""
+        state = checkpoint.resume(output, self.policy, self.optimizer, self.config)
+        if state is None:
+            return
+        self.iteration = state["iteration"]
+        earlier = state.get("processes", self.processes.count)
+        self.next_problem = state.get("next_problem", self.iteration * earlier * self.config.num_prompts)
+        # Before problem numbers were kept, evaluations were on other problems.
+        self.best = state["best"] if "next_problem" in state else {}
+        if earlier != self.processes.count and self.processes.is_main:
+            logger.warning(
+                "the run was on %d processes, and goes on on %d: rounds change in size", earlier, self.processes.count
+            )
 
     def step(self) -> dict[str, float]:
         """One iteration: rollouts, rewards, advantages, update. Returns its metrics, averaged over processes."""
         began = time.perf_counter()
         c = self.config
-        first = (self.iteration * self.processes.count + self.processes.index) * c.num_prompts
-        problems = self.task.training_problems(c.seed, first, c.num_prompts)
+        first = self.next_problem + self.processes.index * c.num_prompts
+        problems = self.problems.take(first, c.num_prompts)
         alpha = self.draw_alphas(first, c.num_prompts)
         seed = random.Random(f"rollouts/{c.seed}/{self.iteration}").getrandbits(62)
         imitate = self.iteration < c.imitation_steps
@@ -193,6 +263,7 @@ class Trainer:
         metrics = with_deviation(self.processes.mean_of(metrics))
         metrics |= self._timings(rollouts, began, collected)
         self.iteration += 1
+        self.next_problem += self.processes.count * c.num_prompts
         return metrics
 
     def worth_imitating(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> Tensor:
@@ -211,7 +282,11 @@ class Trainer:
         """Follow the advantages, unless there is nothing to follow on any process."""
         advantages = self.advantages(rollouts, rewards)
         if self.processes.maximum(float(advantages.abs().max())) < NO_SIGNAL:
+            self.learner.check_logits(rollouts, rollouts.samples)
+            if self.skipped.add(rollouts) and self.processes.is_main:
+                logger.warning(self.skipped.advice())
             return {"skipped": 1.0}
+        self.skipped = SkippedRounds()
         statistics = self.learner.update(rollouts, advantages.float(), self.picked_samples(rollouts))
         return {"skipped": 0.0, **asdict(statistics)}
 
@@ -266,76 +341,53 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Reward, accuracy and NFE on held-out problems; a policy with a dial is tried at every ``eval_alphas``."""
+        """Reward, accuracy and NFE on held-out problems; a policy with a dial is tried at every ``eval_alphas``.
+
+        Raises ValueError if none were held out: the task has a finite set of problems, and ``eval_steps`` is 0.
+        """
         c = self.config
-        config = replace(c.sampler_config(), actions=c.eval_actions, policy_temperature=1.0, max_batch_size=None)
-        sampler = Sampler(self.model, self.tokenizer, self.policy, config)
-        problems = self.task.problems(c.eval_problems, c.seed)[self.processes.index :: self.processes.count]
+        if not self.problems.validation:
+            raise ValueError("eval_steps=0 holds no problems out of the training problems to evaluate on")
+        sampler = Sampler(self.model, self.tokenizer, self.policy, c.eval_config())
+        problems = self.problems.validation[self.processes.index :: self.processes.count]
+        prompts = self.collector.encode([p.prompt for p in problems])
         alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
         total: dict[str, float] = {}
         for alpha in alphas:
             asked: dict[str, Any] = {"alpha": float(alpha)} if self.policy.alpha_conditioned else {}
-            result = sampler.generate([p.prompt for p in problems], seed=0, **asked)
+            result = sampler.generate(prompts, seed=0, **asked)
             grades = [self.task.grade(p, t) for p, t in zip(problems, result.texts or [], strict=True)]
             correct = torch.tensor(grades, dtype=torch.float64, device=result.steps.device)
             reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
             values = {
-                "eval_reward": reward.mean().item(),
-                "eval_accuracy": correct.mean().item(),
-                "eval_nfe": result.steps.double().mean().item(),
+                "eval_reward": reward.sum().item(),
+                "eval_accuracy": correct.sum().item(),
+                "eval_nfe": result.steps.double().sum().item(),
             }
             for name, value in values.items():
                 total[name] = total.get(name, 0.0) + value / len(alphas)
                 if len(alphas) > 1:
                     total[f"{name}_alpha_{alpha:g}"] = value
-        return self.processes.mean_of(total)
+        total = self.processes.mean_of({"problems": float(len(problems)), **total})  # parts differ in size
+        count = total.pop("problems")
+        return {name: value / count for name, value in total.items()}
 
     def _keep_best(self, values: dict[str, float], output: Path) -> None:
         if values["eval_reward"] <= self.best.get("eval_reward", float("-inf")):
             return
         self.best = {"iteration": float(self.iteration), **values}
+        self._save_policy(output / "best")
+
+    def _save_policy(self, folder: Path) -> None:
+        """Write the policy, and beside it how it was trained."""
         if self.processes.is_main:
-            self.policy.save_pretrained(output / "best")
+            self.policy.save_pretrained(folder)
+            count, config = self.processes.count, self.config.to_dict()
+            write_training(folder, training_record(config, self.iteration, count, self.replaced, package_commit()))
 
     def _save(self, output: Path) -> None:
         if self.processes.is_main:
-            state = {"best": self.best}
+            state = {"best": self.best, "processes": self.processes.count, "next_problem": self.next_problem}
             limit = self.config.save_total_limit
             checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
         self.processes.wait()
-
-
-def parameter_groups(policy: Policy, dial: float) -> list[dict[str, Any]]:
-    """The policy's parameters for an optimizer, each group with the "scale" of its learning rate."""
-    groups: dict[bool, list[torch.nn.Parameter]] = {False: [], True: []}
-    for name, parameter in policy.named_parameters():
-        groups[name.startswith("alpha_")].append(parameter)
-    return [{"params": p, "scale": dial if is_dial else 1.0} for is_dial, p in groups.items() if p]
-
-
-def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
-    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`."""
-    metrics: dict[str, float] = {}
-    for prefix, chosen in (("", ~rollouts.expert), ("expert_", rollouts.expert)):
-        if not bool(chosen.any()):
-            continue
-        steps = rollouts.steps[chosen].double()
-        metrics |= {
-            f"{prefix}reward": rewards[chosen].mean().item(),
-            f"{prefix}accuracy": correct[chosen].mean().item(),
-            f"{prefix}nfe": steps.mean().item(),
-        }
-        if not prefix:
-            metrics["nfe_square"] = steps.square().mean().item()
-            metrics["still_masked"] = (~rollouts.finished[chosen]).double().mean().item()
-    if rollouts.group_size > 1:
-        spread = rewards.view(-1, rollouts.group_size).std(dim=1)
-        metrics["zero_std_ratio"] = (spread < NO_SIGNAL).double().mean().item()
-    return metrics
-
-
-def with_deviation(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics with the NFE's mean square turned into its standard deviation, over all processes' rollouts."""
-    if "nfe_square" in metrics:
-        metrics["nfe_std"] = max(0.0, metrics.pop("nfe_square") - metrics["nfe"] ** 2) ** 0.5
-    return metrics

@@ -1,0 +1,58 @@
+"""Leaving a run in order: Ctrl-C and SIGTERM wait for the end of the round."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME = 2.0
+"""Seconds within which another signal is the first one again, passed on by a launcher of several processes."""
+
+
+class StopSignals:
+    """While entered, takes note of the first SIGINT or SIGTERM in ``received``; a second one acts as it always did.
+
+    Signals reach a program's main thread alone: in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        """The signal's number; 0: none yet."""
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as it is for what a shell put in the background
+                    # None stands for a handler that is not Python's and cannot be put back.
+                    self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            logger.warning("stopping once this round is done and saved; again to stop at once")
+        elif time.monotonic() - self._since > SAME:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+
+
+def leave(number: int) -> None:
+    """End as the signal ``number`` would have it: KeyboardInterrupt for SIGINT, exit status 128 + number for others."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)

@@ -1,0 +1,57 @@
+"""Which problems a run practises on, and which it is judged by meanwhile.
+
+Evaluations during training choose ``best/``, so they must not look at what results are reported on: their problems come
+from the training side, and are never trained on.
+"""
+
+from __future__ import annotations
+
+import random
+
+from unmask.tasks.base import Problem, Task
+from unmask.tasks.finite import ProblemSet
+
+
+class TrainingProblems:
+    """A task's stream of training problems, and ``count`` problems for ``validation``, apart from these and from the
+    task's test problems.
+
+    Of a finite set of training problems the last of a shuffled order are held out, if ``hold_out``, and else none; a
+    task that generates problems draws them with a key of their own.
+    """
+
+    def __init__(self, task: Task, seed: int, count: int, hold_out: bool) -> None:
+        self.task, self.seed = task, seed
+        self.validation: list[Problem] = []
+        if not isinstance(task, ProblemSet):
+            keys = (f"{task.name}/validation/{seed}/{i}" for i in range(count))
+            self.validation = [task.sample(random.Random(key)) for key in keys]
+        elif hold_out:
+            everything = task.all_problems(train=True)
+            if count >= len(everything):
+                raise ValueError(
+                    f"eval_problems={count} leaves nothing to train on of the {len(everything)} training problems of "
+                    f"{task.name}"
+                )
+            order = list(range(len(everything)))
+            random.Random(f"{task.name}/validation/{seed}").shuffle(order)
+            self.validation = [everything[i] for i in order[-count:]]
+            self.task = Remaining(task, set(order[-count:]))
+
+    def take(self, first: int, count: int) -> list[Problem]:
+        """Problems number ``first`` and on of the training stream; see :meth:`Task.training_problems`."""
+        return self.task.training_problems(self.seed, first, count)
+
+
+class Remaining(ProblemSet):
+    """A set of problems without some of its training problems."""
+
+    def __init__(self, task: ProblemSet, without: set[int]) -> None:
+        self.whole, self.name = task, task.name
+        self.kept = tuple(p for i, p in enumerate(task.all_problems(train=True)) if i not in without)
+
+    def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
+        return self.kept if train else self.whole.all_problems()
+
+    def grade(self, problem: Problem, completion: str) -> float:
+        return self.whole.grade(problem, completion)
