@@ -271,3 +271,19 @@ def test_config_round_trip_and_unknown_keys():
     assert PolicyConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="unknown policy configuration keys: depth, width"):
         PolicyConfig.from_dict({"width": 3, "depth": 2})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"alpha_conditioned": "no"}, "alpha_conditioned must be true or false, got 'no'"),
+        ({"zero_time": 1}, "zero_time must be true or false, got 1"),
+        ({"max_period": "a"}, "max_period must be a number, got 'a'"),
+        ({"output_bias": None}, "output_bias must be a number, got None"),
+        ({"default_alpha": True}, "default_alpha must be a number, got True"),
+        ({"trained_alphas": 5}, "trained_alphas must be a pair 0 <= low <= high, got 5"),
+    ],
+)
+def test_fields_of_another_type_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyConfig(**fields)

@@ -121,3 +121,15 @@ def test_bad_arguments(change: dict, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         clipped_loss(**(arguments | change))
+
+
+def test_a_ratio_too_large_to_compute_moves_nothing() -> None:
+    """exp(100) is infinite in float32; times an advantage of 0, or clipped, it is still 0 or the clip."""
+    active = torch.ones(1, 1, dtype=torch.bool)
+    for advantage, loss in ((1.0, -1.5), (0.0, 0.0)):
+        logp = torch.zeros(1, 1, requires_grad=True)
+        value = clipped_loss(logp, torch.tensor([[-100.0]]), torch.tensor([advantage]), active, 0.5)
+        value.backward()
+        assert value.item() == loss
+        assert logp.grad is not None
+        assert logp.grad.item() == 0.0

@@ -1,47 +1,22 @@
-"""Training runs: they learn, they resume bit for bit, and processes agree."""
+"""Training runs: they learn, and say what they did."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_python
-from safetensors.torch import load_file
-from training_helpers import SETTINGS, make_config, make_trainer, tiny
+from training_helpers import SETTINGS, assert_same_policy, lines, make_config, make_trainer, tiny
 
 import unmask
 from unmask import Policy, PolicyConfig
-from unmask.training import TrainerConfig, checkpoint
-from unmask.training.interrupt import StopSignals
-from unmask.training.problems import TrainingProblems
+from unmask.training import Trainer, TrainerConfig, checkpoint
 
 TESTS = Path(__file__).parent
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_policy(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert first[name].equal(second[name]), name
 
 
 def test_training_raises_the_reward(tmp_path: Path) -> None:
@@ -131,115 +106,6 @@ def test_training_with_a_cache(tmp_path: Path) -> None:
     assert all(3 <= row[name] <= 24 for row in rows for name in row if name in ("nfe", "expert_nfe", "eval_nfe"))
     assert all(math.isfinite(row["reward"]) for row in rows if "reward" in row)
     assert any(not p.equal(was) for p, was in zip(policy.parameters(), before, strict=True))
-
-
-def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "whole", replayed_steps=3).train()
-    make_trainer(tmp_path / "parts", replayed_steps=3).train()
-    newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
-    assert newest.name == "step-000003"
-    for path in sorted(newest.rglob("*"), reverse=True):  # as if killed before the last checkpoint
-        path.unlink() if path.is_file() else path.rmdir()
-    newest.rmdir()
-    resumed = make_trainer(tmp_path / "parts", replayed_steps=3, resume_from_checkpoint=True)
-    resumed.train()
-    assert resumed.iteration == 3
-    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
-    reward = [[(row["step"], row["reward"]) for row in lines(tmp_path / name)] for name in ("whole", "parts")]
-    assert reward[0] == reward[1]
-
-
-KILLED = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(1)
-from training_helpers import make_trainer
-make_trainer(Path(sys.argv[2]), max_steps=12, resume_from_checkpoint=True).train()
-print("done")
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """SIGKILL after a while, again and again: no checkpoint is ever half there, and the result is that of no kill."""
-    whole = run_python(KILLED, str(TESTS), str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    killed, finished = tmp_path / "killed", False
-    command = [sys.executable, "-c", KILLED, str(TESTS), str(killed)]
-    kills = 0
-    for attempt in range(30):
-        process = subprocess.Popen(
-            command, cwd=Path(unmask.__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        known = len(checkpoint.checkpoints(killed))
-        deadline = time.monotonic() + 60
-        # Let it get somewhere, then strike at an arbitrary moment.
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-            names = [p.name for p in checkpoint.checkpoints(killed)]
-            if len(names) > known or (names and int(names[-1][-6:]) >= 4 * (attempt + 1)):
-                break
-        if attempt < 3 and process.poll() is None:
-            time.sleep(0.037 * attempt)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        output, errors = process.communicate(timeout=120)
-        for folder in checkpoint.checkpoints(killed):
-            Policy.from_pretrained(folder / "policy")
-            json.loads((folder / "state.json").read_text())
-        if process.returncode == 0:
-            finished = "done" in output
-            break
-        assert process.returncode == -signal.SIGKILL, errors
-    assert finished
-    assert kills >= 1
-    assert_same_policy(tmp_path / "whole" / "policy", killed / "policy")
-    assert [row["step"] for row in lines(killed)] == list(range(1, 13))
-
-
-DISTRIBUTED = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(1)
-from training_helpers import make_trainer
-from safetensors.torch import save_file
-trainer = make_trainer(Path(sys.argv[2]), per_device_train_batch_size=int(sys.argv[3]), num_iterations=1)
-rewards = [trainer.step()["reward"] for _ in range(2)]
-assert trainer.processes.count == int(sys.argv[4])
-if trainer.processes.is_main:
-    gradients = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
-    save_file(gradients | {"rewards": torch.tensor(rewards, dtype=torch.float64)}, sys.argv[2] + ".safetensors")
-trainer.processes.finish()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_update_as_one(tmp_path: Path) -> None:
-    """Two processes with gloo take half of the prompts each: rewards and gradients are those of one with all."""
-    alone = run_python(DISTRIBUTED, str(TESTS), str(tmp_path / "one"), "8", "1")
-    assert alone.returncode == 0, alone.stderr
-    script = tmp_path / "run.py"
-    script.write_text(DISTRIBUTED)
-    # `accelerate launch` starts several processes on CPUs only through MPI; torchrun sets the same environment.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(script), str(TESTS), str(tmp_path / "two"), "4", "2"],
-        cwd=Path(unmask.__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
-    assert one["rewards"].tolist() == pytest.approx(two["rewards"].tolist(), abs=1e-9)
-    size = max(gradient.abs().max() for name, gradient in one.items() if name != "rewards")
-    assert size > 1e-3
-    for name, gradient in one.items():
-        assert torch.allclose(gradient, two[name], atol=1e-3 * float(size)), name
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
@@ -380,126 +246,6 @@ def test_imitation_tells_where_its_time_went(tmp_path: Path) -> None:
     assert metrics["seconds_model"] > 0
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make_trainer(tmp_path / "whole").train()
-    make_trainer(tmp_path / "parts").train()
-    damaged = checkpoint.checkpoints(tmp_path / "parts")[-1] / "policy" / "model.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
-    assert "step-000003 cannot be read" in caplog.text
-    assert "going on from step-000002" in caplog.text
-    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
-    assert [row["step"] for row in lines(tmp_path / "parts")] == [1, 2, 3]
-    chosen = checkpoint.checkpoints(tmp_path / "parts")[-1]
-    (chosen / "state.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):  # the very one that was asked for
-        make_trainer(tmp_path / "parts", resume_from_checkpoint=str(chosen)).train()
-
-
-def test_no_problem_is_repeated_by_other_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Rounds of four processes, then of one: it goes on with the problem after theirs."""
-    taken: list[tuple[int, int]] = []
-    take = TrainingProblems.take
-    monkeypatch.setattr(TrainingProblems, "take", lambda self, *a: (taken.append(a), take(self, *a))[1])
-    four = make_trainer(tmp_path)
-    four.processes = OneOfMany(4, index=1)  # type: ignore[assignment]
-    taken.clear()
-    four.step()
-    four.step()
-    monkeypatch.setattr(OneOfMany, "is_main", True)
-    four._save(tmp_path)
-    one = make_trainer(tmp_path, resume_from_checkpoint=True)
-    taken.clear()
-    one.train()
-    assert taken == [(16, 2)]  # after two rounds of 4 x 2 problems
-    assert "the run was on 4 processes, and goes on on 1" in caplog.text
-
-
-class OneOfMany:
-    """What a process among others sees of them, if they do as it does."""
-
-    device, is_main = torch.device("cpu"), False
-
-    def __init__(self, count: int, index: int) -> None:
-        self.count, self.index = count, index
-
-    def mean_of(self, values: dict[str, float]) -> dict[str, float]:
-        return values
-
-    def maximum(self, value: float) -> float:
-        return value
-
-    def wait(self) -> None:
-        pass
-
-
-def test_checkpoints_of_before_still_resume(tmp_path: Path) -> None:
-    """Without the newest settings and the number of the next problem: these are what they were."""
-    make_trainer(tmp_path / "whole").train()
-    make_trainer(tmp_path / "parts").train()
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "parts")[-1])
-    state = checkpoint.checkpoints(tmp_path / "parts")[-1] / "state.json"
-    content = json.loads(state.read_text())
-    del content["processes"], content["next_problem"]
-    del content["config"]["eval_policy_temperature"], content["config"]["expert_block_length"]
-    state.write_text(json.dumps(content))
-    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
-    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
-
-
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"]
-)
-def test_a_signal_ends_the_round_with_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, error: type[BaseException], caplog: pytest.LogCaptureFixture
-) -> None:
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    make_trainer(tmp_path / "whole", save_steps=100, logging_steps=2).train()
-
-    trainer = make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2)
-    step = trainer.step
-
-    def interrupted() -> dict[str, float]:
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)  # as a launcher passes it on: not a second one
-        return step()
-
-    trainer.step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(error) as caught:
-        trainer.train()
-    if error is SystemExit:
-        assert caught.value.code == 143  # type: ignore[attr-defined]
-    assert "again to stop at once" in caplog.text
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "parts")] == ["step-000001"]
-    assert not (tmp_path / "parts" / "policy").exists()
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2, resume_from_checkpoint=True).train()
-    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with StopSignals() as signals:
-            signal.raise_signal(signal.SIGINT)
-            assert signals.received == 0
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.training.interrupt.SAME", 0.0)
-    with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        time.sleep(0.01)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
 def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
@@ -540,24 +286,23 @@ def test_alphas_of_a_dial_cover_their_range(tmp_path: Path) -> None:
     trainer.step()
 
 
-def test_bad_resumes_are_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path, max_steps=1).train()
-    with pytest.raises(FileExistsError, match=r"already holds a run \(step-000001\): resume it with"):
-        make_trainer(tmp_path, max_steps=1).train()
-    with pytest.raises(
-        ValueError, match="a run with other settings: alpha 1.0 there, 3.0 here; max_steps 1 there, 2 here"
-    ):
-        make_trainer(tmp_path, max_steps=2, alpha=3.0, resume_from_checkpoint=True).train()
-    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
-        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=str(tmp_path / "nowhere")).train()
-    damaged = checkpoint.checkpoints(tmp_path)[0] / "optimizer.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(ValueError, match="cannot be read"):
-        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=True).train()
-
-
 def test_dials_need_a_conditioned_policy(tmp_path: Path) -> None:
     model, tokenizer = tiny()
     config = make_config(tmp_path, alpha=[0, 1], policy={**SETTINGS["policy"], "alpha_conditioned": True})
     with pytest.raises(ValueError, match="is a range, but the policy is not conditioned on alpha"):
         unmask.Trainer(config, model, tokenizer, policy=Policy(PolicyConfig(**SETTINGS["policy"])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {}}, "config must be a TrainerConfig, got {}"),
+        ({"task": "hops"}, "task must be a Task, got 'hops'"),
+        ({"policy": "threshold:0.9"}, "policy must be a Policy, got 'threshold:0.9'"),
+        ({"reward_functions": len}, "reward_functions must be a sequence of functions, got <built-in function len>"),
+        ({"reward_functions": ["len"]}, "reward_functions must be a sequence of functions"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Trainer(**{"config": TrainerConfig(output_dir=str(tmp_path)), **arguments})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from unmask.models import load_model, load_tokenizer
 from unmask.training import Trainer, TrainerConfig
@@ -36,3 +40,18 @@ def make_config(folder: Path, **changes: Any) -> TrainerConfig:
 def make_trainer(folder: Path, trainer_arguments: dict[str, Any] | None = None, **changes: Any) -> Trainer:
     model, tokenizer = tiny()
     return Trainer(make_config(folder, **changes), model=model, tokenizer=tokenizer, **(trainer_arguments or {}))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_policy(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].equal(second[name]), name

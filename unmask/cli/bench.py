@@ -48,12 +48,17 @@ def run(args: argparse.Namespace) -> int:
 
     from unmask.benchmarking import suite, timing
     from unmask.benchmarking.report import print_report
+    from unmask.models.loading import checked_device
+    from unmask.sampling.config import require_positive_int
 
     names = args.suites or SUITES
     modules = [suite(name) for name in names]
-    if args.threads:
+    if args.threads is not None:
+        require_positive_int("--threads", args.threads)
         torch.set_num_threads(args.threads)
-    device, clock = torch.device(args.device), "cpu" if args.cpu_time else "wall"
+    if not 0 < args.seconds < float("inf"):
+        raise ValueError(f"--seconds must be positive, got {args.seconds}")
+    device, clock = checked_device(args.device), "cpu" if args.cpu_time else "wall"
     if args.cpu_time and (device.type != "cpu" or torch.get_num_threads() != 1):
         raise ValueError(
             f"--cpu-time adds up all threads and sees no GPU: expected --threads 1 and --device cpu, got "

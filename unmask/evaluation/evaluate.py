@@ -27,6 +27,9 @@ COUNTING_RULE = (
     "NFE = forwards per sequence; ± = standard error of the mean"
 )
 
+NEW_FIELDS = frozenset({"trained_temperature", "trained_actions"})
+"""Fields of a policy's configuration that came after rows had digests: left out of a digest where they are not set."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -126,7 +129,7 @@ def evaluate(
     about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
     if completions is not None:
         save_completions(completions, about, each, result)
-    grades = [task.grade(p, t) for p, t in zip(each, texts, strict=True)]
+    grades = task.grade_all(each, texts)
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
         [mean(group) for group in groups(values, samples)]
@@ -215,7 +218,9 @@ def weights_digest(policy: Any) -> str:
     if not isinstance(policy, nn.Module):
         return ""
     config = getattr(policy, "config", None)
-    described = asdict(config) if is_dataclass(config) and not isinstance(config, type) else str(config)
+    described: Any = str(config)
+    if is_dataclass(config) and not isinstance(config, type):
+        described = {k: v for k, v in asdict(config).items() if k not in NEW_FIELDS or v is not None}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

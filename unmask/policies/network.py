@@ -28,6 +28,9 @@ _BLOCK_LAYERS = (
     "norm1", "ada_conditioning", "q_proj", "k_proj", "v_proj", "out_proj", "norm2", "linear1", "linear2",
 )  # fmt: skip
 
+NUMBERS = ("max_period", "min_frequency", "max_frequency", "default_alpha", "trained_temperature", "output_bias")
+"""Fields of a configuration that are numbers, some of them optional."""
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -75,6 +78,14 @@ class PolicyConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("alpha_conditioned", "zero_time", "zero_mask"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number and not (value is None and getattr(type(self), name) is None):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads ({2 * self.num_heads}): "
@@ -108,7 +119,7 @@ class PolicyConfig:
     def _check_trained_alphas(self) -> None:
         if self.trained_alphas is None:
             return
-        values = tuple(self.trained_alphas)
+        values = tuple(self.trained_alphas) if isinstance(self.trained_alphas, (list, tuple)) else ()
         numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
         if len(values) != 2 or not numbers or not 0 <= values[0] <= values[1]:
             raise ValueError(f"trained_alphas must be a pair 0 <= low <= high, got {self.trained_alphas!r}")

@@ -52,6 +52,10 @@ class ServingConfig:
         if unknown:
             raise ValueError(f"algorithm config: unknown keys {unknown}; known keys are {', '.join(KNOWN)}")
         values = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+        policy = make_policy(settings.get("policy", DEFAULT_POLICY))
+        given = set(values)
+        if isinstance(policy, Policy):  # as it was trained, where nothing else is asked for
+            values = {k: v for k, v in policy.config.decoding().items() if k != "block_length"} | values
         length = values.pop("max_new_tokens", None)
         try:
             sampling = SamplerConfig(
@@ -64,11 +68,10 @@ class ServingConfig:
                 'algorithm config: actions="bernoulli" may unmask nothing in a step, but an engine expects progress in '
                 'every step; use "bernoulli-argmax", "greedy" or "dpls"'
             )
-        policy = make_policy(settings.get("policy", DEFAULT_POLICY))
         if isinstance(policy, Policy):
             check_learned(policy, settings, block_length)
             return cls(policy, sampling)
-        pointless = [name for name in LEARNED_ONLY if name in values]
+        pointless = [name for name in LEARNED_ONLY if name in given]
         if pointless:
             raise ValueError(f"algorithm config: {', '.join(pointless)} means nothing to the policy {policy.spec!r}")
         if isinstance(policy, FixedSteps):

@@ -10,6 +10,9 @@ from torch import Tensor
 NO_SIGNAL = 1e-6
 """Advantages all below this carry no signal; the batch is skipped."""
 
+MAX_LOG_RATIO = 50.0
+"""Beyond it a ratio would soon be infinite, and infinity times an advantage of 0 is no number."""
+
 
 def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> Tensor:
     """Rewards less their group's mean, (N,); with ``scale`` also divided by the group's deviation.
@@ -61,7 +64,7 @@ def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
 
 def surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, epsilon: float) -> Tensor:
     """``min(r A, clip(r, 1 - epsilon, 1 + epsilon) A)`` with ``r = exp(logp - logp_old)``, elementwise."""
-    ratio = (logp - logp_old).exp()
+    ratio = (logp - logp_old).clamp(max=MAX_LOG_RATIO).exp()
     return torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
 
 

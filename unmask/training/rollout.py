@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.prompts import text_ids
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
 
@@ -128,7 +129,7 @@ class Collector:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The prompts' tokens, cut to the last ``max_prompt_length``."""
-        ids = [self.sampler.tokenizer.encode(p) for p in prompts]  # type: ignore[union-attr]
+        ids = [text_ids(self.sampler.tokenizer, p) for p in prompts]
         return ids if self.max_prompt_length is None else [row[-self.max_prompt_length :] for row in ids]
 
     def _decode(

@@ -61,6 +61,7 @@ class Trainer:
         policy: Policy | None = None,
         reward_functions: Sequence[RewardFunction] = (),
     ) -> None:
+        check_kinds(config, task, policy, reward_functions)
         self.config = config
         self.reward_functions = tuple(reward_functions)
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
@@ -113,7 +114,7 @@ class Trainer:
         """The problems, of which the first are read so that nothing about them fails later."""
         c = self.config
         if c.eval_steps or not self.reward_functions:
-            self.task.check_gradable()
+            self.task.check_gradable(train=True)
         problems = TrainingProblems(self.task, c.seed, c.eval_problems, hold_out=c.eval_steps > 0)
         problems.take(0, c.num_prompts)
         return problems
@@ -314,7 +315,7 @@ class Trainer:
             columns |= {name: [p.metadata[name] for p in each] for name in sorted(shared)}
             worth = score(self.reward_functions, [p.prompt for p in each], rollouts.texts, columns)
         else:
-            worth = [self.task.grade(p, t) for p, t in zip(each, rollouts.texts, strict=True)]
+            worth = self.task.grade_all(each, rollouts.texts)
         correct = torch.tensor(worth, dtype=torch.float64, device=rollouts.steps.device)
         return correct, REWARDS[self.config.reward](correct, rollouts.steps, length, rollouts.alpha)
 
@@ -356,7 +357,7 @@ class Trainer:
         for alpha in alphas:
             asked: dict[str, Any] = {"alpha": float(alpha)} if self.policy.alpha_conditioned else {}
             result = sampler.generate(prompts, seed=0, **asked)
-            grades = [self.task.grade(p, t) for p, t in zip(problems, result.texts or [], strict=True)]
+            grades = self.task.grade_all(problems, result.texts or [])
             correct = torch.tensor(grades, dtype=torch.float64, device=result.steps.device)
             reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
             values = {
@@ -391,3 +392,12 @@ class Trainer:
             limit = self.config.save_total_limit
             checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
         self.processes.wait()
+
+
+def check_kinds(config: object, task: object, policy: object, reward_functions: object) -> None:
+    """Raise TypeError for an argument of the Trainer that is no such thing."""
+    for name, value, kind in (("config", config, TrainerConfig), ("task", task, Task), ("policy", policy, Policy)):
+        if not isinstance(value, kind) and (value is not None or name == "config"):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+    if not isinstance(reward_functions, Sequence) or not all(callable(f) for f in reward_functions):
+        raise TypeError(f"reward_functions must be a sequence of functions, got {reward_functions!r}")

@@ -1,0 +1,271 @@
+"""Runs that were stopped, killed or damaged go on as if nothing had been; processes agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fresh_process import run_python
+from safetensors.torch import load_file
+from training_helpers import assert_same_policy, lines, make_trainer
+
+import unmask
+from unmask import Policy
+from unmask.training import checkpoint
+from unmask.training.interrupt import StopSignals
+from unmask.training.problems import TrainingProblems
+
+TESTS = Path(__file__).parent
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "whole", replayed_steps=3).train()
+    make_trainer(tmp_path / "parts", replayed_steps=3).train()
+    newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
+    assert newest.name == "step-000003"
+    for path in sorted(newest.rglob("*"), reverse=True):  # as if killed before the last checkpoint
+        path.unlink() if path.is_file() else path.rmdir()
+    newest.rmdir()
+    resumed = make_trainer(tmp_path / "parts", replayed_steps=3, resume_from_checkpoint=True)
+    resumed.train()
+    assert resumed.iteration == 3
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+    reward = [[(row["step"], row["reward"]) for row in lines(tmp_path / name)] for name in ("whole", "parts")]
+    assert reward[0] == reward[1]
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from training_helpers import make_trainer
+make_trainer(Path(sys.argv[2]), max_steps=12, resume_from_checkpoint=True).train()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL after a while, again and again: no checkpoint is ever half there, and the result is that of no kill."""
+    whole = run_python(KILLED, str(TESTS), str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    killed, finished = tmp_path / "killed", False
+    command = [sys.executable, "-c", KILLED, str(TESTS), str(killed)]
+    kills = 0
+    for attempt in range(30):
+        process = subprocess.Popen(
+            command, cwd=Path(unmask.__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        known = len(checkpoint.checkpoints(killed))
+        deadline = time.monotonic() + 60
+        # Let it get somewhere, then strike at an arbitrary moment.
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            names = [p.name for p in checkpoint.checkpoints(killed)]
+            if len(names) > known or (names and int(names[-1][-6:]) >= 4 * (attempt + 1)):
+                break
+        if attempt < 3 and process.poll() is None:
+            time.sleep(0.037 * attempt)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output, errors = process.communicate(timeout=120)
+        for folder in checkpoint.checkpoints(killed):
+            Policy.from_pretrained(folder / "policy")
+            json.loads((folder / "state.json").read_text())
+        if process.returncode == 0:
+            finished = "done" in output
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+    assert finished
+    assert kills >= 1
+    assert_same_policy(tmp_path / "whole" / "policy", killed / "policy")
+    assert [row["step"] for row in lines(killed)] == list(range(1, 13))
+
+
+DISTRIBUTED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from training_helpers import make_trainer
+from safetensors.torch import save_file
+trainer = make_trainer(Path(sys.argv[2]), per_device_train_batch_size=int(sys.argv[3]), num_iterations=1)
+rewards = [trainer.step()["reward"] for _ in range(2)]
+assert trainer.processes.count == int(sys.argv[4])
+if trainer.processes.is_main:
+    gradients = {name: p.grad.clone() for name, p in trainer.policy.named_parameters()}
+    save_file(gradients | {"rewards": torch.tensor(rewards, dtype=torch.float64)}, sys.argv[2] + ".safetensors")
+trainer.processes.finish()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_update_as_one(tmp_path: Path) -> None:
+    """Two processes with gloo take half of the prompts each: rewards and gradients are those of one with all."""
+    alone = run_python(DISTRIBUTED, str(TESTS), str(tmp_path / "one"), "8", "1")
+    assert alone.returncode == 0, alone.stderr
+    script = tmp_path / "run.py"
+    script.write_text(DISTRIBUTED)
+    # `accelerate launch` starts several processes on CPUs only through MPI; torchrun sets the same environment.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), str(TESTS), str(tmp_path / "two"), "4", "2"],
+        cwd=Path(unmask.__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    assert one["rewards"].tolist() == pytest.approx(two["rewards"].tolist(), abs=1e-9)
+    size = max(gradient.abs().max() for name, gradient in one.items() if name != "rewards")
+    assert size > 1e-3
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, two[name], atol=1e-3 * float(size)), name
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path / "whole").train()
+    make_trainer(tmp_path / "parts").train()
+    damaged = checkpoint.checkpoints(tmp_path / "parts")[-1] / "policy" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
+    assert "step-000003 cannot be read" in caplog.text
+    assert "going on from step-000002" in caplog.text
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+    assert [row["step"] for row in lines(tmp_path / "parts")] == [1, 2, 3]
+    chosen = checkpoint.checkpoints(tmp_path / "parts")[-1]
+    (chosen / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):  # the very one that was asked for
+        make_trainer(tmp_path / "parts", resume_from_checkpoint=str(chosen)).train()
+
+
+class OneOfMany:
+    """What a process among others sees of them, if they do as it does."""
+
+    device, is_main = torch.device("cpu"), False
+
+    def __init__(self, count: int, index: int) -> None:
+        self.count, self.index = count, index
+
+    def mean_of(self, values: dict[str, float]) -> dict[str, float]:
+        return values
+
+    def maximum(self, value: float) -> float:
+        return value
+
+    def wait(self) -> None:
+        pass
+
+
+def test_no_problem_is_repeated_by_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounds of four processes, then of one: it goes on with the problem after theirs."""
+    taken: list[tuple[int, int]] = []
+    take = TrainingProblems.take
+    monkeypatch.setattr(TrainingProblems, "take", lambda self, *a: (taken.append(a), take(self, *a))[1])
+    four = make_trainer(tmp_path)
+    four.processes = OneOfMany(4, index=1)  # type: ignore[assignment]
+    taken.clear()
+    four.step()
+    four.step()
+    monkeypatch.setattr(OneOfMany, "is_main", True)
+    four._save(tmp_path)
+    one = make_trainer(tmp_path, resume_from_checkpoint=True)
+    taken.clear()
+    one.train()
+    assert taken == [(16, 2)]  # after two rounds of 4 x 2 problems
+    assert "the run was on 4 processes, and goes on on 1" in caplog.text
+
+
+def test_checkpoints_of_before_still_resume(tmp_path: Path) -> None:
+    """Without the newest settings and the number of the next problem: these are what they were."""
+    make_trainer(tmp_path / "whole").train()
+    make_trainer(tmp_path / "parts").train()
+    shutil.rmtree(checkpoint.checkpoints(tmp_path / "parts")[-1])
+    state = checkpoint.checkpoints(tmp_path / "parts")[-1] / "state.json"
+    content = json.loads(state.read_text())
+    del content["processes"], content["next_problem"]
+    del content["config"]["eval_policy_temperature"], content["config"]["expert_block_length"]
+    state.write_text(json.dumps(content))
+    make_trainer(tmp_path / "parts", resume_from_checkpoint=True).train()
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_round_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    make_trainer(tmp_path / "whole", save_steps=100, logging_steps=2).train()
+
+    trainer = make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2)
+    step = trainer.step
+
+    def interrupted() -> dict[str, float]:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # as a launcher passes it on: not a second one
+        return step()
+
+    trainer.step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(error) as caught:
+        trainer.train()
+    if error is SystemExit:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+    assert "again to stop at once" in caplog.text
+    assert [p.name for p in checkpoint.checkpoints(tmp_path / "parts")] == ["step-000001"]
+    assert not (tmp_path / "parts" / "policy").exists()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    make_trainer(tmp_path / "parts", save_steps=100, logging_steps=2, resume_from_checkpoint=True).train()
+    assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.training.interrupt.SAME", 0.0)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_bad_resumes_are_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, max_steps=1).train()
+    with pytest.raises(FileExistsError, match=r"already holds a run \(step-000001\): resume it with"):
+        make_trainer(tmp_path, max_steps=1).train()
+    with pytest.raises(
+        ValueError, match="a run with other settings: alpha 1.0 there, 3.0 here; max_steps 1 there, 2 here"
+    ):
+        make_trainer(tmp_path, max_steps=2, alpha=3.0, resume_from_checkpoint=True).train()
+    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=str(tmp_path / "nowhere")).train()
+    damaged = checkpoint.checkpoints(tmp_path)[0] / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=True).train()
