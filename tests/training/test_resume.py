@@ -15,7 +15,7 @@ import pytest
 import torch
 from fresh_process import run_python
 from safetensors.torch import load_file
-from training_helpers import assert_same_policy, lines, make_trainer
+from training_helpers import OneOfMany, assert_same_policy, lines, make_trainer
 
 import unmask
 from unmask import Policy
@@ -149,24 +149,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog
     (chosen / "state.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):  # the very one that was asked for
         make_trainer(tmp_path / "parts", resume_from_checkpoint=str(chosen)).train()
-
-
-class OneOfMany:
-    """What a process among others sees of them, if they do as it does."""
-
-    device, is_main = torch.device("cpu"), False
-
-    def __init__(self, count: int, index: int) -> None:
-        self.count, self.index = count, index
-
-    def mean_of(self, values: dict[str, float]) -> dict[str, float]:
-        return values
-
-    def maximum(self, value: float) -> float:
-        return value
-
-    def wait(self) -> None:
-        pass
 
 
 def test_no_problem_is_repeated_by_other_processes(

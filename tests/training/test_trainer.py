@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_helpers import SETTINGS, assert_same_policy, lines, make_config, make_trainer, tiny
+from training_helpers import SETTINGS, OneOfMany, assert_same_policy, lines, make_config, make_trainer, tiny
 
 import unmask
 from unmask import Policy, PolicyConfig
