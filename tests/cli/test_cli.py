@@ -286,3 +286,27 @@ def test_training_ends_with_a_command_that_runs() -> None:
     assert trial(TrainerConfig(output_dir="runs/a b")) == "unmask generate --policy 'runs/a b/policy'"
     there = TrainerConfig(model="GSAI-ML/LLaDA-8B-Instruct", output_dir="runs/x")
     assert trial(there) == "unmask generate PROMPT --model GSAI-ML/LLaDA-8B-Instruct --policy runs/x/policy"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate --block-length x", 'argument --block-length: expected a number of tokens or "full", got \'x\''),
+        ("generate --device-map {", "argument --device-map: the value is neither JSON nor YAML"),
+        ("plot rows.csv --output figure", "--output figure needs an ending that says the format"),
+        ("plot rows.csv --max-nfe -1", "--max-nfe must be positive, got -1.0"),
+        ("generate a --delay -1", "--delay must be from 0 to 60 seconds, got -1.0"),
+        ("bench --threads 0", "--threads must be a positive integer, got 0"),
+        ("bench --seconds nan", "--seconds must be positive, got nan"),
+        ("bench --device cuda", "this torch sees no CUDA device"),
+    ],
+)
+def test_numbers_and_names_out_of_range(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "cuda" in command and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    try:
+        status = main(command.split())
+    except SystemExit as leaving:  # argparse's way
+        status = leaving.code  # type: ignore[assignment]
+    assert status == 2
+    assert message in capsys.readouterr().err

@@ -271,3 +271,11 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Policy.from_pretrained(tmp_path / "uploaded").packed_weights().packed, policy.packed_weights().packed
     )
     assert hub.ModelCard.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"
+
+
+def test_a_packaged_name_wins_over_a_folder(tmp_path, monkeypatch):
+    Policy(PolicyConfig(hidden_size=16, num_heads=2, ffn_size=16)).save_pretrained(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert Policy.from_pretrained("tiny").config.hidden_size == 64
+    assert Policy.from_pretrained("./tiny").config.hidden_size == 16
+    assert Policy.from_pretrained(Path("tiny")).config.hidden_size == 16

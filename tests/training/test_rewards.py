@@ -42,8 +42,10 @@ def test_plain_ignores_speed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"length": 0}, "length must be at least 1, got 0"),
-        ({"alpha": -1.0}, "alpha must not be negative, got -1.0"),
+        ({"length": 0}, "length must be a positive integer, got 0"),
+        ({"length": 25.5}, "length must be a positive integer, got 25.5"),
+        ({"alpha": -1.0}, "alpha must be finite and not negative, got -1.0"),
+        ({"alpha": float("nan")}, "alpha must be finite and not negative, got nan"),
         ({"alpha": torch.ones(3)}, r"alpha must be a number or have shape \(2,\), got \(3,\)"),
         ({"steps": torch.ones(3)}, r"correct \(2,\) and steps \(3,\) must have one shape"),
     ],

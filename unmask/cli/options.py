@@ -13,7 +13,9 @@ from unmask.sampling.config import ACTIONS, CACHES
 
 def block_length(text: str) -> int | str:
     """``full`` for full diffusion (one block), else a number of tokens."""
-    return "full" if text == "full" else int(text)
+    if text != "full" and not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f'expected a number of tokens or "full", got {text!r}')
+    return text if text == "full" else int(text)
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
@@ -61,6 +63,14 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"the value is neither JSON nor YAML: {error}") from error
 
 
+def device_map(text: str) -> Any:
+    """A value as :func:`parse_value` reads it, for argparse."""
+    try:
+        return parse_value(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def progress_bar(**settings: Any) -> Any:
     """The progress bar of the commands that take long: a task's name, a bar, how many of how many, the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,7 +86,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument(
         "--device-map",
-        type=parse_value,
+        type=device_map,
         metavar="MAP",
         help='split the model over devices: auto, balanced, ..., or {"": 0, "layers.31": "cpu"}; in place of --device',
     )

@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if runs and len(runs) < len(args.sources):
         raise ValueError("give either CSV files of rows or folders of runs, not both in one figure")
     output = args.output or Path("curves.svg" if runs else "pareto.svg")
+    if not output.suffix:
+        raise ValueError(f"--output {output} needs an ending that says the format, such as .png, .svg or .pdf")
+    if args.max_nfe is not None and not args.max_nfe > 0:
+        raise ValueError(f"--max-nfe must be positive, got {args.max_nfe}")
     if runs:
         curves.plot({str(path): path for path in runs}, output, args.title)
     else:

@@ -44,17 +44,18 @@ class CheckpointError(ValueError):
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Folder of a policy given as a local folder, the name of a packaged policy, or a Hugging Face hub id.
 
+    As with models, a packaged name wins over a folder of that name; write ``./tiny`` for the folder.
+
     Raises:
         FileNotFoundError: none of the three, or the hub does not have it.
         ImportError: a hub id, but ``huggingface_hub`` is not installed.
     """
-    folder = Path(name).expanduser()
+    text, folder = os.fspath(name), Path(name).expanduser()
+    packaged = Path(__file__).parent / text.replace("-", "_")
+    if isinstance(name, str) and re.fullmatch(r"\w[\w-]*", text) and (packaged / CONFIG_FILE).is_file():
+        return packaged
     if folder.is_dir():
         return folder
-    text = os.fspath(name)
-    packaged = Path(__file__).parent / text.replace("-", "_")
-    if re.fullmatch(r"\w[\w-]*", text) and (packaged / CONFIG_FILE).is_file():
-        return packaged
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         raise FileNotFoundError(f"policy {text!r}: no such folder, no packaged policy, and not a hub id (user/name)")
     return _download(text, revision)

@@ -21,7 +21,7 @@ def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | 
         alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
 
     Raises:
-        ValueError: shapes that differ, a length below 1, or a negative alpha.
+        ValueError: shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
     """
     correct, steps, power = _check(correct, steps, length, alpha)
     return correct * ((length - steps.clamp_max(length) + 1) / length) ** power
@@ -73,14 +73,14 @@ def score(
 
 def _check(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """The arguments as floating tensors on one device, float64 if ``correct`` is, else float32."""
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"length must be a positive integer, got {length!r}")
     if correct.shape != steps.shape:
         raise ValueError(f"correct {tuple(correct.shape)} and steps {tuple(steps.shape)} must have one shape")
     dtype = torch.float64 if correct.dtype == torch.float64 else torch.float32
     power = torch.as_tensor(alpha, dtype=dtype, device=correct.device)
     if power.shape not in ((), correct.shape):
         raise ValueError(f"alpha must be a number or have shape {tuple(correct.shape)}, got {tuple(power.shape)}")
-    if bool((power < 0).any()):
-        raise ValueError(f"alpha must not be negative, got {power.min().item()}")
+    if not bool(((power >= 0) & power.isfinite()).all()):
+        raise ValueError(f"alpha must be finite and not negative, got {alpha}")
     return correct.to(dtype), steps.to(dtype), power
