@@ -124,6 +124,11 @@ __device__ __forceinline__ unsigned cluster_rank() {
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// Orders no memory, and so does not wait for any: where the others are to know that this block has come so far, and
+// read nothing that it wrote.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The address of `p`, an object in this block's shared memory, in block `rank` of the cluster.
@@ -136,6 +141,7 @@ __device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
 #else
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_arrive_relaxed() {}
 __device__ __forceinline__ void cluster_wait() { __syncthreads(); }
 template <typename T>
 __device__ __forceinline__ T* cluster_map(T* p, unsigned) {

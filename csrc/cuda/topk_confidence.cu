@@ -4,6 +4,8 @@
 // shared memory; on others they leave it in the workspace, and the block that finishes last puts it together.
 #include "../ops/topk_confidence.h"
 
+#include <type_traits>
+
 #include "topk_row.cuh"
 #include "topk_sample.cuh"
 #include "topk_select.cuh"
@@ -66,21 +68,20 @@ UNMASK_DEVICE void fill_row(const TopkConfidenceParams& p, int64_t row, float co
   }
 }
 
-// Sums, best key (k = 1) and sample over groups of lanes.
-template <bool kSelect, bool kSample, bool kEntropy>
-UNMASK_DEVICE void reduce_lanes(int lanes, Sums* sums, uint64_t* key, uint64_t* sample) {
-  sums->raise<kEntropy>(warp_max(sums->max, lanes));
+// Over groups of lanes.
+template <bool kEntropy>
+UNMASK_DEVICE void reduce_sums(int lanes, Sums* sums) {
+  sums->raise<kEntropy>(warp_max(sums->reference, lanes));
   sums->sum = warp_sum(sums->sum, lanes);
   if (kEntropy) sums->weighted = warp_sum(sums->weighted, lanes);
-  if (!kSelect) *key = warp_max(*key, lanes);
-  if (kSample) *sample = warp_max(*sample, lanes);
 }
 
-// By the block: its threads' findings combined into `out`, by the first thread.
+// By the block: its warps' sums and its threads' best keys (k = 1) and samples combined into `out`, by the first thread.
 template <bool kSelect, bool kSample, bool kEntropy>
 UNMASK_DEVICE void reduce_block(Sums sums, uint64_t key, uint64_t sample, Shared* shared, Partial* out) {
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  reduce_lanes<kSelect, kSample, kEntropy>(32, &sums, &key, &sample);
+  if (!kSelect) key = warp_max(key);
+  if (kSample) sample = warp_max(sample);
   if (lane == 0) {
     shared->warp_sums[warp] = sums;
     shared->warp_keys[warp] = key;
@@ -89,9 +90,9 @@ UNMASK_DEVICE void reduce_block(Sums sums, uint64_t key, uint64_t sample, Shared
   __syncthreads();
   if (warp != 0) return;
   sums = shared->warp_sums[lane % kWarps];
-  key = shared->warp_keys[lane % kWarps];
-  sample = shared->warp_samples[lane % kWarps];
-  reduce_lanes<kSelect, kSample, kEntropy>(kWarps, &sums, &key, &sample);
+  reduce_sums<kEntropy>(kWarps, &sums);
+  if (!kSelect) key = warp_max(shared->warp_keys[lane % kWarps], kWarps);
+  if (kSample) sample = warp_max(shared->warp_samples[lane % kWarps], kWarps);
   if (lane == 0) {
     out->sums = sums;
     out->sample = sample;
@@ -105,11 +106,11 @@ UNMASK_DEVICE Sums total_of(const Partial* parts, unsigned num_parts) {
 #pragma unroll
   for (unsigned i = 0; i < 1u << kMaxLog2Parts; ++i) {
     if (i < num_parts) part[i] = parts[i].sums;
-    total.max = fmaxf(total.max, part[i].max);
+    total.reference = fmaxf(total.reference, part[i].reference);
   }
 #pragma unroll
   for (unsigned i = 0; i < 1u << kMaxLog2Parts; ++i) {
-    part[i].raise(total.max);
+    part[i].raise(total.reference);
     total.sum += part[i].sum;
     total.weighted += part[i].weighted;
   }
@@ -131,7 +132,7 @@ UNMASK_DEVICE int count_greater(const uint64_t* list, int n, uint64_t key) {
 }
 
 // By the block: the row's results from its parts' findings in shared memory.
-template <typename Format>
+template <bool kSample, typename Format>
 UNMASK_DEVICE void finish_row(const TopkConfidenceParams& p, const Row<Format>& row, int64_t row_index,
                               const Partial* parts, unsigned num_parts) {
   const Sums sums = total_of(parts, num_parts);
@@ -139,6 +140,7 @@ UNMASK_DEVICE void finish_row(const TopkConfidenceParams& p, const Row<Format>& 
     fill_row(p, row_index, NAN, NAN);
     return;
   }
+  const Exponent exponent(sums.reference);
   for (int n = static_cast<int>(threadIdx.x); n < static_cast<int>(num_parts) * p.k; n += kTopkThreads) {
     const unsigned part = static_cast<unsigned>(n / p.k);
     int rank = n % p.k;
@@ -147,24 +149,25 @@ UNMASK_DEVICE void finish_row(const TopkConfidenceParams& p, const Row<Format>& 
       if (other != part) rank += count_greater(parts[other].keys, p.k, key);
     }
     if (key == 0 || rank >= p.k) continue;
-    const float confidence = exp2_fast((key_value(key) - sums.max) * kLog2e) / sums.sum;
+    const float confidence = exp2_fast(exponent.of(key_value(key))) / sums.sum;
     p.confidence[row_index * p.k + rank] = confidence;
     p.token[row_index * p.k + rank] = key_id(key);
-    if (rank == 0 && p.inverse_temperature == 0.0f) {
+    if (!kSample && rank == 0) {
       p.sample[row_index] = key_id(key);
       p.sample_confidence[row_index] = confidence;
     }
   }
   if (threadIdx.x != 0) return;
-  if (p.inverse_temperature != 0.0f) {
+  if (kSample) {
     uint64_t best = parts[0].sample;
     for (unsigned i = 1; i < num_parts; ++i) best = parts[i].sample > best ? parts[i].sample : best;
     const uint32_t id = key_id(best);
     p.sample[row_index] = id;
-    p.sample_confidence[row_index] = exp2_fast((row.value(id) - sums.max) * kLog2e) / sums.sum;
+    p.sample_confidence[row_index] = exp2_fast(exponent.of(row.value(id))) / sums.sum;
   }
   const float log_sum = logf(sums.sum);
-  if (p.logsumexp) p.logsumexp[row_index] = sums.max + log_sum;
+  // exponent.of(reference) is what its rounding is off by.
+  if (p.logsumexp) p.logsumexp[row_index] = sums.reference + (log_sum - exponent.of(sums.reference) * kLn2);
   if (p.entropy) p.entropy[row_index] = fmaxf(log_sum - sums.weighted / sums.sum * kLn2, 0.0f);
 }
 
@@ -211,7 +214,8 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     if (part == 0) fill_row(p, row_index, NAN, NAN);
     return;
   }
-  if (cluster) cluster_arrive();  // the wait before sending: by then the first block has started
+  // The wait before sending: by then the first block has started. That is all it says, nothing is written yet.
+  if (cluster) cluster_arrive_relaxed();
 
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   SelectScratch* scratch = reinterpret_cast<SelectScratch*>(dynamic_shared() + kSelectOffset);
@@ -222,6 +226,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   const Excluded excluded{p.exclude, p.num_exclude};
 
   Sums sums;
+  Exponent exponent(sums.reference);
   Best best;  // of the whole part (k = 1), or of the current cell
   Sampler sampler;
   if (kSample) sampler.start(p, row_index, source);
@@ -229,29 +234,42 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   uint32_t vector = row.begin + static_cast<uint32_t>(thread);  // the thread's first of the batch
   uint32_t cell_begin = vector;
   int cell = 0, cell_batches = 0;
-  const typename Format::Element* from = row.base + static_cast<uint64_t>(vector) * Format::kWidth;
+  const typename Format::Element* from = row.at(vector);
   uint4 raw[kTopkBatch];
   int left = static_cast<int>(row.whole_end) - static_cast<int>(vector);
-  // Vector 0 may begin before the row.
-  raw[0] = row.load(from, vector, 0, vector == 0 && row.shift != 0 ? 0 : left);
+  raw[0] = row.load_first(from, vector);
 #pragma unroll
   for (int j = 1; j < kTopkBatch; ++j) raw[j] = row.load(from, vector, j * kTopkThreads, left);
-  for (int batch = 0; batch < work.plan.num_batches; ++batch) {
-    const bool check_excluded = excluded.touches(row, vector - static_cast<uint32_t>(thread));
+  // kWhole: no vector of the next batch needs a check, and no excluded id is in this one.
+  const auto stream_batch = [&](auto whole, bool check_excluded, bool more) {
+    constexpr bool kWhole = decltype(whole)::value;
 #pragma unroll
     for (int j = 0; j < kTopkBatch; ++j) {
       const uint32_t at = vector + static_cast<uint32_t>(j * kTopkThreads);
       const uint4 bits = raw[j];
-      // The next batch's, so that kTopkBatch loads stay under way.
-      raw[j] = row.load(from, vector, kTile + j * kTopkThreads, left);
       float x[Format::kWidth];
       unpack<Format>(bits, x);
       const float largest = vector_max(x);
-      sums.add_vector<kEntropy>(x, largest);
+      sums.add_vector<kEntropy>(x, largest, &exponent);
       float candidate = largest;
-      if (check_excluded) candidate = largest_candidate(row, excluded, bits, at).value;
-      best.consider(candidate, at, bits);
+      if (!kWhole && check_excluded) candidate = largest_candidate(row, excluded, bits, at).value;
+      best.consider(candidate, at);
       if (kSample) sample_vector(row, excluded, bits, at, largest, j == 0, &sampler);
+      // The next batch's, so that kTopkBatch loads stay under way; not sooner, so that it can take its place.
+      if (kWhole) {
+        raw[j] = row.load_whole(from, kTile + j * kTopkThreads);
+      } else if (more) {
+        raw[j] = row.load(from, vector, kTile + j * kTopkThreads, left);
+      }
+    }
+  };
+  for (int batch = 0; batch < work.plan.num_batches; ++batch) {
+    const bool check_excluded = excluded.touches(row, vector - static_cast<uint32_t>(thread));
+    // Not worth the code where most of the time goes into random numbers.
+    if (!kSample && !check_excluded && left + thread >= 2 * kTile) {
+      stream_batch(std::true_type(), false, true);
+    } else {
+      stream_batch(std::false_type(), check_excluded, batch + 1 < work.plan.num_batches);
     }
     vector += kTile;
     from += kTile * Format::kWidth;
@@ -268,11 +286,18 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
 
   uint64_t key = 0;
   if (!kSelect) {
-    best.settle(row, excluded, cell_begin, work.plan.num_batches * kTopkBatch);
+    best.settle(row, excluded, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
+    uint4 bits = {0, 0, 0, 0};
     if (best.vector != kNowhere) {
-      const Candidate top = largest_candidate(row, excluded, best.raw, best.vector);
+      bits = row.load_first(row.at(best.vector), best.vector);
+    }
+    reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way
+    if (best.vector != kNowhere) {
+      const Candidate top = largest_candidate(row, excluded, bits, best.vector);
       key = make_key(top.value, top.id);
     }
+  } else {
+    reduce_sums<kEntropy>(32, &sums);
   }
   reduce_block<kSelect, kSample, kEntropy>(sums, key, kSample ? sampler.key() : 0, shared, &shared->inbox[0]);
   __syncthreads();
@@ -282,14 +307,17 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
 
   if (cluster) {
     cluster_wait();
-    if (part != 0) send(shared->inbox[0], p.k, cluster_map(&shared->inbox[part], 0));
-    cluster_arrive();
-    if (part != 0) return;
+    if (part != 0) {
+      send(shared->inbox[0], p.k, cluster_map(&shared->inbox[part], 0));
+      cluster_arrive();  // releases what was sent
+      return;
+    }
+    cluster_arrive_relaxed();  // the others read nothing of the first block's
     cluster_wait();
   } else if (parts > 1) {
     if (!meet_in_workspace(work, row_index, part, shared)) return;
   }
-  finish_row(p, row, row_index, shared->inbox, parts);
+  finish_row<kSample>(p, row, row_index, shared->inbox, parts);
 }
 
 // Splits rows until the device is full, but leaves every block at least half a batch.

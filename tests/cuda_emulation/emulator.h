@@ -207,6 +207,7 @@ void wait_copies() {
 inline void prefetch_l2(const void*) {}
 inline unsigned cluster_rank() { return emulator::cluster_rank(); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
+inline void cluster_arrive_relaxed() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 template <typename T>
 T* cluster_map(T* p, unsigned rank) {
