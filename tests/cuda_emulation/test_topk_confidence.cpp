@@ -190,6 +190,27 @@ TEST(TopkConfidence, SamplesAmongLargeLogits) {
   }
 }
 
+// Of 8 places, as many as possible at all times: a row is 16 batches long.
+TEST(TopkConfidence, RowsAreSplitToFillTheDevice) {
+  struct Expected {
+    int64_t rows;
+    int resident;
+    unsigned parts;
+  };
+  for (const Expected& e : {Expected{1, 4, 8}, {2, 4, 4}, {3, 4, 2}, {4, 4, 2}, {5, 4, 1}, {8, 4, 1}, {9, 4, 2}, {3, 2, 1}}) {
+    Settings device = hopper();
+    device.multiprocessors = 2;
+    device.resident = e.resident;
+    Device scope(device);
+    Case c;
+    c.vocab = 15 * 4096;
+    c.inner = e.rows;
+    check(Problem(c, 41));
+    EXPECT_EQ(emulator::last_launch().grid.x, e.rows * e.parts) << e.rows << " rows, " << e.resident << " resident";
+    EXPECT_EQ(emulator::last_launch().cluster, e.parts);
+  }
+}
+
 TEST(TopkConfidence, OneLaunchWhateverTheSize) {
   for (const Settings& device : {hopper(), older()}) {
     Device scope(device);
