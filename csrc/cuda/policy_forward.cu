@@ -411,6 +411,29 @@ __global__ void __launch_bounds__(kPolicyThreads, 1) policy_kernel(const __grid_
   s.sync();  // nobody leaves while others still read its shared memory
 }
 
+auto kernel_for(const PolicyWork& work) { return work.basis ? policy_kernel<true> : policy_kernel<false>; }
+
+LaunchShape launch_shape(const PolicyWork& work, int64_t batch, void* stream) {
+  LaunchShape shape = {};
+  shape.grid_x = static_cast<unsigned>(batch * work.team);
+  shape.grid_y = 1;
+  shape.threads = kPolicyThreads;
+  shape.cluster = static_cast<unsigned>(work.team);
+  shape.shared_bytes = work.shared.total * static_cast<int>(sizeof(float));
+  shape.stream = stream;
+  return shape;
+}
+
+// Fills in team and layout; false if no layout fits. The team is the largest of which the device runs the whole batch at
+// once: a sequence that had to wait would take as long again.
+bool plan_policy(const PolicyForwardParams& params, const DeviceInfo& device, PolicyWork* work) {
+  for (int team = device.clusters ? kMaxTeam : 1; team > 1; team /= 2) {
+    if (params.batch * team > device.multiprocessors || !lay_out(params, device, team, work)) continue;
+    if (params.batch * team <= resident_blocks(kernel_for(*work), launch_shape(*work, params.batch, nullptr))) return true;
+  }
+  return lay_out(params, device, 1, work);
+}
+
 int64_t selected_bytes(const PolicyForwardParams& p, int team) { return (p.batch * team * p.length * 4 + 15) / 16 * 16; }
 
 }  // namespace
@@ -441,14 +464,7 @@ int policy_forward(const PolicyForwardParams& params, void* workspace, void* str
   for (int64_t i = 0; i < head_size / 2; ++i) {
     work.rotary[i] = static_cast<float>(pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head_size)));
   }
-  LaunchShape shape = {};
-  shape.grid_x = static_cast<unsigned>(params.batch * work.team);
-  shape.grid_y = 1;
-  shape.threads = kPolicyThreads;
-  shape.cluster = static_cast<unsigned>(work.team);
-  shape.shared_bytes = work.shared.total * static_cast<int>(sizeof(float));
-  shape.stream = stream;
-  return work.basis ? launch(policy_kernel<true>, shape, work) : launch(policy_kernel<false>, shape, work);
+  return launch(kernel_for(work), launch_shape(work, params.batch, stream), work);
 }
 
 }  // namespace cuda
