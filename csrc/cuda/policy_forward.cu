@@ -21,24 +21,21 @@ UNMASK_DEVICE int tile_size(const PolicyBlock& s, int64_t first) {
   return static_cast<int>(left < s.work.shared.tile ? left : s.work.shared.tile);
 }
 
-// By warps: for the positions position(0..count), the coefficients of h in the basis, and the masks.
-template <typename PositionOf>
-UNMASK_DEVICE void basis_coefs(const PolicyBlock& s, int count, PositionOf position, float* coefs, int* masks) {
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  for (int i = warp; i < count; i += kPolicyWarps) {
-    const float* confidence = s.confidence(position(i));
-    float x[kPerLane];
+// By a warp: the coefficients of h at a position in the basis, and its mask.
+UNMASK_DEVICE void basis_coefs(const PolicyBlock& s, int64_t position, float* coefs, int* mask) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const float* confidence = s.confidence(position);
+  float x[kPerLane];
+  s.project(confidence, x);
 #pragma unroll
-    for (int e = 0; e < kPerLane; ++e) {
-      const int channel = lane + 32 * e;
-      x[e] = channel < s.d ? s.project(confidence, channel) + s.at(s.work.shared.projection)[s.k * s.d + channel] : 0.0f;
-    }
-    const float factor = normalise(x, s.d);
-    for (int j = lane; j < s.k + 2; j += 32) {
-      coefs[i * (s.k + 2) + j] = j < s.k ? confidence[j] * factor : j == s.k ? factor : 1.0f;
-    }
-    if (lane == 0) masks[i] = s.masked(position(i)) ? 1 : 0;
+  for (int e = 0; e < kPerLane; ++e) {
+    const int channel = lane + 32 * e;
+    if (channel < s.d) x[e] += s.at(s.work.shared.projection)[s.k * s.d + channel];
   }
+  const float factor = normalise(x, s.d);
+#pragma unroll 1
+  for (int j = lane; j < s.k + 2; j += 32) coefs[j] = j < s.k ? confidence[j] * factor : j == s.k ? factor : 1.0f;
+  if (lane == 0) *mask = s.masked(position) ? 1 : 0;
 }
 
 // Queries (which = 0) or keys (1) of some positions, rotated and scaled, one per row of `out`.
@@ -47,11 +44,13 @@ UNMASK_DEVICE void build_rows(const PolicyBlock& s, int which, int count, Positi
                               const int* masks, float scale, float* out, int stride) {
   const PolicyShared& m = s.work.shared;
   const int pairs = s.padded / 2, half = s.k + 2, width = s.heads * s.padded;
+#pragma unroll 1
   for (int task = static_cast<int>(threadIdx.x); task < count * pairs; task += kPolicyThreads) {
     const int i = task / pairs, pair = task % pairs;
     const bool inside = 2 * pair < s.head_size;
     Angle a{0.0f, 0.0f};
     if (inside) a = angle_of(static_cast<double>(position(i)) * static_cast<double>(s.work.rotary[pair]));
+#pragma unroll 1
     for (int head = 0; head < s.heads; ++head) {
       float even = 0.0f, odd = 0.0f;
       if (kBasis) {
@@ -79,6 +78,7 @@ UNMASK_DEVICE void build_values(const PolicyBlock& s, int64_t first, int count) 
   const int rows = kBasis ? m.entries : s.d, half = s.k + 2, tile = m.tile;
   float* values = s.at(m.value_rows);
   const int* masks = reinterpret_cast<const int*>(s.at(m.key_mask));
+#pragma unroll 1
   for (int task = static_cast<int>(threadIdx.x); task < (rows + 1) * tile; task += kPolicyThreads) {
     // With the basis neighbours are keys, else channels: they read one row of the workspace.
     const int row = kBasis ? task / tile : task % (rows + 1), key = kBasis ? task % tile : task / (rows + 1);
@@ -102,6 +102,7 @@ UNMASK_DEVICE void attention_weights(const PolicyBlock& s, int rows, int head, i
   const PolicyShared& m = s.work.shared;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int width = s.heads * s.padded, fours = (rows + 3) / 4;
+#pragma unroll 1
   for (int task = warp; task < group * fours; task += kPolicyWarps) {
     const int in_group = task / fours, first = task % fours * 4;
     const float* key = s.at(m.key_rows) + (lane < keys ? lane : 0) * (width + 4) + (head + in_group) * s.padded;
@@ -142,6 +143,7 @@ UNMASK_DEVICE void add_weighted_values(const PolicyBlock& s, int rows, int head,
   const PolicyShared& m = s.work.shared;
   const int entries = m.entries + 1, per_row = group * entries;
   const int ones = (m.head_stride ? s.d : m.entries);
+#pragma unroll 1
   for (int task = static_cast<int>(threadIdx.x); task < rows * per_row; task += kPolicyThreads) {
     const int row = task / per_row, in_group = task % per_row / entries, e = task % entries;
     const float* weights = s.at(m.weights) + (in_group * m.rows + row) * (m.tile + 4);
@@ -159,18 +161,23 @@ UNMASK_DEVICE void add_weighted_values(const PolicyBlock& s, int rows, int head,
 template <bool kBasis>
 UNMASK_DEVICE void start_chunk(const PolicyBlock& s, int chunk, int rows) {
   const PolicyShared& m = s.work.shared;
+  const int half = s.k + 2;
   int* query_mask = reinterpret_cast<int*>(s.at(m.query_mask));
-  const auto query = [&](int i) { return static_cast<int64_t>(s.selected[chunk + i]); };
+  const auto query = [&](int i) { return static_cast<int64_t>(s.selected()[chunk + i]); };
   if (kBasis) {
-    basis_coefs(s, rows, query, s.at(m.query_coefs), query_mask);
-    if (chunk == 0) {
-      const int64_t begin = first_key(s, s.rank);
-      const int keys = tile_size(s, begin);
-      basis_coefs(s, keys, [&](int i) { return begin + i; }, s.at(m.key_coefs), reinterpret_cast<int*>(s.at(m.key_mask)));
+    const int64_t begin = first_key(s, s.rank);
+    const int keys = chunk == 0 ? tile_size(s, begin) : 0;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x / 32); i < rows + keys; i += kPolicyWarps) {
+      const int key = i - rows;
+      basis_coefs(s, key < 0 ? query(i) : begin + key, key < 0 ? s.at(m.query_coefs) + i * half : s.at(m.key_coefs) + key * half,
+                  key < 0 ? query_mask + i : reinterpret_cast<int*>(s.at(m.key_mask)) + key);
     }
   } else {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < rows; i += kPolicyThreads) query_mask[i] = s.masked(query(i)) ? 1 : 0;
   }
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < owned_rows(s, rows) * s.d; i += kPolicyThreads) {
     s.at(m.x1)[i] = s.x(s.confidence(query(i / s.d * s.team + s.rank)), i % s.d);
   }
@@ -184,8 +191,10 @@ UNMASK_DEVICE void attend(const PolicyBlock& s, int chunk, int rows) {
   const int64_t begin = first_key(s, s.rank), end = first_key(s, s.rank + 1);
   const int* query_mask = reinterpret_cast<const int*>(s.at(m.query_mask));
   int* key_mask = reinterpret_cast<int*>(s.at(m.key_mask));
-  const auto query = [&](int i) { return static_cast<int64_t>(s.selected[chunk + i]); };
+  const auto query = [&](int i) { return static_cast<int64_t>(s.selected()[chunk + i]); };
+#pragma unroll 1
   for (int i = thread; i < rows * s.heads * (m.entries + 1); i += kPolicyThreads) s.at(m.sums)[i] = 0.0f;
+#pragma unroll 1
   for (int i = thread; i < rows * s.heads; i += kPolicyThreads) s.at(m.maxima)[i] = -INFINITY;
   // Scores in units of log 2.
   const float scale = kLog2OfE / sqrtf(static_cast<float>(s.head_size));
@@ -195,7 +204,10 @@ UNMASK_DEVICE void attend(const PolicyBlock& s, int chunk, int rows) {
     const auto key = [&](int i) { return first + i; };
     if (chunk == 0 || !m.keep_keys) {
       if (kBasis && (chunk != 0 || first != begin)) {
-        basis_coefs(s, keys, key, s.at(m.key_coefs), key_mask);
+#pragma unroll 1
+        for (int i = thread / 32; i < keys; i += kPolicyWarps) {
+          basis_coefs(s, key(i), s.at(m.key_coefs) + i * (s.k + 2), key_mask + i);
+        }
         __syncthreads();
       }
       build_rows<kBasis>(s, 1, keys, key, s.at(m.key_coefs), key_mask, 1.0f, s.at(m.key_rows), width + 4);
@@ -216,6 +228,7 @@ UNMASK_DEVICE void attend(const PolicyBlock& s, int chunk, int rows) {
 UNMASK_DEVICE void combine_attention(const PolicyBlock& s, int rows) {
   const PolicyShared& m = s.work.shared;
   const int owned = owned_rows(s, rows), entries = m.entries;
+#pragma unroll 1
   for (int task = static_cast<int>(threadIdx.x); task < owned * m.mix_width; task += kPolicyThreads) {
     const int row = task / m.mix_width, column = task % m.mix_width;
     const int head = column / entries, e = column % entries;
@@ -267,6 +280,7 @@ UNMASK_DEVICE void finish_attention(const PolicyBlock& s, int rows) {
           });
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll 1
   for (int row = warp; row < owned; row += kPolicyWarps) {
     const int slot = row * s.team + s.rank;
     const bool masked = masks[slot] != 0;
@@ -296,6 +310,7 @@ UNMASK_DEVICE void feed_forward(const PolicyBlock& s, int rows) {
   const float* linear2 = staged ? s.at(m.linear2) : s.weight(o.linear2) + begin;
   const int stride1 = staged ? d + 4 : d, stride2 = staged ? (f / 4 + s.team - 1) / s.team * 4 + 4 : f;
   if (units == 0) {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < rows * d; i += kPolicyThreads) s.at(m.out)[i] = 0.0f;
   }
   for (int first = 0; first < units; first += kHidden) {
@@ -321,6 +336,7 @@ UNMASK_DEVICE void finish_rows(const PolicyBlock& s, int chunk, int rows) {
   const int d = s.d, f = static_cast<int>(s.work.params.sizes.ffn), owned = owned_rows(s, rows);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int* masks = reinterpret_cast<const int*>(s.at(m.query_mask));
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < owned * d; i += kPolicyThreads) {
     const int slot = i / d * s.team + s.rank, channel = i % d;
     float sum = s.weight(o.linear2 + d * f)[channel], parts[kMaxTeam];
@@ -333,6 +349,7 @@ UNMASK_DEVICE void finish_rows(const PolicyBlock& s, int chunk, int rows) {
     s.at(m.x1)[i] = fmaf(sum, 1.0f + modulation(s, masks[slot] != 0, 5)[channel], s.at(m.x1)[i]);
   }
   __syncthreads();
+#pragma unroll 1
   for (int row = warp; row < owned; row += kPolicyWarps) {
     const int slot = row * s.team + s.rank;
     float x[kPerLane];
@@ -349,18 +366,18 @@ UNMASK_DEVICE void finish_rows(const PolicyBlock& s, int chunk, int rows) {
     }
     sum = warp_sum(sum);
     if (lane == 0) {
-      s.work.params.logits[s.sequence * s.work.params.length + s.selected[chunk + slot]] = sum + s.weight(o.output)[d];
+      s.work.params.logits[s.sequence * s.work.params.length + s.selected()[chunk + slot]] = sum + s.weight(o.output)[d];
     }
   }
 }
 
 template <bool kBasis>
 __global__ void __launch_bounds__(kPolicyThreads, 1) policy_kernel(const __grid_constant__ PolicyWork work) {
-  cluster_arrive();  // the wait before anything is published: by then all blocks have started
+  // The wait before anything is published: by then all blocks have started. That is all it says, nothing is written yet.
+  cluster_arrive_relaxed();
   const PolicySizes& z = work.params.sizes;
   const int team = work.team, rank = static_cast<int>(blockIdx.x) % team;
   const int64_t sequence = static_cast<int>(blockIdx.x) / team;
-  int* list = work.selected + (sequence * team + rank) * work.params.length;
   const int head_size = static_cast<int>(z.hidden / z.heads);
   PolicyBlock s{work,
                 reinterpret_cast<float*>(dynamic_shared()),
@@ -372,31 +389,30 @@ __global__ void __launch_bounds__(kPolicyThreads, 1) policy_kernel(const __grid_
                 head_size,
                 (head_size + 3) / 4 * 4,
                 static_cast<int>(z.confidences),
-                0,
-                list};
+                0};
   start_copies(s);
   prepare(s);
-  s.count = list_selected(s, list);
+  s.count = list_selected(s);
   if (s.count == 0) {  // in every block of the team
     wait_copies<0>();
     return;
   }
   __syncthreads();
   if (kBasis) column_means(s);
-  start_chunk<kBasis>(s, 0, s.count < work.shared.rows ? s.count : work.shared.rows);
-  cluster_wait();
-  __syncthreads();
-  condition(s);
-  if (kBasis) {
-    project_basis(s);
-  } else {
-    project_positions(s);
-  }
-  wait_copies<0>();  // visible to the block after the barriers of attend()
   for (int chunk = 0; chunk < s.count; chunk += work.shared.rows) {
     const int rows = s.count - chunk < work.shared.rows ? s.count - chunk : work.shared.rows;
-    if (chunk > 0) {
-      start_chunk<kBasis>(s, chunk, rows);
+    start_chunk<kBasis>(s, chunk, rows);
+    if (chunk == 0) {
+      cluster_wait();
+      __syncthreads();
+      condition(s);
+      if (kBasis) {
+        project_basis(s);
+      } else {
+        project_positions(s);
+      }
+      wait_copies<0>();  // visible to the block after the barriers of attend()
+    } else {
       __syncthreads();
     }
     attend<kBasis>(s, chunk, rows);
@@ -408,7 +424,10 @@ __global__ void __launch_bounds__(kPolicyThreads, 1) policy_kernel(const __grid_
     finish_rows(s, chunk, rows);
     __syncthreads();
   }
-  s.sync();  // nobody leaves while others still read its shared memory
+  // Nobody leaves while others still read its shared memory. Nothing is written for them any more, and what this block
+  // read of theirs was there before the barrier above, in finish_rows() it went into sums.
+  cluster_arrive_relaxed();
+  cluster_wait();
 }
 
 auto kernel_for(const PolicyWork& work) { return work.basis ? policy_kernel<true> : policy_kernel<false>; }
