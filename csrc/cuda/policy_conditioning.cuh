@@ -83,16 +83,21 @@ UNMASK_DEVICE void start_copies(const PolicyBlock& s) {
     prefetch_l2(s.weight(line * kLine));
   }
   if (m.linear1 >= 0) {
-    const int quads = d / 4, width = (f / 4 + s.team - 1) / s.team * 4;
+    // A warp takes a row at a time: dividing by the width would take longer than the copy.
+    const int warp = thread / 32, lane = thread % 32, stride = (f / 4 + s.team - 1) / s.team * 4 + 4;
 #pragma unroll 1
-    for (int i = thread; i < units * quads; i += kPolicyThreads) {
-      const int row = i / quads, column = i % quads * 4;
-      copy_async(s.at(m.linear1) + row * (d + 4) + column, s.weight(o.linear1) + (begin + row) * d + column);
+    for (int row = warp; row < units; row += kPolicyWarps) {
+#pragma unroll 1
+      for (int column = 4 * lane; column < d; column += 128) {
+        copy_async(s.at(m.linear1) + row * (d + 4) + column, s.weight(o.linear1) + (begin + row) * d + column);
+      }
     }
 #pragma unroll 1
-    for (int i = thread; i < d * units / 4; i += kPolicyThreads) {
-      const int row = i / (units / 4), column = i % (units / 4) * 4;
-      copy_async(s.at(m.linear2) + row * (width + 4) + column, s.weight(o.linear2) + row * f + begin + column);
+    for (int row = warp; row < d; row += kPolicyWarps) {
+#pragma unroll 1
+      for (int column = 4 * lane; column < units; column += 128) {
+        copy_async(s.at(m.linear2) + row * stride + column, s.weight(o.linear2) + row * f + begin + column);
+      }
     }
   }
   commit_copies();
