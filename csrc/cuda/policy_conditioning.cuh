@@ -1,4 +1,4 @@
-// First half of policy_forward: from time, masks and weights to what attention needs of every position.
+// First part of policy_forward: from time, masks and weights to what attention needs of every position.
 #pragma once
 #include "policy_math.cuh"
 

@@ -33,8 +33,8 @@ UNMASK_DEVICE float warp_sum_eight(float (&v)[8]) {
 }
 
 // For rows [begin, end) of a matrix in global memory, row(r) -> its d columns, and `count` vectors x + v * d in shared
-// memory: emit(r, v, dot product, sub) in four lanes, sub = 0..3. d a multiple of 4, at most 256. A warp takes four rows
-// and two vectors at a time; if there are fewer rows than that, several warps share the vectors of four rows.
+// memory: emit(r, v, dot product, sub) in four lanes, sub = 0..3. d a multiple of 4, at most 256. A warp takes four
+// rows and two vectors at a time; where that leaves warps idle, several of them share the vectors of four rows.
 template <typename RowOf, typename Emit>
 UNMASK_DEVICE void dots(int begin, int end, int d, const float* x, int count, RowOf row, Emit emit) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);

@@ -1,7 +1,8 @@
 // topk_confidence on CUDA: one launch, each row's vocabulary split over up to 8 blocks.
 //
-// A block streams over its part of the row once, every thread with several 16-byte loads under way. On devices with clusters a row's blocks form one and send what they found to the first block's
-// shared memory; on others they leave it in the workspace, and the block that finishes last puts it together.
+// A block streams over its part of the row once, every thread with several 16-byte loads under way. On devices with
+// clusters a row's blocks form one and send what they found to the first block's shared memory; on others they leave it
+// in the workspace, and the block that finishes last puts it together.
 #include "../ops/topk_confidence.h"
 
 #include <type_traits>
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     if (part == 0) fill_row(p, row_index, NAN, NAN);
     return;
   }
-  // The wait before sending: by then the first block has started. That is all it says, nothing is written yet.
+  // The wait before sending: by then the first block has started. It says no more, nothing is written yet.
   if (cluster) cluster_arrive_relaxed();
 
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());

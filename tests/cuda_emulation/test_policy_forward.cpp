@@ -334,8 +334,9 @@ TEST(PolicyForward, TeamsOfWhichAllFitAtOnce) {
     bool clusters;
     unsigned team;
   };
-  for (const Expected& e : {Expected{1, 132, 16, true, 8}, {4, 32, 16, true, 8}, {4, 32, 14, true, 4}, {5, 32, 16, true, 4},
-                            {4, 16, 3, true, 2}, {17, 32, 16, true, 1}, {4, 132, 16, false, 1}}) {
+  const Expected all[] = {{1, 132, 16, true, 8}, {4, 32, 16, true, 8}, {4, 32, 14, true, 4},  {5, 32, 16, true, 4},
+                          {4, 16, 3, true, 2},   {17, 32, 16, true, 1}, {4, 132, 16, false, 1}};
+  for (const Expected& e : all) {
     Settings device = hopper();
     device.multiprocessors = e.multiprocessors;
     device.cluster_span = e.span;

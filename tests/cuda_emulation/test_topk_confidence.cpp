@@ -197,7 +197,8 @@ TEST(TopkConfidence, RowsAreSplitToFillTheDevice) {
     int resident;
     unsigned parts;
   };
-  for (const Expected& e : {Expected{1, 4, 8}, {2, 4, 4}, {3, 4, 2}, {4, 4, 2}, {5, 4, 1}, {8, 4, 1}, {9, 4, 2}, {3, 2, 1}}) {
+  const Expected all[] = {{1, 4, 8}, {2, 4, 4}, {3, 4, 2}, {4, 4, 2}, {5, 4, 1}, {8, 4, 1}, {9, 4, 2}, {3, 2, 1}};
+  for (const Expected& e : all) {
     Settings device = hopper();
     device.multiprocessors = 2;
     device.resident = e.resident;
