@@ -95,9 +95,14 @@ int graph_loop_launch(const GraphLoop& loop, void* stream) {
 }
 
 void graph_loop_destroy(GraphLoop* loop) {
+  // Garbage collection may come here while a stream is captured. Destroying gives memory back, which invalidates a
+  // capture unless this thread is in relaxed mode; nothing here has to do with what is captured.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  const bool exchanged = cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess;
   if (loop->executable != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(loop->executable));
   if (loop->graph != nullptr) cudaGraphDestroy(static_cast<cudaGraph_t>(loop->graph));
   *loop = GraphLoop{nullptr, nullptr};
+  if (exchanged) cudaThreadExchangeStreamCaptureMode(&mode);
 }
 
 #else

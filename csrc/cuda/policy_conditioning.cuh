@@ -1,4 +1,4 @@
-// First half of policy_forward: from time, masks and weights to what attention needs of every position.
+// First part of policy_forward: from time, masks and weights to what attention needs of every position.
 #pragma once
 #include "policy_math.cuh"
 
@@ -13,8 +13,9 @@ struct PolicyBlock {
   int64_t sequence;
   int d, heads, head_size, padded, k;  // D, H, D / H, that padded, K
   int count;                           // selected positions
-  const int* selected;
 
+  // The selected positions in order: the block's own list in the workspace.
+  UNMASK_DEVICE int* selected() const { return work.selected + (sequence * team + rank) * work.params.length; }
   UNMASK_DEVICE float* at(int offset) const { return shared + offset; }
   UNMASK_DEVICE const float* weight(int offset) const { return work.params.weights + offset; }
   UNMASK_DEVICE bool masked(int64_t i) const { return work.params.mask[sequence * work.params.length + i] != 0; }
@@ -27,6 +28,7 @@ struct PolicyBlock {
 
   // Writes to the same place in every block of the team; called by four lanes with sub = 0..3.
   UNMASK_DEVICE void publish(int offset, float value, int sub) const {
+#pragma unroll 1
     for (int to = sub; to < team; to += 4) *cluster_map(shared + offset, static_cast<unsigned>(to)) = value;
   }
   UNMASK_DEVICE void sync() const {
@@ -41,6 +43,23 @@ struct PolicyBlock {
     float sum = 0.0f;
     for (int j = 0; j < k; ++j) sum = fmaf(values[j], w[j * stride], sum);
     return sum;
+  }
+  // By a warp: the same for channel lane + 32 e, to x[e].
+  UNMASK_DEVICE void project(const float* values, float (&x)[kPerLane]) const {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const bool staged = work.shared.projection >= 0;
+    const float* w = staged ? at(work.shared.projection) : weight(work.offset.confidence);
+    const int by_channel = staged ? 1 : k, by_value = staged ? d : 1;
+#pragma unroll
+    for (int e = 0; e < kPerLane; ++e) x[e] = 0.0f;
+#pragma unroll 1
+    for (int j = 0; j < k; ++j) {
+#pragma unroll
+      for (int e = 0; e < kPerLane; ++e) {
+        const int channel = lane + 32 * e;
+        if (channel < d) x[e] = fmaf(values[j], w[channel * by_channel + j * by_value], x[e]);
+      }
+    }
   }
   UNMASK_DEVICE float x(const float* values, int channel) const {
     return project(values, channel) + weight(work.offset.confidence + d * k)[channel];
@@ -59,29 +78,38 @@ UNMASK_DEVICE void start_copies(const PolicyBlock& s) {
   const int thread = static_cast<int>(threadIdx.x), d = s.d, f = static_cast<int>(s.work.params.sizes.ffn);
   const int begin = unit_share(s, s.rank), units = unit_share(s, s.rank + 1) - begin;
   constexpr int kLine = 32;  // floats
+#pragma unroll 1
   for (int line = s.share(o.output / kLine) + thread; line < s.share_end(o.output / kLine); line += kPolicyThreads) {
     prefetch_l2(s.weight(line * kLine));
   }
   if (m.linear1 >= 0) {
-    const int quads = d / 4, width = (f / 4 + s.team - 1) / s.team * 4;
-    for (int i = thread; i < units * quads; i += kPolicyThreads) {
-      const int row = i / quads, column = i % quads * 4;
-      copy_async(s.at(m.linear1) + row * (d + 4) + column, s.weight(o.linear1) + (begin + row) * d + column);
+    // A warp takes a row at a time: dividing by the width would take longer than the copy.
+    const int warp = thread / 32, lane = thread % 32, stride = (f / 4 + s.team - 1) / s.team * 4 + 4;
+#pragma unroll 1
+    for (int row = warp; row < units; row += kPolicyWarps) {
+#pragma unroll 1
+      for (int column = 4 * lane; column < d; column += 128) {
+        copy_async(s.at(m.linear1) + row * (d + 4) + column, s.weight(o.linear1) + (begin + row) * d + column);
+      }
     }
-    for (int i = thread; i < d * units / 4; i += kPolicyThreads) {
-      const int row = i / (units / 4), column = i % (units / 4) * 4;
-      copy_async(s.at(m.linear2) + row * (width + 4) + column, s.weight(o.linear2) + row * f + begin + column);
+#pragma unroll 1
+    for (int row = warp; row < d; row += kPolicyWarps) {
+#pragma unroll 1
+      for (int column = 4 * lane; column < units; column += 128) {
+        copy_async(s.at(m.linear2) + row * stride + column, s.weight(o.linear2) + row * f + begin + column);
+      }
     }
   }
   commit_copies();
 }
 
 // The positions that need a logit, in order, to the block's own list in the workspace; -inf to the other logits.
-UNMASK_DEVICE int list_selected(const PolicyBlock& s, int* list) {
+UNMASK_DEVICE int list_selected(const PolicyBlock& s) {
   const PolicyForwardParams& p = s.work.params;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   int* counts = reinterpret_cast<int*>(s.at(s.work.shared.weights));  // not in use yet
   int total = 0;
+#pragma unroll 1
   for (int64_t base = 0; base < p.length; base += kPolicyThreads) {
     const int64_t i = base + thread;
     const bool inside = i < p.length, wanted = inside && (!p.select || p.select[s.sequence * p.length + i]);
@@ -93,7 +121,7 @@ UNMASK_DEVICE int list_selected(const PolicyBlock& s, int* list) {
       if (w < warp) before += counts[w];
       total += counts[w];
     }
-    if (wanted) list[before + __popc(ballot & ((1u << lane) - 1))] = static_cast<int>(i);
+    if (wanted) s.selected()[before + __popc(ballot & ((1u << lane) - 1))] = static_cast<int>(i);
     if (inside && !wanted && s.rank == 0) p.logits[s.sequence * p.length + i] = -INFINITY;
     __syncthreads();
   }
@@ -105,24 +133,28 @@ UNMASK_DEVICE void prepare(const PolicyBlock& s) {
   const PolicyShared& m = s.work.shared;
   const int thread = static_cast<int>(threadIdx.x), d = s.d;
   const float time = s.work.params.time[s.sequence];
+#pragma unroll 1
   for (int i = thread; i < d / 2; i += kPolicyThreads) {
     const Angle a = angle_of(static_cast<double>(time) * s.weight(s.work.offset.frequencies)[i]);
     s.at(m.embedding)[i] = a.cos;
     s.at(m.embedding)[d / 2 + i] = a.sin;
   }
   if (m.projection >= 0) {
+#pragma unroll 1
     for (int i = thread; i < (s.k + 1) * d; i += kPolicyThreads) {
       const int j = i / d, channel = i % d;
       s.at(m.projection)[i] = s.weight(s.work.offset.confidence)[j < s.k ? channel * s.k + j : d * s.k + channel];
     }
   }
   if (s.work.basis) {  // queries, keys, values and mix follow one another
+#pragma unroll 1
     for (int i = m.queries + thread; i < m.query_coefs; i += kPolicyThreads) s.shared[i] = 0.0f;
   }
 }
 
 UNMASK_DEVICE void column_means(const PolicyBlock& s) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll 1
   for (int j = warp; j <= s.k; j += kPolicyWarps) {
     float sum = 0.0f;
     for (int i = lane; i < s.d; i += 32) sum += s.at(s.work.shared.projection)[j * s.d + i];
@@ -169,6 +201,7 @@ UNMASK_DEVICE void project_basis(const PolicyBlock& s) {
   const PolicyShared& m = s.work.shared;
   const PolicyOffsets& o = s.work.offset;
   const int d = s.d, half = s.k + 2, basis = 2 * half;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < basis * d; i += kPolicyThreads) {
     const int c = i / d % half, channel = i % d;
     const bool masked = i / d >= half;
@@ -206,11 +239,13 @@ UNMASK_DEVICE void project_positions(const PolicyBlock& s) {
   float* h = s.at(m.h2);
   for (int64_t first = begin; first < end; first += m.rows) {
     const int rows = static_cast<int>(end - first < m.rows ? end - first : m.rows);
+#pragma unroll 1
     for (int row = warp; row < rows; row += kPolicyWarps) {
       float x[kPerLane];
+      s.project(s.confidence(first + row), x);
+#pragma unroll
       for (int e = 0; e < kPerLane; ++e) {
-        const int channel = lane + 32 * e;
-        x[e] = channel < d ? s.x(s.confidence(first + row), channel) : 0.0f;
+        if (lane + 32 * e < d) x[e] += s.weight(o.confidence + d * s.k)[lane + 32 * e];
       }
       normalise(x, d);
       const bool masked = s.masked(first + row);

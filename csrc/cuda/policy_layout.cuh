@@ -170,10 +170,9 @@ inline PolicyShared policy_shared(const PolicySizes& s, int64_t length, int team
   return m;
 }
 
-// Fills in the layout; false if not even the smallest one fits.
-inline bool plan_policy(const PolicyForwardParams& params, const DeviceInfo& device, PolicyWork* work) {
-  work->team = 1;
-  while (device.clusters && work->team < kMaxTeam && params.batch * work->team * 2 <= device.multiprocessors) work->team *= 2;
+// Fills in the layout for a team of `team` blocks; false if not even the smallest one fits.
+inline bool lay_out(const PolicyForwardParams& params, const DeviceInfo& device, int team, PolicyWork* work) {
+  work->team = team;
   static const PolicyFit kFits[] = {
       {32, 32, true, true, true},    {32, 32, true, false, true},   {32, 32, false, true, true},
       {32, 32, false, false, true},  {16, 32, false, false, true},  {32, 32, false, false, false},
@@ -185,7 +184,7 @@ inline bool plan_policy(const PolicyForwardParams& params, const DeviceInfo& dev
   for (int i = basis_pays(params.sizes) ? -kGood : 0; i < count; ++i) {
     work->basis = i < 0;
     const PolicyFit& fit = kFits[i < 0 ? i + kGood : i];
-    work->shared = policy_shared(params.sizes, params.length, work->team, work->basis, fit);
+    work->shared = policy_shared(params.sizes, params.length, team, work->basis, fit);
     if (work->shared.total * static_cast<int>(sizeof(float)) <= device.shared_bytes) return true;
   }
   return false;

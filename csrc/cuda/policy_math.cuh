@@ -33,12 +33,16 @@ UNMASK_DEVICE float warp_sum_eight(float (&v)[8]) {
 }
 
 // For rows [begin, end) of a matrix in global memory, row(r) -> its d columns, and `count` vectors x + v * d in shared
-// memory: emit(r, v, dot product, sub) in four lanes, sub = 0..3. d a multiple of 4, at most 256. Each weight is read
-// once. A warp takes four rows and two vectors at a time.
+// memory: emit(r, v, dot product, sub) in four lanes, sub = 0..3. d a multiple of 4, at most 256. A warp takes four
+// rows and two vectors at a time; where that leaves warps idle, several of them share the vectors of four rows.
 template <typename RowOf, typename Emit>
 UNMASK_DEVICE void dots(int begin, int end, int d, const float* x, int count, RowOf row, Emit emit) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  for (int first = begin + 4 * warp; first < end; first += 4 * kPolicyWarps) {
+  const int fours = (end - begin + 3) / 4, pairs = (count + 1) / 2;
+  const int spare = kPolicyWarps / (fours > 0 ? fours : 1), split = spare < 1 ? 1 : spare < pairs ? spare : pairs;
+#pragma unroll 1
+  for (int task = warp; task < fours * split; task += kPolicyWarps) {
+    const int first = begin + 4 * (task / split);
     float4 w[4][2];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
@@ -49,7 +53,8 @@ UNMASK_DEVICE void dots(int begin, int end, int d, const float* x, int count, Ro
         if (first + r < end && column < d) w[r][j] = __ldg(reinterpret_cast<const float4*>(row(first + r) + column));
       }
     }
-    for (int v = 0; v < count; v += 2) {
+#pragma unroll 1
+    for (int v = 2 * (task % split); v < count; v += 2 * split) {
       float sums[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[i] = 0.0f;
@@ -84,6 +89,7 @@ UNMASK_DEVICE void product(const float* a, int lda, int rows, const float* b, in
   const int across = (columns + 63) / 64, tiles = (rows + kRows - 1) / kRows * across;
   int split = 1;
   while (2 * split * tiles <= kPolicyWarps && 2 * split * rows * columns <= scratch_floats && k >= 32 * split) split *= 2;
+#pragma unroll 1
   for (int task = warp; task < tiles * split; task += kPolicyWarps) {
     const int part = task % split, tile = task / split;
     const int m = tile / across * kRows, n = tile % across * 64 + lane;
@@ -94,6 +100,7 @@ UNMASK_DEVICE void product(const float* a, int lda, int rows, const float* b, in
     float sums[kRows][2];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = 0.0f;
+#pragma unroll 1
     for (int j = from; j < to; j += 4) {
       const float4 w0 = load4(low + j), w1 = load4(high + j);
 #pragma unroll
@@ -119,6 +126,7 @@ UNMASK_DEVICE void product(const float* a, int lda, int rows, const float* b, in
   }
   if (split == 1) return;
   __syncthreads();
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += kPolicyThreads) {
     float sum = 0.0f;
     for (int part = 0; part < split; ++part) sum += scratch[part * rows * columns + i];

@@ -12,6 +12,10 @@
 #include <cuda_runtime.h>
 #include <string.h>
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 #define UNMASK_DEVICE __device__ __forceinline__
 #define UNMASK_DEVICE_COLD __device__ __noinline__
 #endif
@@ -51,26 +55,81 @@ inline cudaError_t query_device(DeviceInfo* info) {
   return error;
 }
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
-  if (shape.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+// A launch's configuration; `attribute` must live as long as it.
+inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, cudaLaunchAttribute* attribute) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(shape.grid_x, shape.grid_y, 1);
   config.blockDim = dim3(shape.threads, 1, 1);
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(shape.stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = shape.cluster;
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = shape.cluster;
+  attribute->val.clusterDim.y = 1;
+  attribute->val.clusterDim.z = 1;
+  config.attrs = attribute;
   config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  return config;
+}
+
+// Lets launches of the kernel have `bytes` of dynamic shared memory: by allowing all there is, since another thread may
+// set the same attribute between this and the launch.
+template <typename... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), int bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  DeviceInfo device;
+  const cudaError_t error = query_device(&device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
+  const cudaError_t error = allow_shared(kernel, shape.shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = {};
+  const cudaLaunchConfig_t config = launch_config(shape, &attribute);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <typename... Parameters>
+cudaError_t count_resident(void (*kernel)(Parameters...), const LaunchShape& shape, int* blocks) {
+  cudaError_t error = allow_shared(kernel, shape.shared_bytes);
+  if (error != cudaSuccess) return error;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute attribute = {};
+    const cudaLaunchConfig_t config = launch_config(shape, &attribute);
+    error = cudaOccupancyMaxActiveClusters(blocks, kernel, &config);
+    *blocks *= static_cast<int>(shape.cluster);
+    return error;
+  }
+  DeviceInfo device;
+  error = query_device(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, static_cast<int>(shape.threads),
+                                                        static_cast<size_t>(shape.shared_bytes));
+  *blocks *= device.multiprocessors;
+  return error;
+}
+
+// How many blocks of such a launch the current device runs at once, in whole clusters; at least one block. Asking takes
+// microseconds, so answers are kept. The grid does not matter.
+template <typename... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  using Key = std::tuple<int, const void*, unsigned, unsigned, int>;
+  static std::mutex mutex;
+  static std::map<Key, int> known;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  const Key key(device, reinterpret_cast<const void*>(kernel), shape.threads, shape.cluster, shape.shared_bytes);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  int blocks = 0;
+  if (count_resident(kernel, shape, &blocks) != cudaSuccess) {
+    cudaGetLastError();  // the launch will report what is wrong; its own check must not report this
+    blocks = 0;
+  }
+  return known[key] = blocks > 0 ? blocks : 1;
 }
 
 __device__ __forceinline__ unsigned char* dynamic_shared() {
@@ -124,6 +183,11 @@ __device__ __forceinline__ unsigned cluster_rank() {
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+// Orders no memory, and so does not wait for any: where the others are to know that this block has come so far, and
+// read nothing that it wrote.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The address of `p`, an object in this block's shared memory, in block `rank` of the cluster.
@@ -136,6 +200,7 @@ __device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
 #else
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_arrive_relaxed() {}
 __device__ __forceinline__ void cluster_wait() { __syncthreads(); }
 template <typename T>
 __device__ __forceinline__ T* cluster_map(T* p, unsigned) {

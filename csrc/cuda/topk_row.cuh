@@ -113,12 +113,19 @@ struct Row {
   }
   UNMASK_DEVICE float value(uint32_t id) const { return Format::value(first[id]); }
 
+  UNMASK_DEVICE const Element* at(uint32_t vector) const { return base + static_cast<uint64_t>(vector) * kWidth; }
+  UNMASK_DEVICE uint4 load_whole(const Element* p, int offset) const { return load_streaming(p + offset * kWidth); }
   // The vector `offset` after `vector`, which is at `p` and `left` before the first one that is not whole. The caller
   // counts `left` down, which costs less than comparing with the ends of the part.
   UNMASK_DEVICE uint4 load(const Element* p, uint32_t vector, int offset, int left) const {
-    if (offset < left) return load_streaming(p + offset * kWidth);
+    if (offset < left) return load_whole(p, offset);
     const uint32_t at = vector + static_cast<uint32_t>(offset);
     return load_ragged<Format>(first, at < end ? id(at, 0) : vocab, vocab);  // past the end of the part: no id at all
+  }
+  // The vector `vector`, which is at `p`: vector 0 may begin before the row.
+  UNMASK_DEVICE uint4 load_first(const Element* p, uint32_t vector) const {
+    if (vector < whole_end && (vector != 0 || shift == 0)) return load_whole(p, 0);
+    return load_ragged<Format>(first, vector < end ? id(vector, 0) : vocab, vocab);
   }
 };
 
@@ -144,29 +151,50 @@ struct Excluded {
   }
 };
 
-// Softmax sums, relative to the running maximum: sum of e and of e * log2 e, where e = exp(x - max).
+// exp(x - reference) as exp2 of fmaf(x, factor, -scaled), in which only the result is rounded. `scaled` is a rounded
+// product, so that all exponents of a reference are off by the same, at most 64: a factor of all of a row's
+// exponentials that cancels where only this exponent is used with them. From kFar on it would be too large; but there
+// floats are at least 64 apart, and exp2(x - reference) is as good as exp(x - reference): 1, or next to nothing.
+struct Exponent {
+  static constexpr float kFar = 1073741824.0f;  // 2^30
+  float factor, scaled;
+
+  UNMASK_DEVICE explicit Exponent(float reference) {
+    factor = fabsf(reference) < kFar ? kLog2e : 1.0f;
+    scaled = reference * factor;
+  }
+  UNMASK_DEVICE float of(float x) const { return fmaf(x, factor, -scaled); }
+};
+
+// Softmax sums relative to a reference, which is at most kLag below the largest logit: of e and of e * log2 e, where
+// e = exp2(Exponent(reference).of(x)). Any reference will do, and one that lags behind the maximum is seldom moved.
 struct Sums {
-  float max = -FLT_MAX;  // finite, so that x - max is never -inf + inf
+  static constexpr float kLag = 8.0f;
+  float reference = -FLT_MAX;  // finite, so that x - reference is never -inf + inf
   float sum = 0.0f;
   float weighted = 0.0f;
 
-  // Moves the reference to `to` >= max.
+  // Moves the reference to `to` >= reference.
   template <bool kEntropy = true>
   UNMASK_DEVICE void raise(float to) {
-    const float delta = (max - to) * kLog2e;
+    const Exponent old(reference), now(to);
+    const float delta = old.factor == now.factor ? old.scaled - now.scaled : -INFINITY;  // at least 64 apart
     const float scale = exp2_fast(delta);
     if (kEntropy) weighted = scale * fmaf(sum, fmaxf(delta, -1e4f), weighted);  // a finite factor: sums of 0 stay 0
     sum *= scale;
-    max = to;
+    reference = to;
   }
-  // Adds one vector; a NaN or +inf in it makes the sum NaN, for good.
+  // Adds one vector; a NaN or +inf in it makes the sum NaN, for good. `exponent` is that of the reference.
   template <bool kEntropy, int kWidth>
-  UNMASK_DEVICE void add_vector(const float (&x)[kWidth], float vector_max) {
-    raise<kEntropy>(fmaxf(max, vector_max));
+  UNMASK_DEVICE void add_vector(const float (&x)[kWidth], float vector_max, Exponent* exponent) {
+    if (vector_max > reference + kLag) {
+      *this = raised<kEntropy>(*this, vector_max);
+      *exponent = Exponent(reference);
+    }
     float d[kWidth], e[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      d[i] = (x[i] - max) * kLog2e;
+      d[i] = exponent->of(x[i]);
       e[i] = exp2_fast(d[i]);
     }
     if (kEntropy) {
@@ -179,6 +207,14 @@ struct Sums {
       for (int i = 0; i < width; ++i) e[i] += e[i + width];
     }
     sum += e[0];
+  }
+
+ private:
+  // Rare, hence out of line: inline it would be predicated code, which costs its time whether it is needed or not.
+  template <bool kEntropy>
+  static UNMASK_DEVICE_COLD Sums raised(Sums sums, float to) {
+    sums.raise<kEntropy>(to);
+    return sums;
   }
 };
 
@@ -237,18 +273,17 @@ UNMASK_DEVICE_COLD uint32_t first_with_candidate(uint32_t vector, uint32_t end, 
   return kNowhere;
 }
 
-// The best candidate among some of a thread's vectors: its value and the first vector that holds it.
+// The best candidate among some of a thread's vectors: its value and the first vector that holds it. The vector itself
+// would take four registers and as many moves; it is read again instead.
 struct Best {
   float value = -INFINITY;
   uint32_t vector = kNowhere;
-  uint4 raw = {0, 0, 0, 0};  // that vector
 
   // `candidate` is the largest of vector `at`. A value of -inf is not noticed here, see settle().
-  UNMASK_DEVICE void consider(float candidate, uint32_t at, const uint4& bits) {
+  UNMASK_DEVICE void consider(float candidate, uint32_t at) {
     if (candidate > value) {
       value = candidate;
       vector = at;
-      raw = bits;
     }
   }
 
@@ -257,7 +292,6 @@ struct Best {
   UNMASK_DEVICE void settle(const Row<Format>& row, const Excluded& excluded, uint32_t from, int count) {
     if (vector != kNowhere || from >= row.end) return;
     vector = first_with_candidate<Format>(from, row.end, count, row.shift, row.vocab, excluded.ids, excluded.count);
-    raw = uint4{Format::kMinusInfinity, Format::kMinusInfinity, Format::kMinusInfinity, Format::kMinusInfinity};
   }
 };
 

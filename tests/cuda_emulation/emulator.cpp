@@ -75,6 +75,7 @@ Fiber* g_current = nullptr;
 const std::function<void()>* g_body = nullptr;
 std::mt19937_64 g_random;
 int64_t g_launches = 0;
+Launch g_last_launch;
 
 [[noreturn]] void fail(const char* what, int line) {
   const Fiber* f = g_current;
@@ -208,9 +209,11 @@ Settings& settings() {
 }
 
 int64_t launches() { return g_launches; }
+const Launch& last_launch() { return g_last_launch; }
 
 void run(const Launch& launch, const std::function<void()>& body) {
   ++g_launches;
+  g_last_launch = launch;
   g_body = &body;
   g_random.seed(settings().order_seed);
   std::vector<std::pair<unsigned, unsigned>> clusters;

@@ -78,6 +78,8 @@ struct Settings {
   int multiprocessors = 132;
   int shared_bytes = 227 * 1024;
   bool clusters = true;
+  int resident = 4;       // blocks a multiprocessor runs at once
+  int cluster_span = 16;  // multiprocessors that a cluster may spread over, one block on each
   enum class Order { kForward, kBackward, kRandom } order = Order::kForward;
   uint64_t order_seed = 0;
 };
@@ -91,8 +93,9 @@ struct Launch {
 };
 // Runs `body` once per thread. Returns when all are done.
 void run(const Launch& launch, const std::function<void()>& body);
-// Launches so far, for tests that count them.
+// Launches so far, for tests that count them, and the last one.
 int64_t launches();
+const Launch& last_launch();
 
 Thread& self();
 void block_barrier(int line);
@@ -183,6 +186,15 @@ cudaError_t launch(void (*kernel)(Parameters...), const Shape& shape, const Argu
   return cudaSuccess;
 }
 
+template <typename Kernel, typename Shape>
+int resident_blocks(Kernel, const Shape& shape) {
+  const emulator::Settings& device = emulator::settings();
+  if (shape.cluster == 1) return device.multiprocessors * device.resident;
+  const int size = static_cast<int>(shape.cluster), span = device.cluster_span, rest = device.multiprocessors % span;
+  const int clusters = device.multiprocessors / span * (span / size) + rest / size;
+  return clusters > 0 ? clusters * size : 1;
+}
+
 inline unsigned char* dynamic_shared() { return emulator::shared_memory(); }
 inline float exp2_fast(float x) {
   const float y = exp2f(x);
@@ -207,6 +219,7 @@ void wait_copies() {
 inline void prefetch_l2(const void*) {}
 inline unsigned cluster_rank() { return emulator::cluster_rank(); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
+inline void cluster_arrive_relaxed() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 template <typename T>
 T* cluster_map(T* p, unsigned rank) {

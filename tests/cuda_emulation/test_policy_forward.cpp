@@ -326,6 +326,32 @@ TEST(PolicyForward, ConditionsAndSelections) {
   }
 }
 
+// A multiprocessor runs one block, a cluster needs room within its span: no team so large that a sequence has to wait.
+TEST(PolicyForward, TeamsOfWhichAllFitAtOnce) {
+  struct Expected {
+    int64_t batch;
+    int multiprocessors, span;
+    bool clusters;
+    unsigned team;
+  };
+  const Expected all[] = {{1, 132, 16, true, 8}, {4, 32, 16, true, 8}, {4, 32, 14, true, 4},  {5, 32, 16, true, 4},
+                          {4, 16, 3, true, 2},   {17, 32, 16, true, 1}, {4, 132, 16, false, 1}};
+  for (const Expected& e : all) {
+    Settings device = hopper();
+    device.multiprocessors = e.multiprocessors;
+    device.cluster_span = e.span;
+    device.clusters = e.clusters;
+    Device scope(device);
+    Case c;
+    c.batch = e.batch;
+    c.length = 9;
+    c.hidden = 32;
+    c.ffn = 32;
+    check(c, 80);
+    EXPECT_EQ(emulator::last_launch().cluster, e.team) << "batch " << e.batch << ", span " << e.span;
+  }
+}
+
 // Sharp attention: scores of a hundred and more.
 TEST(PolicyForward, LargeWeights) {
   Case c;
