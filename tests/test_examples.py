@@ -43,7 +43,7 @@ def test_every_run_is_a_valid_configuration(study: ModuleType) -> None:
 @pytest.mark.slow
 def test_a_part_from_training_to_rows(study: ModuleType, tmp_path: Path) -> None:
     """The expert part with a policy of one iteration in place of the real ones."""
-    for name in ("full-3-0", "full-noexpert"):
+    for name in ("full-3-0", "full-imitation", "full-noexpert"):
         unmask.Policy(unmask.PolicyConfig(hidden_size=16, ffn_size=16)).save_pretrained(tmp_path / name / "policy")
     options = ["--folder", str(tmp_path), "--results", str(tmp_path / "rows"), "--problems", "8", "--workers", "1"]
     done = subprocess.run(
@@ -51,5 +51,5 @@ def test_a_part_from_training_to_rows(study: ModuleType, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     rows = read_csv(tmp_path / "rows" / "expert.csv")
-    assert [row.policy for row in rows] == ["expert steering", "no expert"]
+    assert [row.policy for row in rows] == ["expert steering", "imitation alone", "no expert"]
     assert all(row.learned and row.problems == 8 and row.regime == "full" for row in rows)
