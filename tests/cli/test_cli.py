@@ -291,7 +291,7 @@ def test_training_ends_with_a_command_that_runs() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("generate --block-length x", 'argument --block-length: expected a number of tokens or "full", got \'x\''),
+        ("generate --block-length x", "argument --block-length: expected a number of tokens or \"full\", got 'x'"),
         ("generate --device-map {", "argument --device-map: the value is neither JSON nor YAML"),
         ("plot rows.csv --output figure", "--output figure needs an ending that says the format"),
         ("plot rows.csv --max-nfe -1", "--max-nfe must be positive, got -1.0"),
