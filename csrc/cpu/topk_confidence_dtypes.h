@@ -5,6 +5,7 @@ namespace UNMASK_ISA {
 
 constexpr int kChunk = 4 * kLanes;    // elements handled together
 constexpr int kPrefetchBytes = 4096;  // how far ahead; every line, as leaving some out is worse than none
+constexpr int kPageBytes = 4096, kPageAheadBytes = 4 * kPageBytes;
 
 // The dtypes: to_float of one element; load4: kChunk elements, in order or, if kPaired, with those of an even place of
 // each half of the chunk in out[0] and out[2], those of an odd place in out[1] and out[3].
@@ -85,12 +86,17 @@ UNMASK_INLINE void load_by_four(const typename Type::Element* p, vf out[4]) {
   deinterleave(odd[0], odd[1], &out[1], &out[3]);
 }
 
+// Asks for the memory behind chunk `i` of block `x`: its lines, and once a page a line of a page further on. The address
+// of a page not seen before takes a walk through the page's tables, in a virtual machine through two of them, and the
+// lines of the page would wait for it one after the other.
 template <typename Type>
-UNMASK_INLINE void prefetch(const typename Type::Element* x) {
-  // As a number: the address may lie behind the logits, where a pointer must not point, though a prefetch may.
-  const uintptr_t ahead = reinterpret_cast<uintptr_t>(x) + kPrefetchBytes;
+UNMASK_INLINE void prefetch(const typename Type::Element* x, int i) {
+  // As numbers: the addresses may lie behind the logits, where a pointer must not point, though a prefetch may.
+  const uintptr_t here = reinterpret_cast<uintptr_t>(x + i);
+  constexpr int kPageElements = kPageBytes / sizeof(*x);
+  if (i % kPageElements == 0) __builtin_prefetch(reinterpret_cast<const void*>(here + kPageAheadBytes));
   for (size_t byte = 0; byte < kChunk * sizeof(*x); byte += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(ahead + byte));
+    __builtin_prefetch(reinterpret_cast<const void*>(here + kPrefetchBytes + byte));
   }
 }
 

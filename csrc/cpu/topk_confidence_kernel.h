@@ -61,7 +61,7 @@ static void sum_exp_plain(const typename Type::Element* x, int count, float m, d
   for (int i = 0; i < count; i += kChunk) {
     vf v[4];
     Type::load4(x + i, v);
-    prefetch<Type>(x + i);
+    prefetch<Type>(x, i);
     for (int w = 0; w < 4; ++w) {
       // Not x * log2e - m * log2e, which would round at the size of m. Clamped so that -inf * 0 does not come up.
       const vf t = maximum(splat(-127.0f), (v[w] - m) * kLog2E);
@@ -98,7 +98,7 @@ static float sum_exp_fused(const typename Type::Element* x, int count, float m, 
   for (int i = 0; i < count; i += kChunk) {
     vf v[4];
     Type::load4(x + i, v);
-    prefetch<Type>(x + i);
+    prefetch<Type>(x, i);
     for (int w = 0; w < 4; ++w) {
       best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
       const vf y = maximum(lowest, v[w]);
