@@ -129,7 +129,7 @@ def add_parser(commands: Any) -> None:
     )
     add_model_options(parser)
     add_prompt_options(parser, "if the tokenizer has one and the task's prompts are instructions")
-    add_decoding_options(parser)
+    add_decoding_options(parser, regimes=True)
     parser.set_defaults(run=run)
 
 

@@ -106,13 +106,15 @@ def add_prompt_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--system-prompt", metavar="TEXT", help="message before the user's, in the chat template")
 
 
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Options named after the fields of SamplerConfig; those left out keep the policy's or the model's defaults."""
+def add_decoding_options(parser: argparse.ArgumentParser, regimes: bool = False) -> None:
+    """Options named after the fields of SamplerConfig; those left out keep the policy's or the model's defaults.
+
+    ``regimes``: whether the command has another option for block lengths, so that this one is not shown.
+    """
     group = parser.add_argument_group("decoding")
     group.add_argument("--max-new-tokens", type=int, metavar="L", help="length of the buffer")
-    group.add_argument(
-        "--block-length", type=block_length, metavar="BL", help='tokens per block; "full" = one block (full diffusion)'
-    )
+    blocks = argparse.SUPPRESS if regimes else 'tokens per block; "full" = one block (full diffusion)'
+    group.add_argument("--block-length", type=block_length, metavar="BL", help=blocks)
     group.add_argument("--temperature", type=float, metavar="T", help="of the tokens; 0 = most probable (default)")
     group.add_argument(
         "--actions", choices=ACTIONS, help="how a learned policy's logits become actions (default: as in its training)"
