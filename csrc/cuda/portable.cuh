@@ -29,7 +29,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 struct DeviceInfo {
   int multiprocessors;
   int shared_bytes;  // most dynamic shared memory of a block
-  bool clusters;     // thread block clusters (compute capability 9.0 and up)
+  bool clusters;     // thread block clusters: the device has them, and so has the code that runs on it
 };
 
 struct LaunchShape {
@@ -43,15 +43,24 @@ struct LaunchShape {
 
 #ifndef UNMASK_CUDA_EMULATION
 
+// The architecture whose code runs on a device of this one (900 = compute capability 9.0): the newest up to it that was
+// compiled. Code of an older one, translated for the device, has no clusters, though the device has.
+inline int loaded_arch(int device) {
+  int loaded = 0;
+  for (const int arch : {__CUDA_ARCH_LIST__}) loaded = arch <= device && arch > loaded ? arch : loaded;
+  return loaded;
+}
+
 inline cudaError_t query_device(DeviceInfo* info) {
-  int device = 0, major = 0;
+  int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  info->clusters = major >= 9;
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  info->clusters = loaded_arch(100 * major + 10 * minor) >= 900;
   return error;
 }
 

@@ -153,7 +153,8 @@ struct Excluded {
 
 // exp(x - reference) as exp2 of fmaf(x, factor, -scaled), in which only the result is rounded. `scaled` is a rounded
 // product, so that all exponents of a reference are off by the same, at most 64: a factor of all of a row's
-// exponentials that cancels where only this exponent is used with them. From kFar on it would be too large; but there
+// exponentials that cancels where only this exponent is used with them. (So nothing may contract that product with a
+// sum: csrc/build.json has -fmad=false, and everything that should be fused is spelled as fmaf.) From kFar on it would be too large; but there
 // floats are at least 64 apart, and exp2(x - reference) is as good as exp(x - reference): 1, or next to nothing.
 struct Exponent {
   static constexpr float kFar = 1073741824.0f;  // 2^30

@@ -123,6 +123,7 @@ class CudaGraphs:
             return  # it is not recording: the capture never began, or ended in good order behind a Python exception
         torch._C._cuda_releasePool(device, self.pool)
         self.pool = torch.cuda.graph_pool_handle()
+        self._live.clear()
         self._failed.append(graph)  # the allocator of pinned memory goes on asking it which allocations are its own
         # In torch 2.11 the generator believes that it is still captured, and refuses to draw, until a capture ends.
         with suppress(RuntimeError):
