@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -50,7 +50,8 @@ class Limits:
     """What a program may use: seconds, bytes and counts. CPU time, memory and open files are per process.
 
     So the most memory is ``(processes + 1) * memory + disk``, one for the tests, and the kernel's buffers for pipes and
-    sockets. Memory that belongs to no process (System V segments, memfd) is denied on x86-64 and arm64 alone.
+    sockets. Memory that belongs to no process (System V segments, memfd), keyrings, sockets other than a namespace's
+    own and the like are denied on x86-64 and arm64 alone.
     """
 
     wall_seconds: float = 10.0
@@ -96,10 +97,7 @@ def run_tests(
     """
     limits = limits or Limits()
     token = secrets.token_hex(16)
-    with (
-        tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as job,
-    ):
+    with scratch_folder() as folder, tempfile.TemporaryFile() as job:
         write_part(job, {"program": program, "limits": asdict(limits), "weak": weak, "folder": folder})
         write_part(job, {"tests": tests, "entry_points": list(entry_points), "token": token})
         job.seek(0)
@@ -112,12 +110,24 @@ def run_tests(
     try:
         report = json.loads(verdict)
     except ValueError:
+        report = None
+    if not isinstance(report, dict) or not ("setup" in report or {"passed", "reason", "token"} <= set(report)):
         return Execution(False, "ended without a verdict", text, seconds)
     if "setup" in report:
         hint = "" if weak else "; allow a weaker sandbox with weak=True (tasks: allow_weak_sandbox=True)"
         raise SandboxError(f"no sandbox: {report['setup']}{hint}")
     passed = bool(report["passed"]) and secrets.compare_digest(str(report["token"]), token)
     return Execution(passed, report["reason"], text, seconds, report.get("gradable", True))
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder of its own, removed afterwards however deep a program has made it (Python's own ways recurse)."""
+    folder = tempfile.mkdtemp(prefix="unmask-")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def write_part(file: IO[bytes], part: dict[str, object]) -> None:

@@ -19,17 +19,17 @@ import signal
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from unmask.tasks.sandbox_calls import Client, serve
     from unmask.tasks.sandbox_data import CannotGrade
-    from unmask.tasks.sandbox_filter import filter_calls
+    from unmask.tasks.sandbox_filter import filter_calls, leave_keyring
     from unmask.tasks.sandbox_remote import Names
 else:
     from sandbox_calls import Client, serve
     from sandbox_data import CannotGrade
-    from sandbox_filter import filter_calls
+    from sandbox_filter import filter_calls, leave_keyring
     from sandbox_remote import Names
 
     sys.path.pop(0)  # this folder, whose modules are not for the program
@@ -231,8 +231,24 @@ def lower(kind: int, value: int) -> None:
 def described(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:1000]
-    except BaseException:  # its text asks the program, which has ended
+    except BaseException:  # its text asks the program, which may not answer
         return type(error).__name__
+
+
+def candidate(channel: socket.socket, verdict: int, program: str, limits: dict[str, int], processes: int) -> NoReturn:
+    """The program's process: nothing but its channel, its limits and its filter, then answers until the tests end."""
+    try:
+        os.close(verdict)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.closerange(3, channel.fileno())
+        os.closerange(channel.fileno() + 1, 4096)
+        set_limits(limits, processes)
+        filter_calls()
+        serve(channel, program)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
 
 
 def judge(job: dict[str, Any], verdict: int) -> None:
@@ -254,16 +270,10 @@ def judge(job: dict[str, Any], verdict: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_DUMPABLE, 0)  # the candidate has the same user: keep it out of this memory
         mine, other = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            keep = other.fileno()
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-            os.closerange(3, keep)
-            os.closerange(keep + 1, 4096)
-            set_limits(limits, processes)
-            filter_calls()
-            serve(other, job["program"])
+        if os.fork() == 0:
+            candidate(other, verdict, job["program"], limits, processes)
         other.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the candidate may send it
         lower(resource.RLIMIT_AS, limits["memory"])  # what the program returns takes memory here
     except BaseException as error:
         os.write(verdict, json.dumps({"setup": f"{type(error).__name__}: {error}"}).encode())
@@ -289,6 +299,7 @@ def main() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     write("/proc/self/oom_score_adj", "1000")
+    leave_keyring()
     job = read_part()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
