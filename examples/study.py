@@ -67,7 +67,7 @@ DIALS = {
     **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "dial_learning_rate=5"))
        for s in range(3)},
     **{f"32 prompts:seed {s}": Run(f"big-full-{s}", "tiny-dial-full", (f"seed={s}", "per_device_train_batch_size=256"))
-       for s in range(3)},
+       for s in range(2)},
 }  # fmt: skip
 IMITATION = Run("full-imitation", "quickstart", ("imitation_steps=139",))  # all iterations but the last
 NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
