@@ -5,6 +5,7 @@ A stand-alone module of the standard library: :mod:`unmask.tasks.sandbox` loads 
 
 import builtins
 import copy
+import importlib
 import math
 import operator
 import sys
@@ -202,7 +203,8 @@ class ProgramError(Exception):
 class Names(dict[str, Any]):
     """Globals of the tests: a name that they and the builtins lack is looked up in the program.
 
-    ``entry_points`` are looked up there even if they are builtins.
+    ``entry_points`` are looked up there even if they are builtins or modules of the standard library. Other such
+    modules, which the tests need not import where the program may, are the judge's own.
     """
 
     def __init__(self, client: "Client", entry_points: list[str]) -> None:
@@ -210,6 +212,15 @@ class Names(dict[str, Any]):
         self.client, self.entry_points = client, entry_points
 
     def __missing__(self, name: str) -> Any:
-        if name not in self.entry_points and (name.startswith("__") or hasattr(builtins, name)):
-            raise KeyError(name)
-        return self.client.ask("global", name)
+        if name not in self.entry_points:
+            if name.startswith("__") or hasattr(builtins, name):
+                raise KeyError(name)
+            if name in sys.stdlib_module_names:
+                return importlib.import_module(name)
+        try:
+            value = self.client.ask("global", name)
+        except KeyError as error:  # which would mean: look in the builtins
+            raise NameError(f"name {name!r}: {error!r}") from None
+        if type(value) is Remote and self.client.ask("kind", value) == "builtins.module":
+            raise CannotGrade(f"the tests use the module {name} of the program")
+        return value
