@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from unmask.tasks.sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from unmask.tasks.sandbox_data import PROGRAM, TYPES, CannotGrade, Crossing, name_of, named_builtin
     from unmask.tasks.sandbox_remote import (
         FUNCTIONS,
         OPERATORS,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         place_of,
     )
 else:
-    from sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from sandbox_data import PROGRAM, TYPES, CannotGrade, Crossing, name_of, named_builtin
     from sandbox_remote import FUNCTIONS, OPERATORS, TESTS, Derived, ProgramError, Remote, derived, place_of
 
 MAX_MESSAGE = 1 << 24
@@ -117,10 +117,12 @@ class Side:
 
     def told(self, error: BaseException) -> dict[str, Any]:
         """What the other side hears of an exception."""
+        text, args, noted = "", None, len(CannotGrade.reasons)
         try:
-            text, args = str(error)[:500], self.crossing().encode(tuple(error.args))
-        except (Exception, CannotGrade):
-            text, args = "", None
+            text = str(error)[:500]
+            args = self.crossing().encode(tuple(error.args))
+        except (Exception, CannotGrade):  # less of the exception is heard: no reason not to grade
+            del CannotGrade.reasons[noted:]
         return {"names": [name_of(kind) for kind in type(error).__mro__], "text": text, "args": args}
 
     def error(self, names: list[str], text: str, args: Any) -> BaseException:
@@ -156,6 +158,8 @@ class Client(Side):
         self.calls = 0
         self.raised: list[BaseException] = []
         self.classes: dict[str, type[ProgramError]] = {}
+        self.remotes: dict[int, Remote] = {}
+        self.constants: dict[int, Any] = {}
 
     def ask(self, operation: str, *operands: Any) -> Any:
         self.calls += 1
@@ -180,11 +184,18 @@ class Client(Side):
             return self.reference(value)
         raise CannotGrade(f"the tests hand a {name_of(kind)} to the program")
 
+    def remote(self, place: int) -> Remote:
+        """The proxy of an object of the program; the same one each time."""
+        return self.remotes.setdefault(place, Remote(self, place))
+
     def take_other(self, kind: str, body: Any) -> Any:
         if kind == "mine":
-            return Remote(self, body)
+            return self.remote(body)
         if kind == "derived":
-            return derived(body[0], Remote(self, body[1]))
+            value = derived(body[0], self.remote(body[1]))
+            return value if isinstance(value, tuple) else self.constants.setdefault(body[1], value)
+        if kind == "altered":
+            raise CannotGrade(f"the program hands a {body} to the tests")
         if kind == "exception":
             return self.error_class(body)
         if kind == "builtin":
@@ -202,7 +213,7 @@ class Client(Side):
             return self.raised[raised]
         error = super().error(names, text, args)
         if isinstance(error, ProgramError):
-            error._text, error._remote = text, Remote(self, place)
+            error._text, error._remote = text, self.remote(place)
         return error
 
     def error_class(self, names: list[str]) -> type[Exception]:
@@ -221,8 +232,8 @@ class Server(Side):
 
     def __init__(self, channel: socket.socket, program: str) -> None:
         super().__init__(channel)
-        module = types.ModuleType("solution")
-        sys.modules["solution"], self.names = module, vars(module)
+        module = types.ModuleType(PROGRAM)
+        sys.modules[PROGRAM], self.names = module, vars(module)
         self.lock = threading.RLock()
         self.functions: dict[int, Callable[..., Any]] = {}
         self.operations = {
