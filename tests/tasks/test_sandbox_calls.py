@@ -59,7 +59,7 @@ def test_what_cannot_be_carried_is_not_graded(name: str) -> None:
     assert name.partition(": ")[2] in run.reason
 
 
-EXIT = "{'names': ['builtins.SystemExit'], 'text': '', 'args': None, 'place': 0}"
+EXIT = "{'names': ['builtins.SystemExit'], 'text': '', 'args': None, 'remote': None}"
 RAISED = "{'names': [''], 'text': '', 'args': None, 'raised': 0}"
 FORGED = {
     "an exit": (f"['error', {EXIT}, []]", "AssertionError: raised"),

@@ -29,11 +29,26 @@ if TYPE_CHECKING:
         ProgramError,
         Remote,
         derived,
+        optional_of,
         place_of,
+        proxy_class,
+        special,
     )
 else:
     from sandbox_data import PROGRAM, TYPES, CannotGrade, Crossing, name_of, named_builtin
-    from sandbox_remote import FUNCTIONS, OPERATORS, TESTS, Derived, ProgramError, Remote, derived, place_of
+    from sandbox_remote import (
+        FUNCTIONS,
+        OPERATORS,
+        TESTS,
+        Derived,
+        ProgramError,
+        Remote,
+        derived,
+        optional_of,
+        place_of,
+        proxy_class,
+        special,
+    )
 
 MAX_MESSAGE = 1 << 24
 """Bytes of one answer of the program; a longer one fails the tests."""
@@ -172,7 +187,7 @@ class Client(Side):
 
     def send_other(self, value: Any) -> Any:
         kind = type(value)
-        if kind is Remote:
+        if issubclass(kind, Remote):
             return {"yours": place_of(value)}
         if issubclass(kind, Derived):
             return {"yours": place_of(value._remote)}
@@ -184,16 +199,16 @@ class Client(Side):
             return self.reference(value)
         raise CannotGrade(f"the tests hand a {name_of(kind)} to the program")
 
-    def remote(self, place: int) -> Remote:
-        """The proxy of an object of the program; the same one each time."""
-        return self.remotes.setdefault(place, Remote(self, place))
+    def remote(self, place: int, kind: str, names: list[str]) -> Remote:
+        """The proxy of an object of the program (see :func:`proxy_class`); the same one each time."""
+        return self.remotes.setdefault(place, proxy_class(kind, tuple(names))(self, place))
 
     def take_other(self, kind: str, body: Any) -> Any:
-        if kind == "mine":
-            return self.remote(body)
+        if kind == "object":
+            return self.remote(*body)
         if kind == "derived":
-            value = derived(body[0], self.remote(body[1]))
-            return value if isinstance(value, tuple) else self.constants.setdefault(body[1], value)
+            value = derived(body[0], self.remote(*body[1]))
+            return value if isinstance(value, tuple) else self.constants.setdefault(body[1][0], value)
         if kind == "altered":
             raise CannotGrade(f"the program hands a {body} to the tests")
         if kind == "exception":
@@ -208,12 +223,12 @@ class Client(Side):
         self.raised.append(error)
         return {**super().told(error), "raised": len(self.raised) - 1}
 
-    def error(self, names: list[str], text: str, args: Any, raised: Any = None, place: Any = None) -> BaseException:
+    def error(self, names: list[str], text: str, args: Any, raised: Any = None, remote: Any = None) -> BaseException:
         if raised is not None:
             return self.raised[raised]
         error = super().error(names, text, args)
         if isinstance(error, ProgramError):
-            error._text, error._remote = text, self.remote(place)
+            error._text, error._remote = text, self.remote(*remote)
         return error
 
     def error_class(self, names: list[str]) -> type[Exception]:
@@ -259,7 +274,11 @@ class Server(Side):
                 return {"yours": place}
         if isinstance(value, type) and issubclass(value, BaseException):
             return {"exception": [name_of(kind) for kind in value.__mro__]}
-        return self.reference(value)
+        return {"object": self.described(value)}
+
+    def described(self, value: Any) -> list[Any]:
+        """What the judge makes a proxy of."""
+        return [self.reference(value)["mine"], name_of(type(value)), optional_of(value)]
 
     def take_other(self, kind: str, body: Any) -> Any:
         if kind == "yours":
@@ -271,7 +290,7 @@ class Server(Side):
         return self.functions[body] if kind == "mine" else pulled(self.functions[body])
 
     def told(self, error: BaseException) -> dict[str, Any]:
-        told = {**super().told(error), "place": self.reference(error)["mine"]}
+        told = {**super().told(error), "remote": self.described(error)}
         return {**told, "raised": vars(error)["_raised"]} if "_raised" in vars(error) else told
 
     def error(self, names: list[str], text: str, args: Any, raised: int) -> BaseException:  # type: ignore[override]
@@ -296,8 +315,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setattr": setattr,
     "iter": iter,
     "take": lambda iterator, count: list(itertools.islice(iterator, count)),
-    "kind": lambda value: name_of(type(value)),
-    "defines": lambda value, name: getattr(type(value), name, None) is not getattr(object, name, None),
+    "defines": lambda value, name: special(type(value), name) is not special(object, name),
     "isinstance": isinstance,
     "issubclass": issubclass,
     **{name: getattr(operator, name) for name in OPERATORS},
