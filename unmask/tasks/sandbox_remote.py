@@ -33,6 +33,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__bool__": bool,
     "__str__": str,
     "__repr__": repr,
+    "__format__": format,
     "__hash__": hash,
     "__next__": next,
     "__getitem__": operator.getitem,
@@ -170,7 +171,7 @@ def between(name: str) -> Callable[..., Any]:
     return method
 
 
-UNIVERSAL = ("__str__", "__repr__", "__hash__", "__delattr__", "__copy__", "__deepcopy__")
+UNIVERSAL = ("__str__", "__repr__", "__format__", "__hash__", "__delattr__", "__copy__", "__deepcopy__")
 for _name in UNIVERSAL:
     setattr(Remote, _name, forwarded(_name))
 for _name in (*OPERATORS, *(f"__r{name}__" for name in ARITHMETIC)):
