@@ -132,10 +132,9 @@ def call(self: Remote, *args: Any, **kwargs: Any) -> Any:
     return side_of(self).ask("call", self, args, kwargs)
 
 
-def pieces(self: Remote) -> Iterator[Any]:
-    """The items of an object: the first hundred one at a time, as it may have no end."""
-    side, taken = side_of(self), 0
-    iterator = side.ask("iter", self)
+def pieces(side: "Client", iterator: Any) -> Iterator[Any]:
+    """The items of the program's ``iterator``: the first hundred one at a time, as it may have no end."""
+    taken = 0
     while True:
         size = 1 if taken < 100 else 1000
         items = side.ask("take", iterator, size)
@@ -180,7 +179,7 @@ for _name in (*OPERATORS, *(f"__r{name}__" for name in ARITHMETIC)):
 OPTIONAL: dict[str, Callable[..., Any]] = {
     **{name: forwarded(name) for name in FUNCTIONS if name not in UNIVERSAL},
     "__call__": call,
-    "__iter__": pieces,
+    "__iter__": lambda self: pieces(side_of(self), side_of(self).ask("iter", self)),
     "__contains__": refused("the tests look for a value in an object of the program"),
     "__enter__": method("__enter__"),
     "__exit__": method("__exit__"),
