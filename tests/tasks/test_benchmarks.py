@@ -232,8 +232,10 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
     (problem,) = task.problems(1, 0)
     whole = "```python\ndef area(r):\n    return math.pi * r ** 2\n```"
     wrong = "```python\ndef area(r):\n    return 3 * r ** 2\n```"
-    completions = (problem.response, problem.answer, whole, wrong, "", "```python\nimport sys; sys.exit(0)\n```")
-    assert [task.grade(problem, c) for c in completions] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    helper = "```python\ndef twice(x):\n    return 0\ndef area(r):\n    return math.pi * min(r, 1)\n```"
+    leave = "```python\nimport sys; sys.exit(0)\n```"
+    completions = (problem.response, problem.answer, whole, wrong, helper, "", leave)
+    assert [task.grade(problem, c) for c in completions] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     task = MBPP(path=write(tmp_path / "m.jsonl", MBPP_ROWS), allow_execution=True)
     for problem in task.problems(2, 0):
         assert task.grade(problem, problem.response) == 1.0

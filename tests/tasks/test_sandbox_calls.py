@@ -46,7 +46,7 @@ WRONG = cases("wrong")
 def test_wrong_programs_fail(name: str) -> None:
     run = run_tests(*WRONG[name])
     assert (run.passed, run.gradable) == (False, True)
-    assert re.match("(Assertion|Type|Value)Error", run.reason)
+    assert re.match("(Assertion|Runtime|Type|Value)Error", run.reason)
 
 
 UNGRADABLE = cases("ungradable")
@@ -59,7 +59,7 @@ def test_what_cannot_be_carried_is_not_graded(name: str) -> None:
     assert name.partition(": ")[2] in run.reason
 
 
-EXIT = "{'names': ['builtins.SystemExit'], 'text': '', 'args': None, 'place': 0}"
+EXIT = "{'names': ['builtins.SystemExit'], 'text': '', 'args': None, 'remote': None}"
 RAISED = "{'names': [''], 'text': '', 'args': None, 'raised': 0}"
 FORGED = {
     "an exit": (f"['error', {EXIT}, []]", "AssertionError: raised"),
@@ -89,3 +89,16 @@ def f(x):
     run = run_tests(program, "try: f(1)\nexcept RuntimeError: assert 0, 'raised'")
     assert not run.passed
     assert run.reason.startswith(reason)
+
+
+def test_an_entry_point_is_never_the_builtin_of_its_name() -> None:
+    program = """
+import sys
+def f():
+    frame = sys._getframe()
+    while "server" not in frame.f_locals: frame = frame.f_back
+    def lookup(name): raise KeyError(name)
+    frame.f_locals["server"].operations["global"] = lookup
+"""
+    run = run_tests(program, "f()\nassert sorted([2, 1]) == [1, 2]", ["f", "sorted"])
+    assert (run.passed, run.reason) == (False, "NameError: name 'sorted': KeyError('sorted')")

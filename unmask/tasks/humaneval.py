@@ -29,10 +29,12 @@ class HumanEval(CodeTask):
 
     def problem(self, row: Mapping[str, Any]) -> Problem:
         entry = row["entry_point"]
-        if not defines(row["prompt"], entry):
+        definition = defines(row["prompt"], entry)
+        if not definition:
             raise ValueError(f"the prompt does not define {entry!r}")
+        helpers = row["prompt"][: definition.start()]  # with helpers of the program's it would test itself
         solution = row["prompt"] + row["canonical_solution"]
-        tests = f"{row['test']}\n\ncheck({entry})\n"
+        tests = f"{helpers}\n{row['test']}\n\ncheck({entry})\n"
         metadata = {"task_id": row["task_id"], "code": row["prompt"], "tests": tests, "entry_points": [entry]}
         prompt = PROMPT.format(code=row["prompt"].strip())
         return Problem(prompt, row["canonical_solution"], f"```python\n{solution.strip()}\n```", metadata)

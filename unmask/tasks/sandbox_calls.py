@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from unmask.tasks.sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from unmask.tasks.sandbox_data import PROGRAM, TYPES, CannotGrade, Crossing, name_of, named_builtin
     from unmask.tasks.sandbox_remote import (
         FUNCTIONS,
         OPERATORS,
@@ -29,11 +29,26 @@ if TYPE_CHECKING:
         ProgramError,
         Remote,
         derived,
+        optional_of,
         place_of,
+        proxy_class,
+        special,
     )
 else:
-    from sandbox_data import TYPES, CannotGrade, Crossing, name_of, named_builtin
-    from sandbox_remote import FUNCTIONS, OPERATORS, TESTS, Derived, ProgramError, Remote, derived, place_of
+    from sandbox_data import PROGRAM, TYPES, CannotGrade, Crossing, name_of, named_builtin
+    from sandbox_remote import (
+        FUNCTIONS,
+        OPERATORS,
+        TESTS,
+        Derived,
+        ProgramError,
+        Remote,
+        derived,
+        optional_of,
+        place_of,
+        proxy_class,
+        special,
+    )
 
 MAX_MESSAGE = 1 << 24
 """Bytes of one answer of the program; a longer one fails the tests."""
@@ -117,10 +132,12 @@ class Side:
 
     def told(self, error: BaseException) -> dict[str, Any]:
         """What the other side hears of an exception."""
+        text, args, noted = "", None, len(CannotGrade.reasons)
         try:
-            text, args = str(error)[:500], self.crossing().encode(tuple(error.args))
-        except (Exception, CannotGrade):
-            text, args = "", None
+            text = str(error)[:500]
+            args = self.crossing().encode(tuple(error.args))
+        except (Exception, CannotGrade):  # less of the exception is heard: no reason not to grade
+            del CannotGrade.reasons[noted:]
         return {"names": [name_of(kind) for kind in type(error).__mro__], "text": text, "args": args}
 
     def error(self, names: list[str], text: str, args: Any) -> BaseException:
@@ -156,14 +173,21 @@ class Client(Side):
         self.calls = 0
         self.raised: list[BaseException] = []
         self.classes: dict[str, type[ProgramError]] = {}
+        self.remotes: dict[int, Remote] = {}
+        self.constants: dict[int, Any] = {}
 
     def ask(self, operation: str, *operands: Any) -> Any:
         self.calls += 1
-        return super().ask(operation, *operands)
+        try:
+            return super().ask(operation, *operands)
+        except StopIteration as error:
+            if operation == "__next__":
+                raise
+            raise RuntimeError("the program raised StopIteration") from error  # it would end a loop of the tests
 
     def send_other(self, value: Any) -> Any:
         kind = type(value)
-        if kind is Remote:
+        if issubclass(kind, Remote):
             return {"yours": place_of(value)}
         if issubclass(kind, Derived):
             return {"yours": place_of(value._remote)}
@@ -175,11 +199,18 @@ class Client(Side):
             return self.reference(value)
         raise CannotGrade(f"the tests hand a {name_of(kind)} to the program")
 
+    def remote(self, place: int, kind: str, names: list[str]) -> Remote:
+        """The proxy of an object of the program (see :func:`proxy_class`); the same one each time."""
+        return self.remotes.setdefault(place, proxy_class(kind, tuple(names))(self, place))
+
     def take_other(self, kind: str, body: Any) -> Any:
-        if kind == "mine":
-            return Remote(self, body)
+        if kind == "object":
+            return self.remote(*body)
         if kind == "derived":
-            return derived(body[0], Remote(self, body[1]))
+            value = derived(body[0], self.remote(*body[1]))
+            return value if isinstance(value, tuple) else self.constants.setdefault(body[1][0], value)
+        if kind == "altered":
+            raise CannotGrade(f"the program hands a {body} to the tests")
         if kind == "exception":
             return self.error_class(body)
         if kind == "builtin":
@@ -192,12 +223,12 @@ class Client(Side):
         self.raised.append(error)
         return {**super().told(error), "raised": len(self.raised) - 1}
 
-    def error(self, names: list[str], text: str, args: Any, raised: Any = None, place: Any = None) -> BaseException:
+    def error(self, names: list[str], text: str, args: Any, raised: Any = None, remote: Any = None) -> BaseException:
         if raised is not None:
             return self.raised[raised]
         error = super().error(names, text, args)
         if isinstance(error, ProgramError):
-            error._text, error._remote = text, Remote(self, place)
+            error._text, error._remote = text, self.remote(*remote)
         return error
 
     def error_class(self, names: list[str]) -> type[Exception]:
@@ -216,8 +247,8 @@ class Server(Side):
 
     def __init__(self, channel: socket.socket, program: str) -> None:
         super().__init__(channel)
-        module = types.ModuleType("solution")
-        sys.modules["solution"], self.names = module, vars(module)
+        module = types.ModuleType(PROGRAM)
+        sys.modules[PROGRAM], self.names = module, vars(module)
         self.lock = threading.RLock()
         self.functions: dict[int, Callable[..., Any]] = {}
         self.operations = {
@@ -243,7 +274,11 @@ class Server(Side):
                 return {"yours": place}
         if isinstance(value, type) and issubclass(value, BaseException):
             return {"exception": [name_of(kind) for kind in value.__mro__]}
-        return self.reference(value)
+        return {"object": self.described(value)}
+
+    def described(self, value: Any) -> list[Any]:
+        """What the judge makes a proxy of."""
+        return [self.reference(value)["mine"], name_of(type(value)), optional_of(value)]
 
     def take_other(self, kind: str, body: Any) -> Any:
         if kind == "yours":
@@ -255,7 +290,7 @@ class Server(Side):
         return self.functions[body] if kind == "mine" else pulled(self.functions[body])
 
     def told(self, error: BaseException) -> dict[str, Any]:
-        told = {**super().told(error), "place": self.reference(error)["mine"]}
+        told = {**super().told(error), "remote": self.described(error)}
         return {**told, "raised": vars(error)["_raised"]} if "_raised" in vars(error) else told
 
     def error(self, names: list[str], text: str, args: Any, raised: int) -> BaseException:  # type: ignore[override]
@@ -280,8 +315,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setattr": setattr,
     "iter": iter,
     "take": lambda iterator, count: list(itertools.islice(iterator, count)),
-    "kind": lambda value: name_of(type(value)),
-    "defines": lambda value, name: getattr(type(value), name, None) is not getattr(object, name, None),
+    "defines": lambda value, name: special(type(value), name) is not special(object, name),
     "isinstance": isinstance,
     "issubclass": issubclass,
     **{name: getattr(operator, name) for name in OPERATORS},

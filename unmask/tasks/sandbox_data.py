@@ -10,6 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+PROGRAM = "solution"
+"""The name of the program's module."""
+
 IMMUTABLE: dict[str, Callable[[Any], list[Any]]] = {
     "builtins.complex": lambda v: [v.real, v.imag],
     "builtins.range": lambda v: [v.start, v.stop, v.step],
@@ -87,6 +90,8 @@ class Crossing:
         if id(value) in self.numbers:
             return {"same": self.numbers[id(value)]}
         kind = self.kind_of(value)
+        if not self.strict and alters(value):
+            return {"altered": name_of(type(value))}
         if kind in DERIVABLE and kind != name_of(type(value)):
             plain = DERIVABLE[kind](value)
             return {"derived": [self.encode(plain), *self.send_other(value).values()]}
@@ -108,9 +113,7 @@ class Crossing:
         if self.strict and name == "collections.deque" and value.maxlen is not None:
             return "a bounded deque"
         known = name in IMMUTABLE or name in MUTABLE or name in VIEWS
-        if known or self.strict or type(value) in BASES:
-            return name
-        return next((name_of(kind) for kind in BASES if isinstance(value, kind)), name)
+        return name if known or self.strict else name_of(base_of(value))
 
     def inside(self, value: Any) -> Any:
         """What a container holds."""
@@ -175,6 +178,30 @@ class Crossing:
     def apply(self, changes: list[Any]) -> None:
         for number, body in changes:
             self.fill(self.shared[number], body)
+
+
+def base_of(value: Any) -> type:
+    """The plain type that the type of ``value`` is, or is a subclass of; without one, its type."""
+    return next((kind for kind in BASES if isinstance(value, kind)), type(value))
+
+
+def alters(value: Any) -> bool:
+    """Whether a subclass of a plain type gives ``value`` what its plain value lacks or does otherwise."""
+    base = base_of(value)
+    if type(value) is base:
+        return False
+    names = {name for kind in type(value).__mro__ if kind.__module__ == PROGRAM for name in own_names(kind)}
+    if name_of(base) in DERIVABLE:  # its texts and further attributes are asked of the object
+        names -= {"__repr__", "__str__", "__getattr__"}
+        return any(name.startswith("__") or hasattr(base, name) for name in names)
+    return any(name.startswith("__") or not name.startswith("_") for name in {*names, *getattr(value, "__dict__", ())})
+
+
+def own_names(kind: type) -> set[str]:
+    """What a class of the program defines itself, but how its objects are made; special names only if functions."""
+    special = {n for n, member in vars(kind).items() if getattr(member, "__module__", None) == PROGRAM}
+    special -= {"__init__", "__new__", "__init_subclass__", "__annotate_func__"}
+    return special | {name for name in vars(kind) if not name.startswith("__")}
 
 
 def made(kind: str, *arguments: Any) -> Any:

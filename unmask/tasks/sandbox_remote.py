@@ -5,6 +5,8 @@ A stand-alone module of the standard library: :mod:`unmask.tasks.sandbox` loads 
 
 import builtins
 import copy
+import functools
+import importlib
 import math
 import operator
 import sys
@@ -31,6 +33,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__bool__": bool,
     "__str__": str,
     "__repr__": repr,
+    "__format__": format,
     "__hash__": hash,
     "__next__": next,
     "__getitem__": operator.getitem,
@@ -59,55 +62,49 @@ class Remote:
 
     What the tests do to it alone, or to it and another one, the program does. But where they hold it against a value
     of their own, the program must not see that value and answer: that is not graded, unless the object's class leaves
-    the operation as it is for all objects.
+    the operation as it is for all objects. Its type is a subclass of this, made by :func:`proxy_class`.
     """
 
     __slots__ = ("__place", "__side")
+
+    __kind: str
+    """The name of the object's type."""
 
     def __init__(self, side: "Client", place: int) -> None:
         object.__setattr__(self, "_Remote__side", side)
         object.__setattr__(self, "_Remote__place", place)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return side_of(self).ask("call", self, args, kwargs)
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__doc__", "__module__"):
+            return side_of(self).ask("getattr", self, name)
+        return object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__array"):
             raise CannotGrade("the tests hand an object of the program to numpy")
+        if name == "__mro_entries__":
+            raise CannotGrade("the tests make a subclass of a class of the program")
         return side_of(self).ask("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         side_of(self).ask("setattr", self, name, value)
 
-    def __iter__(self) -> Iterator[Any]:
-        return pieces(side_of(self), side_of(self).ask("iter", self))
-
-    def __contains__(self, value: Any) -> bool:
-        if side_of(self).ask("defines", self, "__contains__"):
-            raise CannotGrade("the tests look for a value in an object of the program")
-        return any(value is item or value == item for item in self)
-
-    def __enter__(self) -> Any:
-        return self.__getattr__("__enter__")()
-
-    def __exit__(self, *error: Any) -> Any:
-        return self.__getattr__("__exit__")(*error)
-
-    def __await__(self) -> Any:
-        raise CannotGrade("the tests await the program")
-
     def __instancecheck__(self, instance: Any) -> bool:
         if issubclass(type(instance), Derived):
             instance = instance._remote
-        return type(instance) is Remote and side_of(self).ask("isinstance", instance, self) is True
+        return is_remote(instance) and side_of(self).ask("isinstance", instance, self) is True
 
     def __subclasscheck__(self, kind: Any) -> bool:
-        return type(kind) is Remote and side_of(self).ask("issubclass", kind, self) is True
+        return is_remote(kind) and side_of(self).ask("issubclass", kind, self) is True
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """For isinstance: the object's type where that is one of the standard library's."""
-        return known_type(str(side_of(self).ask("kind", self)))
+        return known_type(kind_of(self)) or type(self)
+
+
+def is_remote(value: Any) -> bool:
+    return issubclass(type(value), Remote)
 
 
 def side_of(remote: Remote) -> "Client":
@@ -116,6 +113,23 @@ def side_of(remote: Remote) -> "Client":
 
 def place_of(remote: Remote) -> int:
     return object.__getattribute__(remote, "_Remote__place")
+
+
+def kind_of(remote: Remote) -> str:
+    return object.__getattribute__(remote, "_Remote__kind")
+
+
+def known_type(name: str) -> type | None:
+    if name == "builtins.coroutine":
+        raise CannotGrade("the tests await the program")
+    module, _, short = name.rpartition(".")
+    hidden = {kind.__qualname__: kind for kind in vars(types).values() if isinstance(kind, type)}
+    found = getattr(sys.modules.get(module), short, hidden.get(short) if module == "builtins" else None)
+    return found if isinstance(found, type) else None
+
+
+def call(self: Remote, *args: Any, **kwargs: Any) -> Any:
+    return side_of(self).ask("call", self, args, kwargs)
 
 
 def pieces(side: "Client", iterator: Any) -> Iterator[Any]:
@@ -130,13 +144,15 @@ def pieces(side: "Client", iterator: Any) -> Iterator[Any]:
             return
 
 
-def known_type(name: str) -> type:
-    if name == "builtins.coroutine":
-        raise CannotGrade("the tests await the program")
-    module, _, short = name.rpartition(".")
-    hidden = {kind.__qualname__: kind for kind in vars(types).values() if isinstance(kind, type)}
-    found = getattr(sys.modules.get(module), short, hidden.get(short) if module == "builtins" else None)
-    return found if isinstance(found, type) else Remote
+def method(name: str) -> Callable[..., Any]:
+    return lambda self, *operands: self.__getattr__(name)(*operands)
+
+
+def refused(reason: str) -> Callable[..., Any]:
+    def method(self: Remote, *operands: Any) -> Any:
+        raise CannotGrade(reason)
+
+    return method
 
 
 def forwarded(name: str) -> Callable[..., Any]:
@@ -145,7 +161,7 @@ def forwarded(name: str) -> Callable[..., Any]:
 
 def between(name: str) -> Callable[..., Any]:
     def method(self: Remote, other: Any) -> Any:
-        if type(other) is Remote:
+        if is_remote(other):
             return side_of(self).ask(name, self, other)
         if side_of(self).ask("defines", self, name):
             raise CannotGrade(f"the tests use {name} of an object of the program and a value of their own")
@@ -154,10 +170,41 @@ def between(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in FUNCTIONS:
+UNIVERSAL = ("__str__", "__repr__", "__format__", "__hash__", "__delattr__", "__copy__", "__deepcopy__")
+for _name in UNIVERSAL:
     setattr(Remote, _name, forwarded(_name))
 for _name in (*OPERATORS, *(f"__r{name}__" for name in ARITHMETIC)):
     setattr(Remote, _name, between(_name))
+
+OPTIONAL: dict[str, Callable[..., Any]] = {
+    **{name: forwarded(name) for name in FUNCTIONS if name not in UNIVERSAL},
+    "__call__": call,
+    "__iter__": lambda self: pieces(side_of(self), side_of(self).ask("iter", self)),
+    "__contains__": refused("the tests look for a value in an object of the program"),
+    "__enter__": method("__enter__"),
+    "__exit__": method("__exit__"),
+    "__await__": refused("the tests await the program"),
+}
+"""Operations of the proxies of those objects whose class has them."""
+
+
+def special(kind: type, name: str) -> Any:
+    """What Python finds of a special name for objects of type ``kind``: not what its metaclass has."""
+    return next((vars(owner)[name] for owner in kind.__mro__ if name in vars(owner)), None)
+
+
+def optional_of(value: Any) -> list[str]:
+    """The operations among ``OPTIONAL`` that ``value`` has."""
+    generic = isinstance(value, type) and hasattr(value, "__class_getitem__")
+    found = [name for name in OPTIONAL if special(type(value), name) is not None]
+    return [*found, "__getitem__"] if generic else found
+
+
+@functools.cache
+def proxy_class(kind: str, names: tuple[str, ...]) -> type[Remote]:
+    """The type of proxies of objects of the type named ``kind`` with the optional operations ``names``."""
+    body = {"__slots__": (), "_Remote__kind": kind, **{name: OPTIONAL[name] for name in names}}
+    return type(kind.rpartition(".")[2], (Remote,), body)
 
 
 class Derived:
@@ -202,7 +249,8 @@ class ProgramError(Exception):
 class Names(dict[str, Any]):
     """Globals of the tests: a name that they and the builtins lack is looked up in the program.
 
-    ``entry_points`` are looked up there even if they are builtins.
+    ``entry_points`` are looked up there even if they are builtins or modules of the standard library. Other such
+    modules, which the tests need not import where the program may, are the judge's own.
     """
 
     def __init__(self, client: "Client", entry_points: list[str]) -> None:
@@ -210,6 +258,15 @@ class Names(dict[str, Any]):
         self.client, self.entry_points = client, entry_points
 
     def __missing__(self, name: str) -> Any:
-        if name not in self.entry_points and (name.startswith("__") or hasattr(builtins, name)):
-            raise KeyError(name)
-        return self.client.ask("global", name)
+        if name not in self.entry_points:
+            if name.startswith("__") or hasattr(builtins, name):
+                raise KeyError(name)
+            if name in sys.stdlib_module_names:
+                return importlib.import_module(name)
+        try:
+            value = self.client.ask("global", name)
+        except KeyError as error:  # which would mean: look in the builtins
+            raise NameError(f"name {name!r}: {error!r}") from None
+        if is_remote(value) and kind_of(value) == "builtins.module":
+            raise CannotGrade(f"the tests use the module {name} of the program")
+        return value
