@@ -151,7 +151,8 @@ class Run:
             return False
         with safe_open(path, framework="pt") as file:
             made_by, mine = file.metadata() or {}, described(self.recipe)
-        if differing := [f"{k} {v} there, {mine[k]} here" for k, v in made_by.items() if k in mine and v != mine[k]]:
+        both = sorted(made_by.keys() & mine)
+        if differing := [f"{k} {made_by[k]} there, {mine[k]} here" for k in both if made_by[k] != mine[k]]:
             raise ValueError(f"{path} is of a run with another recipe: {'; '.join(differing)}")
         tensors = load_file(path)
         self.step = int(tensors.pop("step"))
