@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts_as_modules import load_script
 
 import unmask
 from unmask.cli.options import parse_pairs
@@ -20,13 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "study.py"
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_every_run_is_a_valid_configuration(study: ModuleType) -> None:

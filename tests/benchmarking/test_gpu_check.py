@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tarfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts_as_modules import load_script
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 MACHINE = {"device": "Some GPU", "capability": "90"}
@@ -18,13 +18,7 @@ MACHINE = {"device": "Some GPU", "capability": "90"}
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_check", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PATH)
 
 
 def python(code: str) -> list[str]:

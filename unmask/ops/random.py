@@ -1,4 +1,4 @@
-"""The kernels' counter-based generator in plain torch, for the few draws made outside them."""
+"""The kernels' seeds, and their counter-based generator in plain torch for the few draws made outside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from torch import Tensor
 
 ACTION_INDEX = 0x80000000  # kActionIndex of csrc/ops/random.h
 _WORD = 0xFFFFFFFF
+
+
+def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
+    """``seed``, 64 bits, as the (1,) int64 tensor that ops on ``device`` read. Raises TypeError or ValueError."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed: expected an int or an int64 tensor, got {seed.dtype}")
+        if seed.numel() != 1:
+            raise ValueError(f"seed: expected one element, got shape {tuple(seed.shape)}")
+        if seed.device != device:
+            raise ValueError(f"seed: expected device {device}, got {seed.device}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int or an int64 tensor, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed: expected 64 bits, got {seed}")
+    # A fill, not a copy from the host: no synchronisation, and allowed in a graph capture.
+    return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
 
 
 def _mul_hi_lo(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.ops import library  # noqa: F401  (registers the op)
+from unmask.ops.random import seed_tensor
 from unmask.ops.types import TopkConfidence
 
 MAX_TOP_K = 64
@@ -68,7 +69,7 @@ def topk_confidence(
         index,
         select,
         float(temperature),
-        _seed_tensor(seed, logits) if temperature > 0 else None,
+        seed_tensor(seed, logits.device) if temperature > 0 else None,
         counter if temperature > 0 else None,
         excluded,
         logsumexp,
@@ -84,24 +85,6 @@ def _excluded(exclude: Sequence[int]) -> list[int]:
     if not isinstance(exclude, Sequence) or not all(hasattr(i, "__index__") for i in exclude):
         raise TypeError(f"exclude: expected a sequence of ids, got {exclude!r}")
     return sorted({int(i) for i in exclude})
-
-
-def _seed_tensor(seed: int | Tensor, logits: Tensor) -> Tensor:
-    """``seed`` as an int64 tensor of one element on the device of the logits."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64:
-            raise TypeError(f"seed: expected an int or an int64 tensor, got {seed.dtype}")
-        if seed.numel() != 1:
-            raise ValueError(f"seed: expected one element, got shape {tuple(seed.shape)}")
-        if seed.device != logits.device:
-            raise ValueError(f"seed: expected device {logits.device} as logits, got {seed.device}")
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int or an int64 tensor, got {seed!r}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: expected 64 bits, got {seed}")
-    # A fill, not a copy from the host: no synchronisation, and allowed in a graph capture.
-    return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=logits.device)
 
 
 def _check(

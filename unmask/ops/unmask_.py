@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.ops import library  # noqa: F401  (registers the op)
+from unmask.ops.random import seed_tensor
 
 MODES = ("select", "bernoulli", "bernoulli-argmax", "greedy", "dpls")
 """In the order of ActionMode in csrc/ops/unmask.h."""
@@ -104,24 +105,9 @@ def unmask_(
         float(temperature),
         float(scale),
         float(stop_logit),
-        _seed_tensor(seed, tokens.device) if mode in _DRAWING else None,
+        seed_tensor(seed, tokens.device) if mode in _DRAWING else None,
         sequence,
     )
-
-
-def _seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
-            raise ValueError(
-                f"seed: expected an int or one int64 element on {device}, got {tuple(seed.shape)} {seed.dtype} "
-                f"on {seed.device}"
-            )
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int or an int64 tensor, got {seed!r}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed: expected a 64-bit integer, got {seed}")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)  # a kernel, not a copy from the host
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], like: Tensor) -> None:
