@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, load_model
+from unmask.policies import Decision, Observation, Threshold
 
 POLICIES = ["threshold:0.5", "confidence:8", "random:8", "entropy-bound:0.5", "factor:1", "klass:0.5,0.1", "learned"]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [3, 1], [9, 8]]
@@ -78,6 +81,21 @@ def test_alpha_is_worked_in_once_per_generation(monkeypatch: pytest.MonkeyPatch)
     out = Sampler(random_model(), None, policy, SamplerConfig(8, 4, max_batch_size=1)).generate([[1], [2]], alpha=0.5)
     assert out.steps.min() > 2
     assert calls == [[0.5, 0.5]]
+
+
+def test_a_policy_of_your_own_may_read_alpha_in_each_step() -> None:
+    class Own(Threshold):
+        alpha_conditioned, config = True, PolicyConfig(alpha_conditioned=True, default_alpha=2.0)
+        seen: ClassVar[list[float]] = []
+
+        def decide(self, observation: Observation) -> Decision:
+            assert observation.alpha is not None
+            assert observation.dial is None
+            self.seen.extend(observation.alpha.tolist())
+            return super().decide(observation)
+
+    Sampler(random_model(), None, Own(0.5), SamplerConfig(4, 4)).generate([[1]])
+    assert set(Own.seen) == {2.0}
 
 
 def test_stops_once_eos_and_everything_before_it_is_committed() -> None:

@@ -187,7 +187,8 @@ class Sampler:
 
     def set_alpha(self, canvas: Canvas, alpha: Tensor) -> None:
         """Ask the policy, which is conditioned on it, for the trade-off ``alpha`` (N,) float32 of each row."""
-        canvas.alpha, canvas.dial = alpha, self.policy.dial(alpha)  # type: ignore[union-attr]
+        prepare = getattr(self.policy, "dial", None)  # a policy may do all with alpha in each step
+        canvas.alpha, canvas.dial = alpha, None if prepare is None else prepare(alpha)
 
     @property
     def padding_id(self) -> int:
