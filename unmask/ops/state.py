@@ -1,0 +1,147 @@
+"""The state of rows being decoded, as :func:`unmask.ops.unmask_` reads it and brings it up to date in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+RUNNING, COMPLETE, EXHAUSTED, POISONED = range(4)
+"""Values of a row's status: it goes on, it has no masks left, it is out of steps, its logits were undefined."""
+
+STEPS, REMAINING, BLOCK, STATUS, SEQUENCE, DRAW_STEP, POSITION, PHASE = range(8)
+"""Columns of ``State.rows``, as in csrc/ops/unmask.h."""
+
+S = TypeVar("S", bound="State")
+
+
+@dataclass
+class State:
+    """B rows of T tokens, of which L positions from ``start`` on are the buffer being filled.
+
+    Buffer position i of a row belongs to block ``(i + phase) // block_length``. The active block of a row is the first
+    that holds a mask. A row is done as soon as its status is not RUNNING. Every tensor of the class, and of classes
+    derived from it, has one entry per row.
+    """
+
+    tokens: Tensor
+    """(B, T) int64. Rows may be strided, the last dimension is contiguous."""
+    mask: Tensor
+    """(B, L) bool, contiguous: still masked."""
+    allowed: Tensor
+    """(B, L) bool, contiguous: masked and in the active block of a running row."""
+    rows: Tensor
+    """(B, 8) int64, contiguous: the integers of each row, in the columns named above."""
+    start: int
+    block_length: int
+
+    @classmethod
+    def create(
+        cls: type[S],
+        tokens: Tensor,
+        start: int,
+        mask_token_id: int,
+        block_length: int,
+        phase: Tensor | None = None,
+    ) -> S:
+        """State of freshly masked ``tokens`` (B, T); the buffer is everything from ``start`` on.
+
+        ``phase`` (B,) int64 in [0, block_length) is 0 for every row unless given. A row's draws are keyed by its index.
+        """
+        mask = tokens[:, start:] == mask_token_id
+        rows = torch.zeros(tokens.shape[0], 8, dtype=torch.int64, device=tokens.device)
+        rows[:, SEQUENCE] = torch.arange(tokens.shape[0], device=tokens.device)
+        if phase is not None:
+            rows[:, PHASE] = phase
+        state = cls(tokens, mask, torch.zeros_like(mask), rows, start, block_length)
+        blocks = state.blocks
+        remaining = mask.sum(dim=1)
+        first = blocks.gather(1, mask.to(torch.uint8).argmax(dim=1, keepdim=True)).squeeze(1)  # if any is masked
+        rows[:, REMAINING] = remaining
+        rows[:, BLOCK] = torch.where(remaining > 0, first, state.num_blocks)
+        rows[:, STATUS] = torch.where(remaining > 0, RUNNING, COMPLETE)
+        state.allowed.copy_(mask & (blocks == rows[:, BLOCK, None]))
+        return state
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.mask.shape[1]
+
+    @property
+    def buffer(self) -> Tensor:
+        """(B, L) view of the tokens being filled."""
+        return self.tokens[:, self.start : self.start + self.length]
+
+    @property
+    def blocks(self) -> Tensor:
+        """(B, L) int64: the block of each buffer position."""
+        return (torch.arange(self.length, device=self.rows.device) + self.phase[:, None]) // self.block_length
+
+    @property
+    def num_blocks(self) -> Tensor:
+        """(B,) int64: how many blocks the buffer of each row touches."""
+        return (self.length + self.phase + self.block_length - 1) // self.block_length
+
+    @property
+    def steps(self) -> Tensor:
+        """(B,) view: forwards taken (NFE)."""
+        return self.rows[:, STEPS]
+
+    @property
+    def remaining(self) -> Tensor:
+        """(B,) view: masks left."""
+        return self.rows[:, REMAINING]
+
+    @property
+    def block(self) -> Tensor:
+        """(B,) view: the active block, the number of blocks if there is none."""
+        return self.rows[:, BLOCK]
+
+    @property
+    def status(self) -> Tensor:
+        """(B,) view: RUNNING, COMPLETE, EXHAUSTED (out of steps) or POISONED (undefined logits)."""
+        return self.rows[:, STATUS]
+
+    @property
+    def sequence(self) -> Tensor:
+        """(B,) view: the key of the row's draws, which thus do not depend on the rest of the batch."""
+        return self.rows[:, SEQUENCE]
+
+    @property
+    def draw_step(self) -> Tensor:
+        """(B,) view: added to ``steps`` in the key of the draws."""
+        return self.rows[:, DRAW_STEP]
+
+    @property
+    def position(self) -> Tensor:
+        """(B,) view: added to the buffer position in the key of the draws."""
+        return self.rows[:, POSITION]
+
+    @property
+    def phase(self) -> Tensor:
+        """(B,) view: where in a block the buffer begins, from 0 to ``block_length`` - 1."""
+        return self.rows[:, PHASE]
+
+    @property
+    def done(self) -> Tensor:
+        """(B,) bool, computed: whether the row has ended, in whatever way."""
+        return self.status != RUNNING
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by field name."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield name, value
+
+    def take(self: S, index: Tensor) -> S:
+        """A new state of copies of the rows that ``index`` (int64 or bool) names."""
+        return replace(self, **{name: value[index] for name, value in self.tensors()})
+
+    def put(self: S, index: Tensor, other: S) -> None:
+        """Overwrite the rows that ``index`` names with all rows of ``other``."""
+        for name, value in other.tensors():
+            getattr(self, name)[index] = value
