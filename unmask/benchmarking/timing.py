@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from unmask.commit import package_commit
 from unmask.benchmarking.captured import Call, calls_in, on_device
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -264,7 +265,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "isa": str(build_info()["cpu_isa"]),
         "torch": torch.__version__,
         "unmask": __version__,
-        "commit": commit(),
+        "commit": package_commit(),
     }
 
 
@@ -274,21 +275,6 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """Short commit of the working directory's repository, with ``+`` if files changed; empty outside one."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        head = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head + ("+" if changed else "")
 
 
 def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) -> None:

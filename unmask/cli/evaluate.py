@@ -232,7 +232,6 @@ def evaluate_all(
     """A row for each job: one of ``known`` if it measures the same, else made now and written to the output."""
     from rich.console import Console
 
-    from unmask.benchmarking.timing import commit
     from unmask.evaluation.evaluate import check_samples, evaluate, identity
     from unmask.evaluation.results import write_csv
     from unmask.sampling.prompts import with_chat_template
@@ -250,7 +249,7 @@ def evaluate_all(
     ]
     for sampler in samplers:
         check_samples(args.samples, sampler.config, sampler)
-    rows, made_by = [], commit()
+    rows = []
     with progress_bar(console=Console(stderr=True), transient=True) as progress:
         total = progress.add_task("evaluating", total=len(jobs))
         now = progress.add_task("completions")
@@ -259,7 +258,7 @@ def evaluate_all(
             progress.update(total, description=f"{job.task.name}, {job.label}, blocks {regime}")
             progress.reset(now, total=job.problems * args.samples)
             further = further_settings(args, job.task, options, sampler.config)
-            names = {"model": args.model, "policy": job.label, "commit": made_by, "settings": further}
+            names = {"model": args.model, "policy": job.label, "settings": further}
             wanted = identity(sampler, job.task, job.problems, job.seed, names, args.samples)
             row = next((r for r in known if all(getattr(r, k) == v for k, v in wanted.items())), None)
             if row is None:

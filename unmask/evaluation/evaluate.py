@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from unmask.commit import package_commit
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.prompts import describe_prompts
+from unmask.sampling.loop import StepRecord
+from unmask.sampling.prompts import Prompts, describe_prompts
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Problem, Task
@@ -103,7 +105,7 @@ def evaluate(
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
-    ``names`` gives the row's "model", "policy" and "commit"; ``overrides`` replace fields of the sampler's config. The
+    ``names`` gives the row's "model", "policy" and further "settings"; ``overrides`` replace fields of the sampler's config. The
     draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples`` N every
     problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of JSON for
     each, appended before they are graded. ``on_finished`` is told now and then how many completions are finished.
@@ -122,20 +124,18 @@ def evaluate(
     problems = task.problems(num_problems, problem_seed)
     each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
-    canvas = sampler.prepare([p.prompt for p in each], None, config)
-    result = sampler.finish(canvas, config, sampler.model.eos_token_id, on_finished=on_finished)
+    result = decode_problems(sampler, each, config, on_finished=on_finished)
     seconds = time.perf_counter() - started
-    texts = result.texts or []
     about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
     if completions is not None:
         save_completions(completions, about, each, result)
-    grades = task.grade_all(each, texts)
+    grades = grade(task, each, result)
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
         [mean(group) for group in groups(values, samples)]
         for values in (grades, [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist())
     )
-    names = names or {}
+    texts = result.texts or []
     return Evaluation(
         **about,
         accuracy=mean(accuracy),
@@ -147,11 +147,38 @@ def evaluate(
         seconds=seconds,
         measures=average_measures([task.measures(p, t) for p, t in zip(each, texts, strict=True)]),
         learned=isinstance(sampler.policy, nn.Module),
-        commit=names.get("commit", ""),
+        commit=package_commit(),
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
     )
+
+
+def decode_problems(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    config: SamplerConfig,
+    prompts: Prompts | None = None,
+    on_finished: Callable[[int], None] | None = None,
+) -> GenerationResult:
+    """Completions of ``problems``, of their prompts unless ``prompts`` stand in for these; ``config`` is settled."""
+    state = sampler.prepare([p.prompt for p in problems] if prompts is None else prompts, None, config)
+
+    def counted(records: Iterable[StepRecord]) -> Iterator[StepRecord]:
+        for record in records:
+            if on_finished is not None:
+                on_finished(record.finished)
+            yield record
+
+    return sampler.result(state, config, counted(sampler.steps(state, config)))
+
+
+def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> list[float]:
+    """What ``task`` says of each completion; ValueError if it does not say something of each."""
+    grades = task.grade_all(problems, result.texts or [])
+    if len(grades) != len(problems):
+        raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
+    return grades
 
 
 def save_completions(
@@ -196,7 +223,7 @@ def identity(
     return {
         "model": names.get("model", type(sampler.model).__name__),
         "task": task.name,
-        "policy": names.get("policy", str(getattr(sampler.policy, "spec", type(sampler.policy).__name__))),
+        "policy": names.get("policy", sampler.policy.spec),
         "block_length": config.block_length or config.max_new_tokens,
         "length": config.max_new_tokens,
         "actions": config.actions,
@@ -229,10 +256,10 @@ def weights_digest(policy: Any) -> str:
 
 
 def asked_alpha(sampler: Sampler, config: SamplerConfig) -> float | None:
-    """The trade-off that ``config`` asks of the sampler's policy, its own if none; None if it takes none."""
-    if config.alpha is None and getattr(sampler.policy, "alpha_conditioned", False):
-        return float(sampler.policy.config.default_alpha)  # type: ignore[union-attr]
-    return config.alpha
+    """The trade-off that ``config`` asks of the policy, else the policy's default; None for one that takes none."""
+    if not sampler.policy.conditioned:
+        return None
+    return float(sampler.policy.default_alpha if config.alpha is None else config.alpha)
 
 
 def average_measures(rows: Sequence[dict[str, float]]) -> dict[str, float]:

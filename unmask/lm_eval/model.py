@@ -151,10 +151,10 @@ class UnmaskLM(TemplateLM):
         texts: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), desc="Unmasking", disable=disable_tqdm) as progress:
             for indices in self.chunks(prompts, [settings for settings, _ in wanted]):
-                config = self.sampler.config.updated(wanted[indices[0]][0])
-                canvas = self.sampler.prepare([prompts[i] for i in indices], None, config)
-                canvas.sequence = torch.tensor([sequences[i] for i in indices], device=canvas.sequence.device)
-                result = self.sampler.finish(canvas, config, self.sampler.model.eos_token_id)
+                config = self.sampler.settled(wanted[indices[0]][0])
+                keys = torch.tensor([sequences[i] for i in indices])
+                state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
+                result = self.sampler.result(state, config, self.sampler.steps(state, config))
                 self.steps += [float(v) for v in result.steps.tolist()]
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
                 for i, text in zip(indices, result.texts or [], strict=True):

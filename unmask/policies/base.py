@@ -24,7 +24,7 @@ class Observation:
     """(B, L) bool: masked and in the active block of an unfinished row."""
     confidence: Tensor
     """(B, L, k) float32: the k largest probabilities of each position, descending."""
-    token: Tensor
+    candidates: Tensor
     """(B, L) int64: the token that unmasking would commit."""
     token_confidence: Tensor
     """(B, L) float32: that token's probability (``confidence[..., 0]`` at temperature 0)."""
@@ -33,6 +33,10 @@ class Observation:
     length: int
     """L."""
     block_length: int
+    draw_step: Tensor | None = None
+    """(B,) int64: forwards that were taken before this observation's steps began to count; None: none."""
+    horizon: int | None = None
+    """Tokens of the whole completion, if this buffer is only a block of it; None: L."""
     entropy: Tensor | None = None
     """(B, L) float32 in nats; present if the policy's ``needs`` has "entropy"."""
     logits: Tensor | None = None
@@ -40,16 +44,17 @@ class Observation:
     uniform: Tensor | None = None
     """(B, L) float32 in (0, 1), keyed by (seed, sequence, position, step); present if ``needs`` has "uniform"."""
     alpha: Tensor | None = None
-    """(B,) float32: the trade-off asked of a policy conditioned on it."""
-    dial: Tensor | None = None
-    """(B, C) float32: what the policy's ``dial`` made of ``alpha`` at the start; None if it has to be made now."""
+    """(B,) float32: the trade-off asked of a conditioned policy."""
+    condition: Tensor | None = None
+    """(B, C) float32: what the policy's ``condition`` made of ``alpha`` at the start; None if it made nothing."""
     memory: dict[str, Any] = field(default_factory=dict)
     """Lives as long as one generation; rows with ``steps == 0`` have just started."""
 
     @property
     def time(self) -> Tensor:
-        """(B,) float32: steps taken / L."""
-        return self.steps.to(torch.float32) / self.length
+        """(B,) float32: steps taken / tokens of the completion, at most 1."""
+        steps = self.steps if self.draw_step is None else self.steps + self.draw_step
+        return (steps.to(torch.float32) / (self.horizon or self.length)).clamp_max(1.0)
 
 
 @dataclass
@@ -72,6 +77,23 @@ class UnmaskingPolicy(ABC):
     graph_safe: bool = False
     """Whether :meth:`decide` may be captured once and replayed: it computes with tensors only, remembers nothing but
     what it writes in place into tensors of ``observation.memory`` (one entry per row), and draws no random numbers."""
+
+    conditioned: bool = False
+    """Whether it takes a trade-off alpha, a number >= 0 for each row."""
+    default_alpha: float = 0.0
+    """The alpha that a conditioned policy takes when none is asked for."""
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Fields of a SamplerConfig with which the policy decodes as it was made for; empty for most rules."""
+        return {}
+
+    def condition(self, alpha: Tensor) -> Tensor | None:
+        """(U, C) float32: what the policy makes of ``alpha`` (U,) float32 once, for all steps; None: nothing.
+
+        It is asked once per distinct value, so that a row gets the same condition in any batch.
+        """
+        return None
 
     @property
     def spec(self) -> str:

@@ -52,12 +52,21 @@ class Parameter:
         return f"{kind} >= {self.low:g}" if math.isinf(self.high) else f"{kind} from {self.low:g} to {self.high:g}"
 
 
+HEURISTICS: dict[str, type[Heuristic]] = {}
+"""Every rule under the name that :func:`unmask.policies.make_policy` knows it by. Rules enter themselves."""
+
+
 class Heuristic(UnmaskingPolicy):
     """A rule that scores positions and chooses among them; its numbers come in the order of ``parameters``."""
 
     name: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
     graph_safe = True
+
+    def __init_subclass__(cls) -> None:
+        """A rule with a name is known by it from then on."""
+        if "name" in vars(cls):
+            HEURISTICS[cls.name] = cls
 
     def __init__(self, *values: float) -> None:
         least = sum(p.default is None for p in self.parameters)
@@ -266,7 +275,7 @@ class Klass(Heuristic):
         memory, fresh = o.memory, (o.steps == 0)[:, None]
         if "klass.logits" not in memory or memory["klass.logits"].shape != logits.shape:
             memory["klass.logits"] = logits.clone()
-            memory["klass.stable"] = torch.zeros_like(o.token, dtype=torch.int32)
+            memory["klass.stable"] = torch.zeros_like(o.candidates, dtype=torch.int32)
             fresh = torch.ones_like(fresh)
         moved = divergence(logits, memory["klass.logits"])
         stable = torch.where(~fresh & (moved < self.values[1]), memory["klass.stable"] + 1, 0)

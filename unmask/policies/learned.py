@@ -45,8 +45,16 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         return True
 
     @property
-    def alpha_conditioned(self) -> bool:
+    def conditioned(self) -> bool:  # type: ignore[override]
         return self.config.alpha_conditioned
+
+    @property
+    def default_alpha(self) -> float:  # type: ignore[override]
+        return self.config.default_alpha
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return self.config.decoding()
 
     def forward(
         self,
@@ -88,31 +96,30 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         if ragged or not self._kernel_takes(o.mask.device):
             logits = self(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
             return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
-        dial = o.dial if o.dial is not None or o.alpha is None else self.dial(o.alpha)
+        condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
         if whole:
-            return Decision(logits=self._fused(o.mask, o.confidence, o.time, dial, o.allowed))
+            return Decision(logits=self._fused(o.mask, o.confidence, o.time, condition, o.allowed))
         block = _Block(o.allowed, o.block_length)
-        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, dial, block.cut(o.allowed))
+        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, condition, block.cut(o.allowed))
         return Decision(logits=block.spread(logits))
 
     @torch.no_grad()
-    def dial(self, alpha: Tensor) -> Tensor:
-        """(B, D + 1) float32 for ``alpha`` (B,): what :meth:`alpha_condition` says, side by side."""
+    def condition(self, alpha: Tensor) -> Tensor | None:
+        """(U, D + 1) float32 for ``alpha`` (U,): what :meth:`alpha_condition` says, side by side."""
         condition = self.alpha_condition(alpha.shape[0], alpha)
-        assert condition is not None
-        return torch.cat(condition, dim=1).float()
+        return None if condition is None else torch.cat(condition, dim=1).float()
 
-    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, dial: Tensor | None, allowed: Tensor) -> Tensor:
+    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, condition: Tensor | None, allowed: Tensor) -> Tensor:
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
         if self.config.zero_time:
             time = torch.zeros_like(time)
         weights = self.packed_weights()
-        if dial is None:
+        if condition is None:
             self.alpha_condition(mask.shape[0], None)  # refuses if there should be one
             return ops.policy_forward(weights, mask, confidence.float(), time, allowed, None)
-        condition, shift = dial.split((self.config.hidden_size, 1), dim=1)
-        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, condition) + shift
+        added, shift = condition.split((self.config.hidden_size, 1), dim=1)
+        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, added) + shift
 
     def _kernel_takes(self, device: torch.device) -> bool:
         c = self.config

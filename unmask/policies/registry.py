@@ -5,36 +5,41 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
-from unmask.policies.base import UnmaskingPolicy
-from unmask.policies.heuristics import (
-    ConfidenceSteps,
-    EntropyBound,
-    EntropySteps,
-    EntropyThreshold,
-    Factor,
-    Heuristic,
-    Klass,
-    MarginSteps,
-    RandomSteps,
-    Threshold,
-)
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.heuristics import HEURISTICS, Heuristic
 
-HEURISTICS: dict[str, type[Heuristic]] = {
-    rule.name: rule
-    for rule in (
-        RandomSteps,
-        ConfidenceSteps,
-        MarginSteps,
-        EntropySteps,
-        Threshold,
-        Factor,
-        EntropyBound,
-        EntropyThreshold,
-        Klass,
-    )
-}
-"""Every heuristic under the name that ``make_policy`` knows it by."""
+
+def as_policy(policy: object) -> UnmaskingPolicy:
+    """``policy`` itself, the one that a string names (see :func:`make_policy`), or one around an object that decides.
+
+    Raises TypeError for an object without a method ``decide``.
+    """
+    if isinstance(policy, UnmaskingPolicy):
+        return policy
+    if isinstance(policy, str):
+        return make_policy(policy)
+    if not callable(getattr(policy, "decide", None)):
+        raise TypeError(f"policy must be a name or an object with the policy interface, got {policy!r}")
+    return Adapted(policy)
+
+
+class Adapted(UnmaskingPolicy):
+    """An object that has ``decide``, and whatever else of the interface it has, without deriving from it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        for name in ("num_confidences", "needs", "full_context", "graph_safe", "conditioned", "default_alpha"):
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
+
+    @property
+    def spec(self) -> str:
+        return str(getattr(self.inner, "spec", type(self.inner).__name__))
+
+    def decide(self, observation: Observation) -> Decision:
+        return self.inner.decide(observation)  # type: ignore[no-any-return]
 
 
 def make_policy(spec: str) -> UnmaskingPolicy:

@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Canvas": "canvas",
     "GenerationResult": "result",
     "Sampler": "sampler",
     "SamplerConfig": "config",
+    "State": "state",
+    "StepRecord": "loop",
     "StreamEvent": "result",
     "Trajectory": "trajectory",
 }
 
-__all__ = ["Canvas", "GenerationResult", "Sampler", "SamplerConfig", "StreamEvent", "Trajectory"]
+__all__ = ["GenerationResult", "Sampler", "SamplerConfig", "State", "StepRecord", "StreamEvent", "Trajectory"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,10 +54,11 @@ class StreamEvent:
     """(B, L) int64 on the CPU: all rows' buffers as they are now, masks included."""
 
 
-def first_eos(completions: Tensor, eos_token_id: int | None) -> Tensor:
-    """(B,) int64: index of each row's first end of sequence, L where there is none."""
+def first_stop(completions: Tensor, stop_ids: Sequence[int]) -> Tensor:
+    """(B,) int64: index of each row's first id that is one of ``stop_ids``, L where there is none."""
     length = completions.shape[1]
-    if eos_token_id is None:
-        return torch.full((completions.shape[0],), length, device=completions.device)
     index = torch.arange(length, device=completions.device).expand_as(completions)
-    return torch.where(completions == eos_token_id, index, length).amin(dim=1) if length else index.sum(dim=1)
+    stops = torch.zeros_like(completions, dtype=torch.bool)
+    for stop in stop_ids:
+        stops |= completions == stop
+    return torch.where(stops, index, length).amin(dim=1) if length else index.sum(dim=1)

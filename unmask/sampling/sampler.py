@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,21 +12,23 @@ from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.models.placement import DeviceMap
-from unmask.policies.base import Observation, UnmaskingPolicy
-from unmask.policies.network import PolicyConfig
-from unmask.policies.registry import make_policy
-from unmask.sampling.batch import Batch, EagerBatch, GraphedBatch, why_no_graphs
-from unmask.sampling.canvas import POISONED, Canvas
-from unmask.sampling.capture import CudaGraphs
-from unmask.sampling.clock import PhaseClock
+from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.registry import as_policy
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.graph import Owner, StepGraphs
-from unmask.sampling.infill import infill, infill_config
-from unmask.sampling.prompts import Prompts, Tokenizer, check_ids, encode_prompts, with_chat_template
-from unmask.sampling.result import GenerationResult, StreamEvent, first_eos
-from unmask.sampling.sharing import SeenCanvases, first_of_groups
-from unmask.sampling.step import DenoisingStep
-from unmask.sampling.stopping import DoneFlags, rows_until_change, worth_shrinking
+from unmask.sampling.forward import Forward, SeenStates, can_share
+from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
+from unmask.sampling.infill import fill_by_padding
+from unmask.sampling.loop import Step, StepRecord, decode
+from unmask.sampling.prompts import (
+    Prompts,
+    Tokenizer,
+    check_ids,
+    check_tensor_prompts,
+    encode_prompts,
+    with_chat_template,
+)
+from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
+from unmask.sampling.state import RUNNING, State, condition_of, undefined_rows
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
@@ -34,12 +37,6 @@ DEFAULT_POLICY = "threshold:0.9"
 
 SEEN_PER_ROW = 8
 """Canvases remembered per working row, where rollouts share forwards: they meet within a few steps or never."""
-
-OnStep = Callable[[Tensor, Canvas, Tensor, Observation, Tensor], None]
-"""Called after each step: working rows (R,), their canvas, which took no step, what was seen, the ranks."""
-
-OnFinished = Callable[[int], None]
-"""Called as rows leave the batch: how many are finished by now."""
 
 
 class Sampler:
@@ -69,18 +66,10 @@ class Sampler:
         # A packaged model brings the buffer and block length it was trained for, and a policy trained on it.
         defaults = dict(getattr(model, "generation_defaults", {}))
         own = defaults.pop("policy", DEFAULT_POLICY)
-        policy = own if policy is None else policy
-        self.policy = policy if not isinstance(policy, str) else make_policy(policy)
-        if not callable(getattr(self.policy, "decide", None)):
-            raise TypeError(f"policy must be a name or an object with the policy interface, got {self.policy!r}")
+        self.policy = as_policy(own if policy is None else policy)
         if config is not None and not isinstance(config, SamplerConfig):
             raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
-        learned = getattr(self.policy, "config", None)
-        if isinstance(learned, PolicyConfig):
-            defaults |= learned.decoding()
-        self.config = config or SamplerConfig(**defaults)
-        self.clock: PhaseClock | None = None
-        """Set to one to learn how long the model and the policy take in each generation."""
+        self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding})
         self.graphs: StepGraphs | None = None
         """Captured steps, kept from one generation to the next; made when the first one wants them."""
         if isinstance(self.policy, torch.nn.Module):
@@ -129,14 +118,12 @@ class Sampler:
         undefined (NaN, +inf) where a token had to be committed.
         """
         try:
-            config, eos = self.config.updated(overrides), self.model.eos_token_id
-            canvas = self.prepare(prompts, attention_mask, config)
+            config = self.settled(overrides)
+            state = self.prepare(prompts, attention_mask, config)
             if streamer is None:
-                return self.finish(canvas, config, eos)
-            stream = PrefixStream(streamer, canvas, eos)
-            result = self.finish(canvas, config, eos, watch=stream.on_step)
-            stream.finish(canvas)
-            return result
+                return self.result(state, config, self.steps(state, config))
+            stream = PrefixStream(streamer, state, self.stop_ids)
+            return self.result(state, config, stream.follow(self.steps(state, config), state))
         finally:
             if streamer is not None:  # or a reader in another thread would wait for ever
                 streamer.end()
@@ -147,48 +134,95 @@ class Sampler:
         Blocks count from a row's first token, and the last may be shorter; blocks without masks are skipped; end of
         sequence does not stop a row.
         """
-        config = infill_config(self.config, overrides)
+        if "max_new_tokens" in overrides:
+            raise ValueError("max_new_tokens does not apply to infill, which fills the holes of input_ids")
+        config = self.settled({**overrides, "stop_at_eos": False})
         self.check_config(config)
-        return infill(self, input_ids, attention_mask, config)
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
+        ids, attention = check_tensor_prompts(input_ids, attention_mask, self.padding_id, "input_ids")
+        check_ids("input_ids", ids, attention, self.model.vocab_size, None)
+        if ids.shape[1] == 0:
+            raise ValueError(f"input_ids must have at least one token, got shape {tuple(ids.shape)}")
+        self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
+
+        def fill(rows: Tensor, sequence: Tensor) -> GenerationResult:
+            state = self.new_state(rows, None, 0, config, sequence)
+            return self.result(state, config, self.steps(state, config), cut=False)
+
+        return fill_by_padding(ids.to(self.model.device, copy=True), attention, fill)
 
     def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
         """Decode as :meth:`generate` does, yielding after each step what it committed.
 
         Bad input is refused at once, not when the first event is asked for.
         """
-        config = self.config.updated(overrides)
-        return self.events(self.prepare(prompts, attention_mask, config), config)
+        config = self.settled(overrides)
+        return self._events(self.prepare(prompts, attention_mask, config), config)
 
-    def prepare(self, prompts: Prompts, attention_mask: Tensor | None, config: SamplerConfig) -> Canvas:
-        """Validated prompts with a buffer of masks behind them."""
+    def settled(self, overrides: Mapping[str, Any]) -> SamplerConfig:
+        """The Sampler's config with ``overrides``, and a seed: without one, torch's generator draws it."""
+        config = self.config.updated(overrides)
+        if config.seed is not None:
+            return config
+        return replace(config, seed=int(torch.randint(2**63 - 1, (1,))))
+
+    def prepare(
+        self,
+        prompts: Prompts,
+        attention_mask: Tensor | None,
+        config: SamplerConfig,
+        sequence: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> State:
+        """Validated prompts with a buffer of masks behind them; ``config`` is :meth:`settled`.
+
+        ``sequence`` (B,) int64 keys each row's draws (None: its number); ``alpha`` (B,) float32 is asked of a
+        conditioned policy (None: the config's, else the policy's own).
+        """
         self.check_config(config)
-        model = self.model
+        model, length = self.model, config.max_new_tokens
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
-        length = config.max_new_tokens
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], length), model.mask_token_id)), dim=1)
         if attention is not None:
             attention = torch.cat((attention, attention.new_ones((ids.shape[0], length))), dim=1)
             attention = attention.to(model.device)
-        block_length = config.block_length or length
-        canvas = Canvas.create(tokens.to(model.device), attention, ids.shape[1], model.mask_token_id, block_length)
-        return self.with_alpha(canvas, config)
+        return self.new_state(tokens.to(model.device), attention, ids.shape[1], config, sequence, alpha)
 
-    def with_alpha(self, canvas: Canvas, config: SamplerConfig) -> Canvas:
-        """``canvas`` with the config's alpha, else the policy's own, in every row, if the policy is conditioned."""
-        if getattr(self.policy, "alpha_conditioned", False):
-            own = self.policy.config.default_alpha  # type: ignore[union-attr]
-            alpha = own if config.alpha is None else config.alpha
-            self.set_alpha(canvas, torch.full(canvas.steps.shape, float(alpha), device=canvas.steps.device))
+    def new_state(
+        self,
+        tokens: Tensor,
+        attention: Tensor | None,
+        start: int,
+        config: SamplerConfig,
+        sequence: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> State:
+        """The state of freshly masked ``tokens`` (N, T) on the model's device, whose buffer begins at ``start``."""
+        length, device = tokens.shape[1] - start, tokens.device
+        block_length = min(config.block_length or length, length)
+        state = State.create(tokens, start, self.model.mask_token_id, block_length)
+        state.mask_token_id, state.attention = self.model.mask_token_id, attention
+        state.stop_ids = self.stop_ids if config.stop_at_eos else ()
+        state.max_steps, state.horizon = config.max_steps or length, length
+        state.seed = torch.full((1,), config.seed or 0, dtype=torch.int64, device=device)
+        if sequence is not None:
+            state.sequence.copy_(sequence)
+        if self.policy.conditioned:
+            asked = self.policy.default_alpha if config.alpha is None else config.alpha
+            state.alpha = torch.full(state.steps.shape, float(asked), device=device) if alpha is None else alpha
+            with torch.no_grad():
+                state.condition = condition_of(self.policy, state.alpha)
         elif config.alpha is not None:
             raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
-        return canvas
+        return state
 
-    def set_alpha(self, canvas: Canvas, alpha: Tensor) -> None:
-        """Ask the policy, which is conditioned on it, for the trade-off ``alpha`` (N,) float32 of each row."""
-        prepare = getattr(self.policy, "dial", None)  # a policy may do all with alpha in each step
-        canvas.alpha, canvas.dial = alpha, None if prepare is None else prepare(alpha)
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+        return () if self.model.eos_token_id is None else (self.model.eos_token_id,)
 
     @property
     def padding_id(self) -> int:
@@ -215,160 +249,86 @@ class Sampler:
             )
 
     def why_no_graphs(self, config: SamplerConfig) -> str | None:
-        """Why steps cannot be captured and replayed, None if they can be; see :mod:`unmask.sampling.graph`."""
+        """Why steps cannot be captured and replayed, None if they can be; see :mod:`unmask.sampling.graphs`."""
         device = torch.device(self.model.device)
         if self.graphs is None and device.type != "cuda":
             return f"the model is on {device}"
-        return why_no_graphs(self.model, self.policy, config, self.clock is not None, device)
+        return why_no_graphs(self.model, self.policy, config)
 
-    @torch.no_grad()
-    def run(
-        self,
-        canvas: Canvas,
-        config: SamplerConfig,
-        on_step: OnStep | None = None,
-        group_size: int = 1,
-        on_finished: OnFinished | None = None,
-    ) -> Iterator[None]:
-        """The generation loop: advances all rows of ``canvas`` to their end, yielding after each step.
+    def steps(self, state: State, config: SamplerConfig, share: bool = False) -> Iterator[StepRecord]:
+        """Advance all rows of ``state`` to their end, yielding a record of every step.
 
-        With captured steps and no ``on_step`` the device may take many steps between two yields. Works on up to
-        ``max_batch_size`` rows at a time; a finished row makes room for the next prompt, or the batch shrinks. The
-        rows' results are written back to ``canvas`` as they finish. Of ``group_size`` consecutive rows with equal
-        tokens (the rollouts of a prompt) the model sees one in their first step, where it can be shared; on the CPU,
-        where comparing rows waits for nothing, it sees one of all equal rows, and none that equals a row of recent
-        steps.
+        With ``share`` the model sees, on the CPU, one of all equal rows and none that equals a row of recent steps:
+        for rollouts, which repeat each prompt.
         """
-        eos = self.model.eos_token_id if config.stop_at_eos else None
-        step = DenoisingStep(self.model, self.policy, config, eos, self.clock)
-        group = group_size if step.can_share() else 1
-        queue = [i for i, done in enumerate(canvas.done.tolist()) if not done]
-        width = min(config.max_batch_size or len(queue), len(queue))
-        width = max(width - width % group, min(group, len(queue)))
-        rows = torch.tensor(queue[:width], dtype=torch.int64, device=canvas.tokens.device)
-        del queue[:width]
-        flags = DoneFlags(canvas.done.device)
-        on_cpu = rows.device.type == "cpu"
-        if on_cpu and group > 1 and width:
-            step.seen = SeenCanvases(SEEN_PER_ROW * width)
-        distinct = first_of_groups(0, width, group, rows.device)
-        with closing(self.make_batch(step)) as batch:
-            batch.load(canvas.take(rows))
-            while len(rows):
-                work = batch.canvas
-                enough = rows_until_change(len(rows), width - group if queue else 0)
-                if on_step is None and distinct is None and batch.advance_until(enough):
-                    flags.reset()
-                    yield
-                    finished: list[bool] | None = work.done.tolist()
-                else:
-                    before = work.steps.clone() if on_step else work.steps
-                    observation, rank = batch.advance(distinct)
-                    distinct = None
-                    if on_step:
-                        on_step(rows, work, work.steps == before, observation, rank)
-                    yield
-                    finished = flags.poll(work.done)
-                if finished is None or not any(finished):
-                    continue
-                room = (width - finished.count(False)) // group * group
-                if (queue and room) or worth_shrinking(sum(finished), len(finished), on_cpu):
-                    canvas.put(rows, work)
-                    keep = torch.tensor([i for i, done in enumerate(finished) if not done], dtype=torch.int64)
-                    fresh, queue = queue[:room], queue[room:]
-                    keep = keep.to(rows.device)
-                    rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
-                    batch.rearrange(canvas.take(rows), keep, len(fresh))
-                    distinct = first_of_groups(len(keep), len(fresh), group, rows.device)
-                    flags.reset()
-                    if on_finished:
-                        on_finished(canvas.steps.shape[0] - len(rows) - len(queue))
+        count = int((state.status == RUNNING).sum())
+        width = min(config.max_batch_size or count, count)
+        on_cpu = state.tokens.device.type == "cpu"
+        seen = SeenStates(SEEN_PER_ROW * width) if share and on_cpu and can_share(self.policy, config) else None
+        step = Step(Forward(self.model, self.policy, config, seen), self.policy, config)
+        graphs = self._free_graphs(config)
+        if graphs is None:
+            yield from decode(state, step, width)
+            return
+        with closing(GraphRunner(graphs, step, self.padding_id)) as runner:
+            yield from decode(state, runner, width)
 
-    def make_batch(self, step: DenoisingStep) -> Batch:
-        """Rows to be advanced by ``step``, or by captured ones like it where that is possible and nobody else does so.
-
-        Close it.
-        """
-        config = step.config
+    def _free_graphs(self, config: SamplerConfig) -> StepGraphs | None:
+        """The captured steps, to be released after use; None where there are none or another generation has them."""
         if config.cuda_graphs is False or self.why_no_graphs(config) is not None:
-            return EagerBatch(step)
-        device = torch.device(self.model.device)
-        if self.graphs is None or self.graphs.backend.device != device:
-            total = torch.cuda.get_device_properties(device).total_memory
-            self.graphs = StepGraphs(CudaGraphs(device), max_bytes=total // 4)
-        owner = Owner.of(self.model, self.policy, config, step.eos)
-        if not self.graphs.acquire():
-            return EagerBatch(step)
-        return GraphedBatch(self.graphs, owner, config, step.eos, self.padding_id)
+            return None
+        if self.graphs is None:
+            self.graphs = StepGraphs(CudaCapture(torch.device(self.model.device)))
+        return self.graphs if self.graphs.lock.acquire(blocking=False) else None
 
-    def finish(
-        self,
-        canvas: Canvas,
-        config: SamplerConfig,
-        eos_token_id: int | None,
-        group_size: int = 1,
-        watch: OnStep | None = None,
-        on_finished: OnFinished | None = None,
+    def result(
+        self, state: State, config: SamplerConfig, records: Iterable[StepRecord], cut: bool = True
     ) -> GenerationResult:
-        """Run the loop (see :meth:`run`) and gather its result; ``watch`` is called after each step."""
-        holes = canvas.remaining.clone()
+        """Run ``records``, the steps of ``state``, to their end, and gather what came of it.
+
+        ``cut``: texts and token counts end at the first end of sequence, also where that did not stop the row.
+        """
+        holes = state.remaining.clone()
         recorder = Recorder() if config.record else None
-
-        def on_step(rows: Tensor, work: Canvas, idle: Tensor, seen: Observation, rank: Tensor) -> None:
-            if recorder is not None:
-                recorder.append(rows, idle, seen, rank)
-            if watch is not None:
-                watch(rows, work, idle, seen, rank)
-
-        for _ in self.run(canvas, config, on_step if recorder or watch else None, group_size, on_finished):
+        for _ in records if recorder is None else recorder.follow(records):
             pass
-        raise_if_poisoned(canvas)
-        if eos_token_id is None:
-            filled = holes - canvas.remaining
-        else:
-            written = (first_eos(canvas.buffer, eos_token_id) + 1).clamp_max(canvas.length)
-            filled = torch.minimum(written, holes - canvas.remaining)
+        raise_if_undefined(state)
+        ends = first_stop(state.buffer, self.stop_ids if cut else ())
+        filled = torch.minimum((ends + 1).clamp_max(state.length), holes - state.remaining)
         return GenerationResult(
-            sequences=canvas.tokens,
-            completions=canvas.buffer,
-            steps=canvas.steps,
-            finished=canvas.remaining == 0,
+            sequences=state.tokens,
+            completions=state.buffer,
+            steps=state.steps.clone(),
+            finished=state.remaining == 0,
             filled=filled,
-            texts=self.decode(canvas.buffer, eos_token_id),
-            trajectory=recorder.trajectory(canvas, self.policy.num_confidences) if recorder else None,
+            texts=self.decode(state.buffer, ends),
+            trajectory=recorder.trajectory(state, self.policy.num_confidences) if recorder else None,
         )
 
-    def decode(self, completions: Tensor, eos_token_id: int | None) -> list[str] | None:
-        """Texts up to the first end of sequence; None without a tokenizer."""
+    def decode(self, completions: Tensor, ends: Tensor) -> list[str] | None:
+        """Texts of ``completions`` (B, L), each up to its end (B,) int64; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        ends = first_eos(completions, eos_token_id).tolist()
-        rows = completions.tolist()
-        return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in zip(rows, ends, strict=True)]
+        rows = zip(completions.tolist(), ends.tolist(), strict=True)
+        return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in rows]
 
-    def events(self, canvas: Canvas, config: SamplerConfig) -> Iterator[StreamEvent]:
-        latest: list[StreamEvent] = []
-
-        def on_step(rows: Tensor, work: Canvas, idle: Tensor, _: Observation, rank: Tensor) -> None:
-            canvas.put(rows, work)
-            took = (~idle).cpu()
-            committed, buffer = (rank >= 0).cpu()[took], work.buffer.cpu()[took]
+    def _events(self, whole: State, config: SamplerConfig) -> Iterator[StreamEvent]:
+        for record in self.steps(whole, config):
+            whole.put(record.rows, record.state)
+            took = record.took.cpu()
+            if not bool(took.any()):
+                continue
+            committed, buffer = (record.rank >= 0).cpu()[took], record.state.buffer.cpu()[took]
             positions = [row.nonzero().flatten().tolist() for row in committed]
-            latest[:] = [
-                StreamEvent(
-                    rows=rows.cpu()[took].tolist(),
-                    steps=work.steps.cpu()[took].tolist(),
-                    positions=positions,
-                    tokens=[row[p].tolist() for row, p in zip(buffer, positions, strict=True)],
-                    finished=work.done.cpu()[took].tolist(),
-                    completions=canvas.buffer.cpu().clone(),
-                )
-            ]
-
-        for _ in self.run(canvas, config, on_step):
-            if latest[0].rows:
-                yield latest[0]
-        raise_if_poisoned(canvas)
+            yield StreamEvent(
+                rows=record.rows.cpu()[took].tolist(),
+                steps=record.state.steps.cpu()[took].tolist(),
+                positions=positions,
+                tokens=[row[p].tolist() for row, p in zip(buffer, positions, strict=True)],
+                finished=record.state.done.cpu()[took].tolist(),
+                completions=whole.buffer.cpu().clone(),
+            )
+        raise_if_undefined(whole)
 
 
 def check_model(model: Any) -> None:
@@ -385,9 +345,9 @@ def check_model(model: Any) -> None:
         )
 
 
-def raise_if_poisoned(canvas: Canvas) -> None:
-    rows = (canvas.status == POISONED).nonzero().flatten().tolist()
-    if rows:
+def raise_if_undefined(state: State) -> None:
+    """FloatingPointError for rows whose logits were undefined where a token had to be committed."""
+    if rows := undefined_rows(state):
         raise FloatingPointError(
             f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
         )

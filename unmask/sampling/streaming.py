@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
-from unmask.sampling.canvas import Canvas
-from unmask.sampling.result import first_eos
+from unmask.sampling.loop import StepRecord
+from unmask.sampling.result import first_stop
+from unmask.sampling.state import State
 
 
 class Streamer(Protocol):
@@ -30,32 +32,32 @@ class PrefixStream:
     end of sequence: what was committed ahead of a mask waits until that mask is filled.
     """
 
-    def __init__(self, streamer: Streamer, canvas: Canvas, eos_token_id: int | None) -> None:
-        """Puts the prompt; ``canvas`` must hold one row, else ValueError."""
-        if canvas.tokens.shape[0] != 1:
-            raise ValueError(f"streamer takes one prompt at a time, got {canvas.tokens.shape[0]}")
-        self.streamer, self.eos, self.sent = streamer, eos_token_id, 0
+    def __init__(self, streamer: Streamer, state: State, stop_ids: Sequence[int]) -> None:
+        """Puts the prompt; ``state`` must hold one row, else ValueError."""
+        if state.tokens.shape[0] != 1:
+            raise ValueError(f"streamer takes one prompt at a time, got {state.tokens.shape[0]}")
+        self.streamer, self.stop_ids, self.sent = streamer, stop_ids, 0
         self.drafts = hasattr(streamer, "put_draft") and not getattr(streamer, "_takes_logits", False)
-        prompt = canvas.tokens[:, : canvas.start]
-        if canvas.attention is not None:  # one row that came padded
-            prompt = prompt[:, canvas.attention[0, : canvas.start]]
+        prompt = state.tokens[:, : state.start]
+        if state.attention is not None:  # one row that came padded
+            prompt = prompt[:, state.attention[0, : state.start]]
         streamer.put(prompt.cpu())
 
-    def on_step(self, rows: Tensor, work: Canvas, *_: Any) -> None:
-        """Follow one step; the working batch is the one row."""
-        buffer, mask = work.buffer[0].cpu(), work.mask[0].cpu()
-        masked = mask.nonzero()
-        self._send(buffer, int(masked[0]) if len(masked) else len(buffer))
-        if self.drafts and len(masked) and not bool(work.done[0]):
-            self.streamer.put_draft(buffer[None, self.sent :].clone())  # type: ignore[attr-defined]
-
-    def finish(self, canvas: Canvas) -> None:
-        """Send the rest, which may hold masks where ``max_steps`` came first."""
-        self._send(canvas.buffer[0].cpu(), canvas.length)
+    def follow(self, records: Iterable[StepRecord], whole: State) -> Iterator[StepRecord]:
+        """The same records, each shown as it passes. At the end comes the rest, masks of an unfinished row included."""
+        for record in records:
+            work = record.state
+            buffer, mask = work.buffer[0].cpu(), work.mask[0].cpu()
+            masked = mask.nonzero()
+            self._send(buffer, int(masked[0]) if len(masked) else len(buffer))
+            if self.drafts and len(masked) and not bool(work.done[0]):
+                self.streamer.put_draft(buffer[None, self.sent :].clone())  # type: ignore[attr-defined]
+            yield record
+        self._send(whole.buffer[0].cpu(), whole.length)
 
     def _send(self, buffer: Tensor, stop: int) -> None:
         """Put what is new of ``buffer[:stop]``, nothing behind the first end of sequence."""
-        stop = min(stop, int(first_eos(buffer[None], self.eos)) + 1)
+        stop = min(stop, int(first_stop(buffer[None], self.stop_ids)) + 1)
         if stop > self.sent:
             self.streamer.put(buffer[self.sent : stop].clone())
             self.sent = stop

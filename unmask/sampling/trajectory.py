@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unmask.policies.base import Observation
-from unmask.sampling.canvas import Canvas
+from unmask.sampling.loop import StepRecord
+from unmask.sampling.state import State
 
 
 @dataclass
@@ -45,19 +45,19 @@ class Recorder:
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, ...]] = []
 
-    def append(self, rows: Tensor, idle: Tensor, observation: Observation, rank: Tensor) -> None:
-        """Keep one step: ``rows`` (B,) row indices, ``idle`` (B,) bool, rows that took no step.
+    def follow(self, records: Iterable[StepRecord]) -> Iterator[StepRecord]:
+        """The same records, of a generation with ``SamplerConfig(record=True)``, each kept as it passes."""
+        for record in records:
+            o = record.observation
+            kept = (record.rows, record.took, o.steps, o.mask, o.allowed, o.confidence, record.rank)
+            self._steps.append(kept)
+            yield record
 
-        The observation must hold copies of the canvas's state, as it does with ``SamplerConfig(record=True)``.
-        """
-        o = observation
-        self._steps.append((rows, ~idle, o.steps, o.mask, o.allowed, o.confidence, rank))
-
-    def trajectory(self, canvas: Canvas, num_confidences: int) -> Trajectory:
-        """Everything so far, of all rows of ``canvas``."""
-        num_rows = canvas.steps.shape[0]
+    def trajectory(self, state: State, num_confidences: int) -> Trajectory:
+        """Everything so far, of all rows of ``state``."""
+        num_rows = state.rows.shape[0]
         if not self._steps:
-            return empty(num_rows, 0, canvas.length, num_confidences, canvas.steps.device)
+            return empty(num_rows, 0, state.length, num_confidences, state.rows.device)
         rows, took, steps, mask, allowed, confidence, rank = (
             torch.cat(parts) for parts in zip(*self._steps, strict=True)
         )

@@ -79,11 +79,6 @@ def step_weights(rollout: Tensor, count: int) -> Tensor:
     return 1.0 / (steps[rollout] * count).double()
 
 
-def weighted_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, weights: Tensor, epsilon: float) -> Tensor:
-    """Minus the sum of :func:`surrogate` (M,) weighted by :func:`step_weights`, a scalar; all arguments are (M,)."""
-    return -(surrogate(logp, logp_old, advantages, epsilon) * weights.to(logp.dtype)).sum()
-
-
 def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Tensor, epsilon: float) -> Tensor:
     """The loss: minus the mean over rollouts of the mean over active steps of :func:`surrogate`, a scalar.
 
@@ -91,23 +86,23 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
         logp: (N, T) log-likelihood of each step's whole action; anything where a step is not active.
         logp_old: (N, T) the same under the policy that acted; no gradient flows into it.
         advantages: (N,), shared by all steps of a rollout.
-        active: (N, T) bool, steps in which some position was allowed.
+        active: (N, T) bool, steps in which some position was allowed. Floating: the weights of :func:`step_weights`;
+            then all tensors are (M,), the steps of some rollouts one after the other.
         epsilon: clipping range, >= 0.
 
     Raises:
         ValueError: shapes that do not fit, or a negative epsilon.
     """
-    if logp.dim() != 2 or logp_old.shape != logp.shape or active.shape != logp.shape:
+    if logp_old.shape != logp.shape or active.shape != logp.shape or advantages.shape != logp.shape[:1]:
         raise ValueError(
             f"logp {tuple(logp.shape)}, logp_old {tuple(logp_old.shape)} and active {tuple(active.shape)} must have "
-            "one shape (N, T)"
+            f"one shape, and advantages {tuple(advantages.shape)} its first dimension"
         )
-    if advantages.shape != logp.shape[:1]:
-        raise ValueError(f"advantages must have shape ({logp.shape[0]},), got {tuple(advantages.shape)}")
-    if active.dtype != torch.bool:
-        raise ValueError(f"active must be bool, got {active.dtype}")
     if epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
-    rollout, step = active.nonzero(as_tuple=True)
-    weights = step_weights(rollout, logp.shape[0])
-    return weighted_loss(logp[rollout, step], logp_old.detach()[rollout, step], advantages[rollout], weights, epsilon)
+    weights = active
+    if active.dtype == torch.bool:
+        weights = active / (active.sum(dim=1, keepdim=True).clamp_min(1) * active.shape[0])
+        logp, logp_old = torch.where(active, logp, 0.0), torch.where(active, logp_old, 0.0)
+        advantages = advantages[:, None]
+    return -(surrogate(logp, logp_old.detach(), advantages, epsilon) * weights.to(logp.dtype)).sum()

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from unmask.policies.distributions import DPLS, Bernoulli
 from unmask.policies.learned import Policy
-from unmask.training.grpo import mix_expert, step_weights, weighted_loss
+from unmask.training.config import TrainerConfig
+from unmask.training.grpo import clipped_loss, mix_expert, step_weights
 from unmask.training.rollout import Rollouts, Samples
 
 
-def parameter_groups(policy: Policy, dial: float) -> list[dict[str, Any]]:
+def parameter_groups(policy: Policy, alpha_scale: float) -> list[dict[str, Any]]:
     """The policy's parameters for an optimizer, each group with the "scale" of its learning rate."""
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in policy.named_parameters():
         groups[name.startswith("alpha_")].append(parameter)
-    return [{"params": p, "scale": dial if is_dial else 1.0} for is_dial, p in groups.items() if p]
+    return [{"params": p, "scale": alpha_scale if of_alpha else 1.0} for of_alpha, p in groups.items() if p]
 
 
 def ordered_actions(samples: Samples) -> Tensor:
@@ -87,24 +88,13 @@ class Learner:
         self,
         policy: Policy,
         optimizer: torch.optim.Optimizer,
-        distribution: Bernoulli | DPLS,
-        block_length: int,
-        epsilon: float,
-        num_passes: int,
-        max_grad_norm: float,
-        chunk_size: int,
-        num_policy: int,
-        num_expert: int,
+        config: TrainerConfig,
         average: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> None:
-        """``average`` averages a tensor over all processes; ``chunk_size`` bounds the steps replayed at once.
-
-        ``max_grad_norm`` 0 leaves the gradient as it is.
-        """
-        self.policy, self.optimizer, self.distribution = policy, optimizer, distribution
-        self.block_length, self.epsilon, self.num_passes = block_length, epsilon, num_passes
-        self.max_grad_norm, self.chunk_size = max_grad_norm, chunk_size
-        self.num_policy, self.num_expert, self.average = num_policy, num_expert, average
+        """``average`` averages a tensor over all processes."""
+        self.policy, self.optimizer, self.config, self.average = policy, optimizer, config, average
+        self.distribution: Bernoulli | DPLS
+        self.distribution = (DPLS if config.actions == "dpls" else Bernoulli)(temperature=config.policy_temperature)
 
     def update(self, rollouts: Rollouts, advantages: Tensor, samples: Samples) -> UpdateStatistics:
         """``num_passes`` steps of the optimizer on ``samples``, some or all steps of ``rollouts``.
@@ -112,10 +102,11 @@ class Learner:
         Each rollout weighs the same, and so does each of its steps in ``samples``; ``advantages`` (N,).
         Raises FloatingPointError for a loss, gradient or weight that is not finite.
         """
+        c = self.config
         weight = step_weights(samples.rollout, advantages.shape[0])
         old: list[Tensor] = []
         totals: dict[str, float] = {}
-        for number in range(self.num_passes):
+        for number in range(c.num_iterations):
             self.optimizer.zero_grad(set_to_none=True)
             for i, index in enumerate(self._chunks(samples)):
                 part = samples.take(index)
@@ -123,16 +114,16 @@ class Learner:
                 if number == 0:  # the policy that acted is the one before the first pass
                     old.append(logp.detach())
                     self._describe(part, rollouts, logits.detach(), totals)
-                loss = weighted_loss(logp, old[i], advantages[part.rollout], weight[index], self.epsilon)
+                loss = clipped_loss(logp, old[i], advantages[part.rollout], weight[index], c.epsilon)
                 loss.backward()
                 ratio = (logp.detach() - old[i]).exp()
-                _add(totals, loss=loss.item(), clipped=((ratio - 1).abs() > self.epsilon).sum().item())
+                _add(totals, loss=loss.item(), clipped=((ratio - 1).abs() > c.epsilon).sum().item())
             _add(totals, norm=self._step(totals.get("loss", 0.0)))
-        steps = max(1, samples.rollout.shape[0]) * self.num_passes
+        steps = max(1, samples.rollout.shape[0]) * c.num_iterations
         positions = max(1.0, totals.get("positions", 0.0))
         return UpdateStatistics(
-            loss=totals.get("loss", 0.0) / self.num_passes,
-            grad_norm=totals["norm"] / self.num_passes,
+            loss=totals.get("loss", 0.0) / c.num_iterations,
+            grad_norm=totals["norm"] / c.num_iterations,
             clip_ratio=totals.get("clipped", 0.0) / steps,
             unmask_probability=totals.get("probability", 0.0) / positions,
             entropy=totals.get("entropy", 0.0) / positions,
@@ -167,20 +158,22 @@ class Learner:
             return
 
     def _chunks(self, samples: Samples) -> Iterator[Tensor]:
-        count, device = samples.rollout.shape[0], samples.rollout.device
-        for first in range(0, count, self.chunk_size):
-            yield torch.arange(first, min(count, first + self.chunk_size), device=device)
+        count, size = samples.rollout.shape[0], self.config.replay_chunk_size
+        for first in range(0, count, size):
+            yield torch.arange(first, min(count, first + size), device=samples.rollout.device)
 
     def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        alpha = rollouts.alpha[part.rollout] if self.policy.alpha_conditioned else None
-        return log_prob(self.policy, part, alpha, self.distribution, self.block_length)
+        c = self.config
+        alpha = rollouts.alpha[part.rollout] if self.policy.conditioned else None
+        return log_prob(self.policy, part, alpha, self.distribution, c.block_length or c.max_completion_length)
 
     def _behaviour_log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """:meth:`_log_prob`, of an expert's steps under the mixture that they count as drawn from."""
         logp, logits = self._log_prob(part, rollouts)
-        if self.num_expert:
+        c = self.config
+        if c.expert_rollouts:
             expert = rollouts.expert[part.rollout]
-            logp = torch.where(expert, mix_expert(logp, self.num_policy, self.num_expert), logp)
+            logp = torch.where(expert, mix_expert(logp, c.num_generations, c.expert_rollouts), logp)
         return logp, logits
 
     def _describe(self, part: Samples, rollouts: Rollouts, logits: Tensor, totals: dict[str, float]) -> None:
@@ -199,7 +192,7 @@ class Learner:
         flat = self.average(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf).item()
         _require_finite("the loss", loss)
         _require_finite("the gradient's norm", norm)
         self.optimizer.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,19 +61,3 @@ def write_config(output_dir: Path, config: Mapping[str, Any]) -> None:
         return
     plain = json.loads(json.dumps(config))  # no tuples, which YAML would tag
     path.write_text(CONFIG_HEADER + yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
-
-
-def package_commit() -> str:
-    """Short commit of the repository that tracks this package, with ``+`` if files changed; "" outside one."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # installed inside somebody else's repository, it is not tracked
-        head, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head + ("+" if changed else "")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-from unmask.sampling.config import SamplerConfig
 from unmask.sampling.prompts import text_ids
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
+from unmask.training.config import TrainerConfig
 
 
 @dataclass
@@ -91,21 +91,13 @@ class Collector:
         model: Any,
         tokenizer: Any,
         policy: UnmaskingPolicy,
-        config: SamplerConfig,
-        num_generations: int,
+        config: TrainerConfig,
         experts: Sequence[UnmaskingPolicy] = (),
-        expert_config: SamplerConfig | None = None,
-        num_experts: int = 1,
-        max_prompt_length: int | None = None,
     ) -> None:
-        """``config`` and ``expert_config`` are how the policy and the experts decode; both record.
-
-        ``num_generations`` and ``num_experts`` count the rollouts per prompt of the policy and of each expert.
-        """
-        self.sampler = Sampler(model, tokenizer, policy, replace(config, record=True))
-        self.num_generations, self.num_experts, self.max_prompt_length = num_generations, num_experts, max_prompt_length
-        steered = replace(expert_config or config, record=True)
+        self.config = config
+        self.sampler = Sampler(model, tokenizer, policy, replace(config.sampler_config(), record=True))
         wide = [WideView(expert, policy.num_confidences) for expert in experts]
+        steered = replace(config.expert_config(), record=True) if experts else None
         self.experts = [Sampler(model, tokenizer, expert, steered) for expert in wide]
 
     def collect(
@@ -115,34 +107,34 @@ class Collector:
 
         Args:
             prompts: text, cut to its last ``max_prompt_length`` tokens.
-            alpha: (groups,) float32, given to a policy conditioned on it.
+            alpha: (groups,) float32, given to a conditioned policy.
             seed: of the actions' draws, with the number of the rollout: ``first_group`` and on.
         """
-        ids = self.encode(prompts)
+        ids, c = self.encode(prompts), self.config
         parts = []
         if not expert_only:
-            parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group, self.num_generations)))
+            parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group)))
         for expert in self.experts:
-            parts.append((True, self._decode(expert, ids, alpha, seed, first_group, self.num_experts)))
-        whole = self.sampler.config.block_length in (None, self.sampler.config.max_new_tokens)
+            parts.append((True, self._decode(expert, ids, alpha, seed, first_group)))
+        whole = c.block_length in (None, c.max_completion_length)
         return join_groups(parts, alpha, expert_everywhere=whole)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The prompts' tokens, cut to the last ``max_prompt_length``."""
-        ids = [text_ids(self.sampler.tokenizer, p) for p in prompts]
-        return ids if self.max_prompt_length is None else [row[-self.max_prompt_length :] for row in ids]
+        ids, longest = [text_ids(self.sampler.tokenizer, p) for p in prompts], self.config.max_prompt_length
+        return ids if longest is None else [row[-longest:] for row in ids]
 
     def _decode(
-        self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int, copies: int
+        self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int
     ) -> GenerationResult:
+        copies = self.config.num_generations if sampler is self.sampler else self.config.num_experts
         config = replace(sampler.config, seed=seed)
-        canvas = sampler.prepare(ids, None, config)
-        device = canvas.tokens.device
-        canvas = canvas.take(torch.arange(len(ids), device=device).repeat_interleave(copies))
-        canvas.sequence = torch.arange(canvas.steps.shape[0], device=device) + first_group * copies
-        if canvas.alpha is not None:
-            sampler.set_alpha(canvas, alpha.to(device).repeat_interleave(copies))
-        return sampler.finish(canvas, config, sampler.model.eos_token_id, group_size=copies)
+        each = [row for row in ids for _ in range(copies)]
+        device = torch.device(sampler.model.device)
+        sequence = torch.arange(len(each), device=device) + first_group * copies
+        asked = alpha.to(device).repeat_interleave(copies)
+        state = sampler.prepare(each, None, config, sequence, asked)
+        return sampler.result(state, config, sampler.steps(state, config, share=copies > 1))
 
 
 def join_groups(

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.commit import package_commit
+from unmask.evaluation.evaluate import decode_problems, grade
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.base import UnmaskingPolicy
-from unmask.policies.distributions import DPLS, Bernoulli
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
-from unmask.sampling.clock import PhaseClock
 from unmask.sampling.prompts import with_chat_template
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
@@ -31,7 +31,7 @@ from unmask.training.learner import Learner, parameter_groups, pick_steps
 from unmask.training.metrics import Averages, MetricsLog, SkippedRounds, describe, with_deviation
 from unmask.training.problems import TrainingProblems
 from unmask.training.processes import Processes
-from unmask.training.record import package_commit, training_record, write_config, write_training
+from unmask.training.record import training_record, write_config, write_training
 from unmask.training.rewards import REWARDS, RewardFunction, score
 from unmask.training.rollout import Collector, Rollouts, WideView
 
@@ -94,21 +94,8 @@ class Trainer:
         """Number of the first problem of the next round, over all processes."""
         self.skipped = SkippedRounds()
         self.best: dict[str, float] = {}
-        self.collector = Collector(
-            self.model,
-            self.tokenizer,
-            self.policy,
-            config.sampler_config(),
-            config.num_generations,
-            experts,
-            config.expert_config() if config.experts else None,
-            config.num_experts,
-            config.max_prompt_length,
-        )
-        self.learner = self._make_learner()
-        self.clock = PhaseClock(self.model.device)
-        for sampler in (self.collector.sampler, *self.collector.experts):
-            sampler.clock = self.clock
+        self.collector = Collector(self.model, self.tokenizer, self.policy, config, experts)
+        self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
 
     def _make_problems(self) -> TrainingProblems:
         """The problems, of which the first are read so that nothing about them fails later."""
@@ -131,7 +118,7 @@ class Trainer:
             return Policy(self.config.policy_config())
 
     def _check_policy(self, experts: Sequence[UnmaskingPolicy]) -> None:
-        if not isinstance(self.config.alpha, (int, float)) and not self.policy.alpha_conditioned:
+        if not isinstance(self.config.alpha, (int, float)) and not self.policy.conditioned:
             raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
         for expert in experts:
             WideView(expert, self.policy.num_confidences)  # refuses one that sees more than the policy
@@ -148,24 +135,6 @@ class Trainer:
             trained_temperature=float(c.policy_temperature),
             trained_actions=c.actions,
             trained_alphas=alphas,
-        )
-
-    def _make_learner(self) -> Learner:
-        c = self.config
-        distribution: Bernoulli | DPLS
-        distribution = (DPLS if c.actions == "dpls" else Bernoulli)(temperature=c.policy_temperature)
-        return Learner(
-            self.policy,
-            self.optimizer,
-            distribution,
-            c.block_length or c.max_completion_length,
-            c.epsilon,
-            c.num_iterations,
-            c.max_grad_norm,
-            c.replay_chunk_size,
-            c.num_generations,
-            c.expert_rollouts,
-            self.processes.mean,
         )
 
     def train(self, on_log: OnLog | None = None) -> Policy:
@@ -262,7 +231,12 @@ class Trainer:
         metrics["learning_rate"] = c.learning_rate_at(self.iteration)
         metrics |= describe(rollouts, correct, rewards)
         metrics = with_deviation(self.processes.mean_of(metrics))
-        metrics |= self._timings(rollouts, began, collected)
+        now = time.perf_counter()
+        metrics |= {
+            "rollouts_per_second": rollouts.steps.shape[0] * self.processes.count / (now - began),
+            "seconds_rollouts": collected - began,
+            "seconds_update": now - collected,
+        }
         self.iteration += 1
         self.next_problem += self.processes.count * c.num_prompts
         return metrics
@@ -327,22 +301,8 @@ class Trainer:
         seed = random.Random(f"replay/{self.config.seed}/{self.iteration}/{self.processes.index}").getrandbits(62)
         return samples.take(pick_steps(samples.rollout, most, torch.Generator().manual_seed(seed)))
 
-    def _timings(self, rollouts: Rollouts, began: float, collected: float) -> dict[str, float]:
-        """Throughput over all processes, and this process's seconds by what they went into."""
-        now = time.perf_counter()
-        phases = self.clock.seconds()
-        model, policy = phases.get("model", 0.0), phases.get("policy", 0.0)
-        return {
-            "rollouts_per_second": rollouts.steps.shape[0] * self.processes.count / (now - began),
-            "seconds_model": model,
-            "seconds_policy": policy,
-            "seconds_other": max(0.0, collected - began - model - policy),
-            "seconds_update": now - collected,
-        }
-
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Reward, accuracy and NFE on held-out problems; a policy with a dial is tried at every ``eval_alphas``.
+        """Reward, accuracy and NFE on held-out problems; a conditioned policy is tried at every ``eval_alphas``.
 
         Raises ValueError if none were held out: the task has a finite set of problems, and ``eval_steps`` is 0.
         """
@@ -355,10 +315,10 @@ class Trainer:
         alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
         total: dict[str, float] = {}
         for alpha in alphas:
-            asked: dict[str, Any] = {"alpha": float(alpha)} if self.policy.alpha_conditioned else {}
-            result = sampler.generate(prompts, seed=0, **asked)
-            grades = self.task.grade_all(problems, result.texts or [])
-            correct = torch.tensor(grades, dtype=torch.float64, device=result.steps.device)
+            asked = {"alpha": float(alpha)} if self.policy.conditioned else {}
+            config = sampler.settled({"seed": 0, **asked})
+            result = decode_problems(sampler, problems, config, prompts)
+            correct = torch.tensor(grade(self.task, problems, result), dtype=torch.float64, device=result.steps.device)
             reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
             values = {
                 "eval_reward": reward.sum().item(),

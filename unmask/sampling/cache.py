@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask.models.kv_cache import KVCache
-from unmask.sampling.canvas import Canvas
+from unmask.sampling.state import State, positions_from
 from unmask.sampling.config import SamplerConfig
 
 Stamp = tuple[int, int]
@@ -57,35 +57,35 @@ class CachePlan:
         self._refreshed: list[int] = []  # rows refreshed in the last step
         self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None  # (2, N) on its way to the host
 
-    def parts(self, canvas: Canvas) -> list[Part]:
+    def parts(self, state: State) -> list[Part]:
         """What to compute in this step: the rows to be refreshed, then the windows of the others."""
-        count = canvas.steps.shape[0]
+        count = state.rows.shape[0]
         if self.cache is None:
-            self.cache = self.model.new_cache(count, canvas.tokens.shape[1])
+            self.cache = self.model.new_cache(count, state.tokens.shape[1])
             self._stored = [None] * count
-            self._stamp = torch.full((2, count), -1, dtype=torch.int64, device=canvas.steps.device)
-        now = self._learn(canvas)
-        num_blocks = -(-canvas.length // canvas.block_length)
+            self._stamp = torch.full((2, count), -1, dtype=torch.int64, device=state.steps.device)
+        now = self._learn(state)
+        num_blocks = -(-state.length // state.block_length)
         live = [i for i in range(count) if now is None or now[i][0] < num_blocks]
         refresh = [i for i in live if self._due(i, None if now is None else now[i])]
         windows = sorted(set(live) - set(refresh)) if refresh or self.alone else list(range(count))
-        parts = [self._whole(canvas, group) for group in self._groups(refresh)]
+        parts = [self._whole(state, group) for group in self._groups(refresh)]
         for part in parts:
             index = slice(None) if part.rows is None else part.rows
-            self._stamp[:, index] = torch.stack((canvas.block, canvas.steps))[:, index]
+            self._stamp[:, index] = torch.stack((state.block, state.steps))[:, index]
         self._refreshed = refresh
         if not self.late:
             self._remember(now)
-        return parts + [self._window(canvas, group) for group in self._groups(windows)]
+        return parts + [self._window(state, group) for group in self._groups(windows)]
 
-    def held(self, canvas: Canvas) -> Tensor | None:
+    def held(self, state: State) -> Tensor | None:
         """(N,) bool: unfinished rows whose forward does not count, as a refresh is due; None: none can be."""
         if not self.late:
             return None
-        due = canvas.block != self._stamp[0]
+        due = state.block != self._stamp[0]
         if self.refresh_every is not None:
-            due |= canvas.steps - self._stamp[1] >= self.refresh_every
-        return due & ~canvas.done
+            due |= state.steps - self._stamp[1] >= self.refresh_every
+        return due & ~state.done
 
     def put(self, part: Part, values: dict[str, Tensor], length: int) -> None:
         """Remember ``values`` (N, S, ...) of the part's wanted positions."""
@@ -97,7 +97,7 @@ class CachePlan:
             self.known[name][rows[:, None], part.wanted] = new
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
-        """Follow a change of the working rows; see :meth:`DenoisingStep.rearrange`. Waits for the device."""
+        """Follow a change of the working rows; see :meth:`unmask.sampling.loop.Runner.rearrange`. Waits for the device."""
         if self.cache is None:
             return
         self.cache.rearrange(keep, fresh)
@@ -115,31 +115,31 @@ class CachePlan:
         every = self.refresh_every
         return now[0] != stored[0] or (every is not None and now[1] - stored[1] >= every)
 
-    def _learn(self, canvas: Canvas) -> list[Stamp] | None:
+    def _learn(self, state: State) -> list[Stamp] | None:
         """Every row's block and steps, with ``late`` as they were a step ago; None: nothing has come yet."""
-        state = torch.stack((canvas.block, canvas.steps))
+        now = torch.stack((state.block, state.steps))
         if not self.late:
-            return pairs(state)
+            return pairs(now)
         received = self._receive()
-        if state.is_cuda:
-            copy = torch.empty(state.shape, dtype=state.dtype, pin_memory=True)
-            copy.copy_(state, non_blocking=True)
+        if now.is_cuda:
+            copy = torch.empty(now.shape, dtype=now.dtype, pin_memory=True)
+            copy.copy_(now, non_blocking=True)
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(state.device))
+            event.record(torch.cuda.current_stream(now.device))
             self._sent = (copy, event)
         else:
-            self._sent = (state, None)
+            self._sent = (now, None)
         return received
 
     def _receive(self) -> list[Stamp] | None:
         """Take in what the last step sent, which is how the rows stood when it refreshed some of them."""
         if self._sent is None:
             return None
-        state, event = self._sent
+        stamps, event = self._sent
         if event is not None:
             event.synchronize()
         self._sent = None
-        now = pairs(state)
+        now = pairs(stamps)
         self._remember(now)
         return now
 
@@ -154,44 +154,39 @@ class CachePlan:
             return [[i] for i in rows]
         return [rows] if rows else []
 
-    def _part(self, canvas: Canvas, group: list[int]) -> tuple[Tensor | None, int | None, Tensor]:
+    def _part(self, state: State, group: list[int]) -> tuple[Tensor | None, int | None, Tensor]:
         """Its rows as a tensor, its row if it has a forward of its own, and the rows' active blocks (N,)."""
-        everything = len(group) == canvas.steps.shape[0] and not self.alone
-        rows = None if everything else to_device(group, canvas.block.device)
-        return rows, group[0] if self.alone else None, canvas.block if rows is None else canvas.block[rows]
+        everything = len(group) == state.rows.shape[0] and not self.alone
+        rows = None if everything else to_device(group, state.block.device)
+        return rows, group[0] if self.alone else None, state.block if rows is None else state.block[rows]
 
-    def _whole(self, canvas: Canvas, group: list[int]) -> Part:
-        rows, row, block = self._part(canvas, group)
+    def _whole(self, state: State, group: list[int]) -> Part:
+        rows, row, block = self._part(state, group)
         if self.block_only:
-            wanted = buffer_positions(canvas, block, canvas.block_length)
+            wanted = positions_from(block * state.block_length, state.block_length, state.length)
         else:
-            wanted = torch.arange(canvas.length, device=block.device).expand(len(group), -1)
+            wanted = torch.arange(state.length, device=block.device).expand(len(group), -1)
         return Part(rows=rows, computed=None, wanted=wanted, row=row)
 
-    def _window(self, canvas: Canvas, group: list[int]) -> Part:
+    def _window(self, state: State, group: list[int]) -> Part:
         """The windows' width is one for the group: the widest that a row may need."""
-        rows, row, block = self._part(canvas, group)
-        width = canvas.block_length
+        rows, row, block = self._part(state, group)
+        width = state.block_length
         if not self.dual:  # no row is before the block the host knows
             first = min(stamp[0] for stamp in (self._stored[i] for i in group) if stamp is not None)
-            width = max(width, canvas.length - first * canvas.block_length)
-        back, size = self.model.lookback, canvas.tokens.shape[1]
+            width = max(width, state.length - first * state.block_length)
+        back, size = self.model.lookback, state.tokens.shape[1]
         offsets = torch.arange(-back, width, device=block.device)
-        computed = block[:, None] * canvas.block_length + offsets + canvas.start
+        computed = block[:, None] * state.block_length + offsets + state.start
         computed = torch.where((computed >= 0) & (computed < size), computed, size)
-        wanted = buffer_positions(canvas, block, canvas.block_length if self.block_only else width)
+        shown = state.block_length if self.block_only else width
+        wanted = positions_from(block * state.block_length, shown, state.length)
         return Part(rows=rows, computed=computed, wanted=wanted, row=row)
 
 
-def buffer_positions(canvas: Canvas, block: Tensor, width: int) -> Tensor:
-    """(N, width) int64 buffer positions from ``block`` (N,) on; past the end, the last position again."""
-    offsets = torch.arange(width, device=block.device)
-    return (block[:, None] * canvas.block_length + offsets).clamp_max(canvas.length - 1)
-
-
-def pairs(state: Tensor) -> list[Stamp]:
+def pairs(stamps: Tensor) -> list[Stamp]:
     """(2, N) as N pairs."""
-    first, second = state.tolist()
+    first, second = stamps.tolist()
     return list(zip(first, second, strict=True))
 
 

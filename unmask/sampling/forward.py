@@ -1,0 +1,158 @@
+"""The forwards of a generation: which rows and positions the model computes, and what its logits say of the buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.policies.base import UnmaskingPolicy
+from unmask.sampling.cache import CachePlan, Part
+from unmask.sampling.config import SamplerConfig
+from unmask.sampling.state import State
+from unmask.sampling.step import Statistics, spread, statistics
+
+
+class Forward:
+    """A model and a configuration, ready to say what the logits of any state are like.
+
+    Neither waits for the device nor loops over rows (but for ``deterministic``).
+    """
+
+    def __init__(
+        self, model: Any, policy: UnmaskingPolicy, config: SamplerConfig, seen: SeenStates | None = None
+    ) -> None:
+        """``seen``: shares forwards between equal rows; only where :func:`can_share`, and on the CPU."""
+        self.model, self.policy, self.config, self.seen = model, policy, config, seen
+        self.block_only = not (policy.full_context or "logits" in policy.needs)
+        self.plan: CachePlan | None = None
+        if config.cache != "none":
+            late = torch.device(model.device).type == "cuda" and not config.deterministic
+            self.plan = CachePlan(model, config, self.block_only, late)
+
+    def __call__(self, state: State) -> Statistics:
+        """Fields of an observation (N, L, ...); outside the active block 0 if the policy does not read them there."""
+        if self.plan is not None:
+            return self.recalled(state, self.plan)
+        return self.computed(state) if self.seen is None else self.seen.recall(state, self.computed)
+
+    def computed(self, state: State) -> Statistics:
+        """The same by one forward over the whole canvas."""
+        block_only = self.block_only and state.block_length < state.length
+        positions = state.positions() if block_only else None  # (N, BL)
+        logits = self.logits(state, positions)
+        return spread(statistics(logits, state, self.policy, self.config, positions), positions, state.length)
+
+    def recalled(self, state: State, plan: CachePlan) -> Statistics:
+        """The same over a cache: of positions not computed anew, what was last known of them."""
+        for part in plan.parts(state):
+            rows = state if part.rows is None else state.take(part.rows)
+            logits = self.part_logits(rows, plan, part)
+            plan.put(part, statistics(logits, rows, self.policy, self.config, part.wanted), state.length)
+        return {name: values.clone() if self.config.record else values for name, values in plan.known.items()}
+
+    def logits(self, state: State, positions: Tensor | None) -> Tensor:
+        """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, S, V)."""
+        if self.config.deterministic:
+            return self.logits_alone(state, positions)
+        if positions is None:
+            return self.model(state.tokens, state.attention, positions=slice(state.start, None))
+        rows, width = state.tokens.shape
+        flat = positions + state.start + torch.arange(rows, device=positions.device)[:, None] * width
+        logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1))
+        return logits.view(*positions.shape, -1)
+
+    def logits_alone(self, state: State, positions: Tensor | None) -> Tensor:
+        """The same logits by a forward for each row, without its padding: slow, but no batch changes the rounding."""
+        outputs = []
+        for i, row in enumerate(state.tokens):
+            pad = 0 if state.attention is None else int((~state.attention[i]).sum())
+            if positions is None:
+                where: slice | Tensor = slice(state.start - pad, None)
+            else:
+                where = positions[i] + state.start - pad
+            logits = self.model(row[None, pad:], None, positions=where)
+            outputs.append(logits.reshape(-1, logits.shape[-1]))
+        if not outputs:
+            return self.model(state.tokens, None, positions=slice(state.start, None))
+        return torch.stack(outputs)
+
+    def part_logits(self, state: State, plan: CachePlan, part: Part) -> Tensor:
+        """Logits (N, S, V) of what ``part`` wants, for the rows of ``state`` that it names."""
+        cache, wanted = plan.cache, part.wanted + state.start
+        assert cache is not None
+        if part.row is None:
+            return self.model.forward_cached(state.tokens, state.attention, cache, wanted, part.computed, part.rows)
+        pad = 0 if state.attention is None else int((~state.attention).sum())
+        computed = None if part.computed is None else part.computed - pad
+        return self.model.forward_cached(
+            state.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed
+        )
+
+    def held(self, state: State) -> Tensor | None:
+        """(N,) bool: rows for which this forward does not count; None: none can be."""
+        return None if self.plan is None else self.plan.held(state)
+
+    def rearrange(self, keep: Tensor, fresh: int) -> None:
+        """Follow a change of the working rows: rows ``keep`` (K,) stay, in this order, then come ``fresh`` new ones."""
+        if self.plan is not None:
+            self.plan.rearrange(keep, fresh)
+
+
+def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
+    """Whether equal rows see the same: not if tokens, or what the policy reads, are drawn per row.
+
+    With a cache every row computes its own keys and values.
+    """
+    return config.temperature == 0 and not policy.needs and config.cache == "none"
+
+
+class SeenStates:
+    """What the model said of the latest ``capacity`` canvases, so that rollouts which meet again share a forward.
+
+    Rollouts of a prompt begin alike. Some unmask the same positions in a different number of steps and come to the
+    same canvas at different times. This reads the tokens on the host, so it is for the CPU.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._place: dict[bytes, int] = {}  # of each canvas in the store, the longest unused first
+        self._store: Statistics = {}  # (capacity, L, ...) per field
+
+    def recall(self, state: State, compute: Callable[[State], Statistics]) -> Statistics:
+        """The same as ``compute(state)``, which is asked only about rows not in the store, and once of equal ones.
+
+        Raises ValueError if ``state`` has more rows than the store.
+        """
+        keys = row_keys(state)
+        if len(keys) > self.capacity:
+            raise ValueError(f"state: expected at most {self.capacity} rows, got {len(keys)}")
+        fresh: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            if key in self._place:
+                self._place[key] = self._place.pop(key)  # used last, so not dropped for what comes now
+            else:
+                fresh.setdefault(key, row)
+        if fresh:
+            self._keep(list(fresh), compute(state.take(torch.tensor(list(fresh.values())))))
+        places = torch.tensor([self._place[key] for key in keys])
+        return {name: values[places] for name, values in self._store.items()}
+
+    def _keep(self, keys: list[bytes], said: Statistics) -> None:
+        """Store what was said of ``keys``, in place of what was not used for longest."""
+        for key in keys:
+            full = len(self._place) == self.capacity
+            self._place[key] = self._place.pop(next(iter(self._place))) if full else len(self._place)
+        places = torch.tensor([self._place[key] for key in keys])
+        for name, values in said.items():
+            if name not in self._store:
+                self._store[name] = values.new_empty((self.capacity, *values.shape[1:]))
+            self._store[name][places] = values
+
+
+def row_keys(state: State) -> list[bytes]:
+    """For each row what the model's answer depends on: its tokens and padding, and whether it is done."""
+    parts = [state.tokens, state.done[:, None]] + ([] if state.attention is None else [state.attention])
+    return [row.tobytes() for row in torch.cat(parts, dim=1).numpy()]
