@@ -42,7 +42,7 @@ def observe(batch: int, length: int, block_length: int, k: int = 1, alpha: float
         mask=mask,
         allowed=allowed,
         confidence=confidence,
-        token=torch.zeros(batch, length, dtype=torch.int64),
+        candidates=torch.zeros(batch, length, dtype=torch.int64),
         token_confidence=confidence[..., 0],
         steps=torch.randint(0, length, (batch,), generator=generator),
         length=length,
@@ -130,7 +130,7 @@ def test_interface() -> None:
     policy = Policy(PolicyConfig(num_confidences=4, alpha_conditioned=True))
     assert isinstance(policy, UnmaskingPolicy)
     assert isinstance(policy, torch.nn.Module)
-    assert (policy.num_confidences, policy.full_context, policy.alpha_conditioned) == (4, True, True)
+    assert (policy.num_confidences, policy.full_context, policy.conditioned) == (4, True, True)
     assert Policy().config == PolicyConfig()
     with pytest.raises(ValueError, match="pass alpha"):
         policy.decide(observe(2, 8, 8, k=4))
@@ -143,13 +143,13 @@ def test_what_alpha_says_can_be_computed_beforehand(monkeypatch: pytest.MonkeyPa
     o = observe(3, 24, 8, alpha=1.0)
     o.alpha = torch.tensor([0.5, 2.0, 9.0])
     at_once = policy.decide(o).logits
-    dial = policy.dial(o.alpha)
+    condition_of_all = policy.condition(o.alpha)
     condition, shift = policy.alpha_condition(3, o.alpha)
-    assert torch.equal(dial, torch.cat((condition, shift), dim=1))
-    torch.testing.assert_close(dial[2], policy.dial(torch.tensor([5.0]))[0])
+    assert torch.equal(condition_of_all, torch.cat((condition, shift), dim=1))
+    torch.testing.assert_close(condition_of_all[2], policy.condition(torch.tensor([5.0]))[0])
 
     monkeypatch.setattr(policy, "alpha_condition", None)
-    assert torch.equal(policy.decide(replace(o, dial=dial)).logits, at_once)
+    assert torch.equal(policy.decide(replace(o, condition=condition_of_all)).logits, at_once)
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -6,14 +6,13 @@ the same tensors each time, and whatever would have to wait for a device is refu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from unmask.sampling.capture import RunStep, StepOutput
 
 WAITS = {
     torch.ops.aten._local_scalar_dense.default,
@@ -32,37 +31,20 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-class Watching(TorchDispatchMode):
-    """Notes what would make the host wait."""
-
-    seen = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        boolean = func is torch.ops.aten.index.Tensor and any(t.dtype == torch.bool for t in tensors(args[1]))
-        if func in WAITS or boolean:
-            self.waits(f"{func} waits for the device")
-        return self.call(func, args, kwargs or {})
-
-    def waits(self, what: str) -> None:
-        self.seen = what
-
-    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return func(*args, **kwargs)
-
-
-class Recording(Watching):
+class Recording(TorchDispatchMode):
     """Records the operations of its body and undoes what they write to memory from outside of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.calls: list[tuple[Any, Any, Any, list[Tensor | None]]] = []
         self.own: list[Tensor] = []
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def waits(self, what: str) -> None:
-        raise RuntimeError(what)
-
-    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        boolean = func is torch.ops.aten.index.Tensor and any(t.dtype == torch.bool for t in tensors(args[1]))
+        if func in WAITS or boolean:
+            raise RuntimeError(f"{func} waits for the device")
         mine = {storage(t) for t in self.own}
         given = dict(zip([a.name for a in func._schema.arguments], args, strict=False)) | kwargs
         for argument in func._schema.arguments:
@@ -73,8 +55,7 @@ class Recording(Watching):
                         self.before[storage(t)] = (whole, whole.clone())
         out = func(*args, **kwargs)
         aliased = {storage(t) for t in tensors((args, kwargs))}
-        made = [t for t in tensors(out) if storage(t) not in aliased]
-        self.own += made
+        self.own += [t for t in tensors(out) if storage(t) not in aliased]
         self.calls.append((func, args, kwargs, [t if storage(t) not in aliased else None for t in tensors(out)]))
         return out
 
@@ -89,48 +70,13 @@ class Recording(Watching):
                     old.copy_(new)
 
 
-class RecordedStep:
-    nbytes = 10**6
+class RecordedCapture:
+    """What :class:`unmask.sampling.graphs.CudaCapture` is on a GPU; it counts captures and replays."""
 
-    def __init__(self, backend: RecordedGraphs, recording: Recording, output: StepOutput) -> None:
-        self.backend, self.recording, self.output = backend, recording, output
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
 
-    def replay(self) -> StepOutput:
-        self.backend.replays += 1
-        self.recording.repeat()
-        return self.output
-
-    def loop(self, done: Tensor, limit: Tensor) -> bool:
-        if not self.backend.loops_allowed:
-            return False
-        self.backend.loops += 1
-        while True:
-            self.recording.repeat()
-            self.backend.looped += 1
-            if int((~done).sum()) <= int(limit):
-                return True
-
-
-class RecordedGraphs:
-    """Counts what it is asked for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, loops_allowed: bool = True) -> None:
-        self.loops_allowed = loops_allowed
-        self.captures = self.replays = self.loops = self.looped = self.eager = 0
-
-    def warm_up(self, run: RunStep) -> StepOutput:
-        self.eager += 1
-        return run()
-
-    def rehearse(self, run: RunStep) -> tuple[StepOutput, str]:
-        self.eager += 1
-        watch = Watching()
-        with watch:
-            return run(), watch.seen
-
-    def capture(self, run: RunStep) -> RecordedStep:
+    def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         self.captures += 1
         recording = Recording()
         try:
@@ -138,4 +84,9 @@ class RecordedGraphs:
                 output = run()
         finally:
             recording.undo()
-        return RecordedStep(self, recording, output)
+
+        def replay() -> None:
+            self.replays += 1
+            recording.repeat()
+
+        return replay, output

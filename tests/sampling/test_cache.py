@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.models import Transformer, TransformerConfig
-from unmask.sampling.step import DenoisingStep
+from unmask.sampling.forward import Forward
 from unmask.tasks.hops import Hops
 
 POLICIES = ["threshold:0.5", "confidence:8", "random:8", "margin:8", "entropy-bound:0.5", "factor:1", "klass:0.5,0.1"]
@@ -165,7 +165,7 @@ def test_a_host_that_reads_late_changes_nothing(
     filled = sampler.infill(ids)
     ran = []
 
-    class Late(DenoisingStep):
+    class Late(Forward):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             assert self.plan is not None
@@ -175,7 +175,7 @@ def test_a_host_that_reads_late_changes_nothing(
             ran.append(1)
             return super().__call__(*arguments)
 
-    monkeypatch.setattr("unmask.sampling.sampler.DenoisingStep", Late)
+    monkeypatch.setattr("unmask.sampling.sampler.Forward", Late)
     for size, plain in zip(sizes, expected, strict=True):
         ran.clear()
         late = sampler.generate(PROMPTS, max_batch_size=size)

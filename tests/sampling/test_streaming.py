@@ -11,7 +11,7 @@ from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
 from torch import Tensor
 
 from unmask import Sampler, SamplerConfig
-from unmask.sampling.result import first_eos
+from unmask.sampling.result import first_stop
 
 PROMPT = "cEaCfBeGgD:a="
 
@@ -49,7 +49,7 @@ def expected_chunks(sampler: Sampler, prompt: Any, **overrides: Any) -> list[lis
         stop = (
             row.tolist().index(sampler.model.mask_token_id) if (row == sampler.model.mask_token_id).any() else len(row)
         )
-        stop = min(stop, int(first_eos(row[None], sampler.model.eos_token_id)) + 1)
+        stop = min(stop, int(first_stop(row[None], sampler.stop_ids)) + 1)
         if stop > sent:
             chunks.append(row[sent:stop].tolist())
             sent = stop
@@ -70,7 +70,7 @@ def test_the_prefix_is_put_as_it_grows(policy: str, block_length: int | None) ->
     assert [chunk.tolist() for chunk in chunks] == expected_chunks(sampler, PROMPT, block_length=block_length)
     assert len(chunks) > 1
     whole = torch.cat(chunks).tolist()
-    end = int(first_eos(result.completions, sampler.model.eos_token_id))
+    end = int(first_stop(result.completions, sampler.stop_ids))
     assert whole == result.completions[0, : end + 1].tolist()
     assert notes.ends == 1
 

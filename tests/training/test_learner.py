@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from training_helpers import POLICY
 
 from unmask import Policy, PolicyConfig
-from unmask.policies.distributions import DPLS, Bernoulli
+from unmask.policies.distributions import DPLS
+from unmask.training import TrainerConfig
 from unmask.training.grpo import clipped_loss, mix_expert
 from unmask.training.learner import Learner, ordered_actions, pick_steps
 from unmask.training.rollout import Rollouts, Samples
@@ -56,20 +58,29 @@ def make_rollouts(experts: int = 0) -> tuple[Rollouts, torch.Tensor, torch.Tenso
     return rollouts, active, torch.randn(count, generator=g, dtype=torch.float64)
 
 
-def make_learner(policy: Policy, chunk: int = 100, passes: int = 1, experts: int = 0, **changes: object) -> Learner:
-    settings: dict = {
-        "policy": policy,
-        "optimizer": torch.optim.SGD(policy.parameters(), lr=0.1),
-        "distribution": Bernoulli(0.7),
+def make_learner(
+    policy: Policy,
+    experts: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
+    **changes: object,
+) -> Learner:
+    settings = {
+        "max_completion_length": LENGTH,
         "block_length": LENGTH,
+        "policy_temperature": 0.7,
         "epsilon": 0.2,
-        "num_passes": passes,
+        "num_iterations": 1,
         "max_grad_norm": 1e9,
-        "chunk_size": chunk,
-        "num_policy": SIZE - experts,
-        "num_expert": experts,
+        "num_generations": SIZE - experts,
+        "num_experts": max(experts, 1),
+        "expert": "threshold:0.9" if experts else None,
+        "expert_block_length": LENGTH,
+        "per_device_train_batch_size": GROUPS * (SIZE - experts),
+        "output_dir": "unused",
     }
-    return Learner(**(settings | changes))
+    optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=0.1)
+    return Learner(policy, optimizer, TrainerConfig.from_dict(settings | changes), average)
 
 
 def padded_update(
@@ -102,7 +113,7 @@ def test_update_against_the_padded_loss(chunk: int, passes: int, experts: int, c
     policy = make_policy(alpha_conditioned=conditioned)
     expected = copy.deepcopy(policy)
     rollouts, active, advantages = make_rollouts(experts)
-    statistics = make_learner(policy, chunk, passes, experts).update(rollouts, advantages, rollouts.samples)
+    statistics = make_learner(policy, experts, replay_chunk_size=chunk, num_iterations=passes).update(rollouts, advantages, rollouts.samples)
     padded_update(expected, rollouts, active, advantages, experts, passes)
     # The learner takes likelihoods in float32, as they come from float32 logits everywhere else.
     for (name, ours), theirs in zip(policy.named_parameters(), expected.parameters(), strict=True):
@@ -189,7 +200,7 @@ def test_dpls_actions_keep_their_order() -> None:
 def test_dpls_update_raises_what_was_rewarded() -> None:
     rollouts, _, _ = make_rollouts()
     policy = make_policy()
-    learner = make_learner(policy, distribution=DPLS(temperature=0.7))
+    learner = make_learner(policy, actions="dpls")
     samples = rollouts.samples.take(rollouts.samples.rollout == 0)
     distribution = DPLS(temperature=0.7)
 

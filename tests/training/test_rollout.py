@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 import torch
-from training_helpers import POLICY, tiny
+from training_helpers import POLICY, SETTINGS, tiny
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.policies import make_policy
 from unmask.tasks import make_task
+from unmask.training import TrainerConfig
 from unmask.training.rollout import Collector, WideView
 
 CONFIG = SamplerConfig(max_new_tokens=24, block_length=None, actions="bernoulli")
@@ -23,11 +27,13 @@ def make_policy_network(**changes: object) -> Policy:
     return policy
 
 
-def make_collector(policy: Policy, config: SamplerConfig = CONFIG, expert: str | None = None, **more: int) -> Collector:
+def make_collector(policy: Policy, experts: Sequence[str] = (), **changes: object) -> Collector:
+    """Four rollouts of each prompt by the policy, as CONFIG decodes, and two by each expert, in blocks of 8."""
     model, tokenizer = tiny()
-    expert_config = SamplerConfig(max_new_tokens=24, block_length=8)
-    rules = [] if expert is None else [make_policy(expert)]
-    return Collector(model, tokenizer, policy, config, 4, rules, expert_config, num_experts=2, **more)
+    settings = {**SETTINGS, "expert_block_length": 8, "num_experts": 2, **changes}
+    if experts:
+        settings["expert"] = list(experts)
+    return Collector(model, tokenizer, policy, TrainerConfig.from_dict(settings), [make_policy(e) for e in experts])
 
 
 def test_rollouts_are_the_samplers() -> None:
@@ -53,7 +59,6 @@ def test_processes_draw_what_one_would() -> None:
 @pytest.mark.parametrize("batch", [None, 4, 5, 9])
 def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model sees one row per prompt in the first step, and the rollouts are those of G separate rows."""
-    policy = make_policy_network()
     model, _ = tiny()
     seen = 0
     forward = type(model).forward
@@ -64,16 +69,15 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
         return forward(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", counting)
-    config = SamplerConfig(max_new_tokens=24, block_length=None, actions="bernoulli", max_batch_size=batch)
-    collector = make_collector(policy, config)
-    collector.sampler.finish = shared_and_not = SharingSampler(collector.sampler)  # type: ignore[method-assign]
+    collector = make_collector(make_policy_network(), rollout_batch_size=batch)
     shared = collector.collect(PROMPTS, torch.ones(3), seed=4)
     rows_shared, seen = seen, 0
-    shared_and_not.share = False
+    steps = collector.sampler.steps
+    monkeypatch.setattr(collector.sampler, "steps", lambda state, config, share: steps(state, config))
     separate = collector.collect(PROMPTS, torch.ones(3), seed=4)
     assert shared.completions.tolist() == separate.completions.tolist()
     assert torch.allclose(shared.samples.confidence, separate.samples.confidence, atol=1e-5)
-    if batch is None:  # else rows also wait for others of their group, or of the batch
+    if batch is None:  # else rows also wait for others of the batch
         assert seen - rows_shared >= 3 * (4 - 1)
 
 
@@ -81,8 +85,9 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
 def test_recorded_steps_replay_with_a_cache(cache: str) -> None:
     """What is recorded is what the policy saw: the last known confidences lead it to the same greedy actions."""
     policy = make_policy_network()
-    config = SamplerConfig(max_new_tokens=24, block_length=8, actions="greedy", cache=cache)
-    samples = make_collector(policy, config).collect(PROMPTS, torch.ones(3), seed=4).samples
+    collector = make_collector(policy, block_length=8)
+    collector.sampler.config = replace(collector.sampler.config, actions="greedy", cache=cache)
+    samples = collector.collect(PROMPTS, torch.ones(3), seed=4).samples
     with torch.no_grad():
         logits = policy(samples.mask, samples.confidence, samples.time, None, samples.allowed, 8)
     logits = logits.masked_fill(~samples.allowed, float("-inf"))
@@ -92,25 +97,16 @@ def test_recorded_steps_replay_with_a_cache(cache: str) -> None:
     assert torch.equal(samples.rank >= 0, expected)
 
 
-class SharingSampler:
-    """``Sampler.finish`` with groups shared or not."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.finish, self.share = sampler.finish, True
-
-    def __call__(self, *args: object, group_size: int = 1) -> object:
-        return self.finish(*args, group_size=group_size if self.share else 1)  # type: ignore[arg-type]
-
-
 def test_tokens_drawn_at_random_are_not_shared() -> None:
-    config = SamplerConfig(max_new_tokens=24, block_length=None, actions="greedy", temperature=3.0)
-    rollouts = make_collector(make_policy_network(), config).collect(PROMPTS[:1], torch.ones(1), seed=1)
+    collector = make_collector(make_policy_network(), temperature=3.0)
+    collector.sampler.config = replace(collector.sampler.config, actions="greedy")
+    rollouts = collector.collect(PROMPTS[:1], torch.ones(1), seed=1)
     assert len({tuple(row) for row in rollouts.completions.tolist()}) == 4
 
 
 def test_experts_come_last_in_each_group_and_are_scored_everywhere() -> None:
     policy = make_policy_network()
-    collector = make_collector(policy, expert="threshold:0.9")
+    collector = make_collector(policy, ["threshold:0.9"])
     rollouts = collector.collect(PROMPTS, torch.tensor([1.0, 2.0, 3.0]), seed=0)
     assert rollouts.group_size == 6
     assert rollouts.expert.tolist() == [False, False, False, False, True, True] * 3
@@ -131,8 +127,7 @@ def test_several_experts_keep_their_order_in_every_group() -> None:
     policy, names = make_policy_network(), ("threshold:0.5", "entropy-threshold:0.1")
     model, tokenizer = tiny()
     config = SamplerConfig(max_new_tokens=24, block_length=8)
-    collector = Collector(model, tokenizer, policy, CONFIG, 4, [make_policy(n) for n in names], config, num_experts=1)
-    rollouts = collector.collect(PROMPTS, torch.ones(3), seed=0)
+    rollouts = make_collector(policy, names, num_experts=1).collect(PROMPTS, torch.ones(3), seed=0)
     assert (rollouts.group_size, rollouts.expert.tolist()) == (6, [False, False, False, False, True, True] * 3)
     for place, name in zip((4, 5), names, strict=True):
         alone = Sampler(model, tokenizer, name, config).generate(PROMPTS)
@@ -142,8 +137,8 @@ def test_several_experts_keep_their_order_in_every_group() -> None:
 
 
 def test_experts_in_blocks_are_scored_in_their_block() -> None:
-    config = SamplerConfig(max_new_tokens=24, block_length=8, actions="bernoulli")
-    samples = make_collector(make_policy_network(), config, "threshold:0.9").collect(PROMPTS, torch.ones(3), 0).samples
+    collector = make_collector(make_policy_network(), ["threshold:0.9"], block_length=8)
+    samples = collector.collect(PROMPTS, torch.ones(3), 0).samples
     assert int(samples.allowed.sum(1).max()) <= 8
 
 

@@ -189,7 +189,7 @@ class GraphRunner:
         if not count:
             return state
         padded = self.padded(state)
-        self.key = Key.of(self.step, padded)
+        self.key, self.policy_state = Key.of(self.step, padded), self.step.policy.captured_state()
         self.current = None
         if self.key in self.graphs.refused:
             return state
@@ -234,7 +234,8 @@ class GraphRunner:
 
     def __call__(self, state: State) -> StepOutput:
         """One step. The output is a view of memory that the next step overwrites, unless the config records."""
-        if self.current is None:
+        if self.current is None or self.policy_state != self.step.policy.captured_state():
+            self.current = None  # the policy has other weights than when these rows entered
             return self.step(state)
         try:
             seen, rank = self.current(self.graphs.capture)

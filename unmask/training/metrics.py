@@ -83,8 +83,11 @@ class SkippedRounds:
         )
 
 
-def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, float]:
-    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`."""
+def describe(rollouts: Rollouts, worth: Tensor, rewards: Tensor, worth_name: str) -> dict[str, float]:
+    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`.
+
+    ``worth`` (N,) of the answers is called ``worth_name``: "accuracy" of a grader, "worth" of reward functions.
+    """
     metrics: dict[str, float] = {}
     for prefix, chosen in (("", ~rollouts.expert), ("expert_", rollouts.expert)):
         if not bool(chosen.any()):
@@ -92,7 +95,7 @@ def describe(rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> dict[str, 
         steps = rollouts.steps[chosen].double()
         metrics |= {
             f"{prefix}reward": rewards[chosen].mean().item(),
-            f"{prefix}accuracy": correct[chosen].mean().item(),
+            f"{prefix}{worth_name}": worth[chosen].mean().item(),
             f"{prefix}nfe": steps.mean().item(),
         }
         if not prefix:

@@ -229,7 +229,7 @@ class Trainer:
         else:
             metrics = self.update(rollouts, rewards)
         metrics["learning_rate"] = c.learning_rate_at(self.iteration)
-        metrics |= describe(rollouts, correct, rewards)
+        metrics |= describe(rollouts, correct, rewards, "worth" if self.reward_functions else "accuracy")
         metrics = with_deviation(self.processes.mean_of(metrics))
         now = time.perf_counter()
         metrics |= {

@@ -8,12 +8,14 @@ from helpers import EOS, MASK, random_model
 
 from unmask.policies import Policy
 from unmask.sampling import Sampler, SamplerConfig
-from unmask.sampling.canvas import Canvas
-from unmask.sampling.sharing import SeenCanvases
+from unmask.sampling.forward import SeenStates
+from unmask.sampling.state import COMPLETE, State
 
 
-def canvas(rows: list[list[int]], attention: list[list[bool]] | None = None) -> Canvas:
-    return Canvas.create(torch.tensor(rows), None if attention is None else torch.tensor(attention), 1, MASK, 2)
+def state_of(rows: list[list[int]], attention: list[list[bool]] | None = None) -> State:
+    state = State.create(torch.tensor(rows), 1, MASK, 2)
+    state.attention = None if attention is None else torch.tensor(attention)
+    return state
 
 
 class Echo:
@@ -22,15 +24,15 @@ class Echo:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def __call__(self, rows: Canvas) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: State) -> dict[str, torch.Tensor]:
         self.asked += rows.tokens.tolist()
         return {"tokens": rows.tokens.clone(), "first": rows.tokens[:, 0].float()}
 
 
 def test_equal_rows_are_looked_at_once_wherever_they_are() -> None:
     a, b, c = [1, MASK, 3], [1, 2, MASK], [4, MASK, 3]
-    seen, look, rows = SeenCanvases(6), Echo(), [a, b, a, c, b, a]
-    said = seen.recall(canvas(rows), look)
+    seen, look, rows = SeenStates(6), Echo(), [a, b, a, c, b, a]
+    said = seen.recall(state_of(rows), look)
     assert look.asked == [a, b, c]
     assert said["tokens"].tolist() == rows
     assert said["first"].tolist() == [1, 1, 1, 4, 1, 1]
@@ -38,21 +40,21 @@ def test_equal_rows_are_looked_at_once_wherever_they_are() -> None:
 
 def test_rows_of_earlier_steps_are_remembered_until_others_take_their_place() -> None:
     a, b, c, d = [1, MASK, 3], [1, 2, MASK], [4, MASK, 3], [5, MASK, 3]
-    seen, look = SeenCanvases(2), Echo()
+    seen, look = SeenStates(2), Echo()
     for rows in ([a, b], [b, c], [b], [d, b], [a, b]):  # a gives way to c, c to d, and d to a: b is always used
-        assert seen.recall(canvas(rows), look)["tokens"].tolist() == rows
+        assert seen.recall(state_of(rows), look)["tokens"].tolist() == rows
     assert look.asked == [a, b, c, d, a]
     with pytest.raises(ValueError, match="at most 2 rows, got 3"):
-        seen.recall(canvas([a, b, c]), look)
+        seen.recall(state_of([a, b, c]), look)
 
 
 def test_padding_and_finished_rows_tell_rows_apart() -> None:
     a, look = [0, MASK, 3], Echo()
-    SeenCanvases(2).recall(canvas([a, a], [[True, True, True], [False, True, True]]), look)
+    SeenStates(2).recall(state_of([a, a], [[True, True, True], [False, True, True]]), look)
     assert look.asked == [a, a]
-    state, look = canvas([a, a]), Echo()
-    state.done[1] = True
-    SeenCanvases(2).recall(state, look)
+    state, look = state_of([a, a]), Echo()
+    state.status[1] = COMPLETE
+    SeenStates(2).recall(state, look)
     assert look.asked == [a, a]
 
 
@@ -72,9 +74,10 @@ def test_groups_decode_as_single_rows_do() -> None:
             sampler = Sampler(model, None, policy, config)
             prompts = [[3, 4, 5]] * 8 + [[6, 7]] * 8 + [[EOS, 9, 1]] * 8
             seen = {}
-            for group in (8, 1):
+            for share in (True, False):
                 forwarded.clear()
-                result = sampler.finish(sampler.prepare(prompts, None, config), config, EOS, group_size=group)
-                seen[group] = (result.completions.tolist(), result.steps.tolist()), list(forwarded)
-            assert seen[8][0] == seen[1][0]
-            assert len(seen[8][1]) == len(set(seen[1][1])) < len(seen[1][1]), "each canvas once"
+                state = sampler.prepare(prompts, None, config)
+                result = sampler.result(state, config, sampler.steps(state, config, share=share))
+                seen[share] = (result.completions.tolist(), result.steps.tolist()), list(forwarded)
+            assert seen[True][0] == seen[False][0]
+            assert len(seen[True][1]) == len(set(seen[False][1])) < len(seen[False][1]), "each canvas once"
