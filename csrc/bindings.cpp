@@ -1,6 +1,6 @@
-// The module unmask._C: schemas of the ops, and what this build consists of.
+// The module unmask._C: what this build consists of. The ops are registered by csrc/torch, their schemas by
+// unmask/ops/library.py.
 #include <pybind11/pybind11.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
 #include <string>
@@ -10,28 +10,6 @@
 #ifndef UNMASK_CUDA_ARCHS
 #define UNMASK_CUDA_ARCHS ""
 #endif
-
-STABLE_TORCH_LIBRARY(unmask, m) {
-  // logsumexp and entropy are empty, shape (0,), unless asked for.
-  m.def(
-      "topk_confidence(Tensor logits, int k, Tensor? rows, Tensor? select, float temperature, Tensor? seed, "
-      "Tensor? counter, int[] exclude, bool logsumexp, bool entropy) -> (Tensor confidence, Tensor token, "
-      "Tensor sample, Tensor sample_confidence, Tensor logsumexp, Tensor entropy)");
-  m.def(
-      "policy_forward(Tensor packed, int hidden, int heads, int ffn, int confidences, Tensor mask, Tensor confidence, "
-      "Tensor time, Tensor? rows, Tensor? cond) -> Tensor");
-  // action is the number of an ActionMode (torch.compile cannot call an op that has an argument named mode); eos < 0
-  // means none.
-  m.def(
-      "unmask_(Tensor(a!) tokens, Tensor token, Tensor score, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) steps, "
-      "Tensor(e!) remaining, Tensor(f!) block, Tensor(g!) done, Tensor(h!) status, int start, int block_length, "
-      "int max_steps, int action, int eos, float temperature, float scale, float stop_logit, Tensor? seed, "
-      "Tensor? sequence) -> Tensor");
-}
-
-namespace unmask {
-void bind_graph_loop(pybind11::module_& module);  // csrc/torch/graph_loop.cpp
-}
 
 namespace {
 
@@ -79,8 +57,7 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, module) {
   unmask::cpu::active_isa();  // a wrong UNMASK_CPU_ISA stops the import, with its message
-  module.doc() = "Kernels of unmask; importing this module registers torch.ops.unmask.*.";
+  module.doc() = "Kernels of unmask; importing this module registers them for torch.ops.unmask.*.";
   module.def("build_info", &build_info,
              "Dict: cuda (bool), cuda_archs, compiler, built_with_torch, cpu_isa (in use), cpu_isas (usable here).");
-  unmask::bind_graph_loop(module);
 }

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -20,7 +21,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Throws std::runtime_error (a RuntimeError in Python) with the parts put together, unless the condition holds.
+// Throws std::runtime_error with the parts put together, unless the condition holds. What is thrown becomes a
+// RuntimeError in Python; unmask/ops/library.py makes of it the type that the message begins with.
 template <typename... Parts>
 void check(bool condition, const Parts&... parts) {
   if (__builtin_expect(condition, 1)) return;
@@ -30,47 +32,82 @@ void check(bool condition, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-// A shape as a part of a message, written out only if the message is.
+// A number that is not what is `expected`.
+template <typename Got>
+void check_value(bool condition, const char* name, const Got& got, const char* expected) {
+  check(condition, "ValueError: ", name, ": expected ", expected, ", got ", got);
+}
+
+// Parts of messages, written out only if the message is.
 struct Shape {
+  Shape(const int64_t* first, size_t number) : sizes(first), count(number) {}
+  Shape(const std::initializer_list<int64_t>& list) : Shape(list.begin(), list.size()) {}
+  Shape(const std::vector<int64_t>& list) : Shape(list.data(), list.size()) {}
   const int64_t* sizes;
   size_t count;
 };
+struct Device {
+  const Tensor& tensor;
+};
 
 inline Shape shape_text(const Tensor& t) { return Shape{t.sizes().data(), static_cast<size_t>(t.dim())}; }
+inline Shape strides_text(const Tensor& t) { return Shape{t.strides().data(), static_cast<size_t>(t.dim())}; }
 
 inline std::ostream& operator<<(std::ostream& text, const Shape& shape) {
   text << '(';
   for (size_t i = 0; i < shape.count; ++i) text << (i ? ", " : "") << shape.sizes[i];
-  return text << ')';
+  return text << (shape.count == 1 ? ",)" : ")");
+}
+inline std::ostream& operator<<(std::ostream& text, const Device& device) {
+  if (device.tensor.is_cpu()) return text << "cpu";
+  return text << "cuda:" << static_cast<int>(device.tensor.get_device_index());
 }
 
-inline void check_dtype(const Tensor& t, ScalarType expected, const char* name, const char* dtype_name) {
-  check(t.scalar_type() == expected, name, ": expected dtype ", dtype_name);
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    default: return "another dtype";
+  }
 }
 
-inline void check_shape(const Tensor& t, std::initializer_list<int64_t> expected, const char* name) {
-  bool same = t.dim() == static_cast<int64_t>(expected.size());
-  int64_t axis = 0;
-  for (int64_t size : expected) same = same && t.size(axis++) == size;
-  check(same, name, ": expected shape ", Shape{expected.begin(), expected.size()}, ", got ", shape_text(t));
+inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype, const Shape& shape, const Tensor& like) {
+  check(t.scalar_type() == dtype, "TypeError: ", name, ": expected ", dtype_name(dtype), ", got ",
+        dtype_name(t.scalar_type()));
+  const Shape got = shape_text(t);
+  check(std::equal(got.sizes, got.sizes + got.count, shape.sizes, shape.sizes + shape.count), "ValueError: ", name,
+        ": expected shape ", shape, ", got ", got);
+  check(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
+        "ValueError: ", name, ": expected device ", Device{like}, ", got ", Device{t});
 }
 
-inline void check_same_device(const Tensor& t, const Tensor& reference, const char* name) {
-  check(t.is_cpu() == reference.is_cpu() && (t.is_cpu() || t.get_device_index() == reference.get_device_index()), name,
-        ": must be on the same device as the other tensors");
-}
-
-inline void check_contiguous(const Tensor& t, const char* name) {
-  check(t.is_contiguous(), name, ": is written in place and must be contiguous");
-}
-
-// A contiguous tensor of the given dtype and number of elements on the device of `reference`; copies only if needed.
-inline Tensor prepared(const Tensor& t, ScalarType dtype, int64_t count, const Tensor& reference, const char* name,
-                       const char* dtype_name) {
-  check_dtype(t, dtype, name, dtype_name);
-  check(t.numel() == count, name, ": expected ", count, " elements, got shape ", shape_text(t));
-  check_same_device(t, reference, name);
+// The same tensor, contiguous; a copy only if it is not.
+inline Tensor checked(const Tensor& t, const char* name, ScalarType dtype, const Shape& shape, const Tensor& like) {
+  check_tensor(t, name, dtype, shape, like);
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// Nothing, or the same.
+inline OptionalTensor checked(const OptionalTensor& t, const char* name, ScalarType dtype, const Shape& shape,
+                              const Tensor& like) {
+  return t.has_value() ? OptionalTensor(checked(*t, name, dtype, shape, like)) : std::nullopt;
+}
+
+// The seed of draws, of shape () or (1,); null where nothing is drawn.
+inline const int64_t* checked_seed(const OptionalTensor& seed, bool drawing, const Tensor& like) {
+  check(seed.has_value() || !drawing, "TypeError: seed: expected an int64 tensor for draws, got None");
+  if (!drawing) return nullptr;
+  if (seed->dim() == 0) {
+    check_tensor(*seed, "seed", ScalarType::Long, {}, like);
+  } else {
+    check_tensor(*seed, "seed", ScalarType::Long, {1}, like);
+  }
+  return static_cast<const int64_t*>(seed->const_data_ptr());
 }
 
 // Uninitialised contiguous tensor on the device of `reference`.

@@ -31,7 +31,8 @@ struct BFloat16 {
   }
   UNMASK_INLINE void load4(const Element* p, vf out[4]) {
     for (int half = 0; half < 2; ++half) {
-      const vu pair = (vu)load(reinterpret_cast<const float*>(p + half * 2 * kLanes));
+      vu pair;  // copied: a row of an odd offset is aligned to 2 bytes only
+      __builtin_memcpy(&pair, p + half * 2 * kLanes, sizeof(pair));
       out[2 * half] = (vf)(pair << 16);
       out[2 * half + 1] = (vf)(pair & 0xffff0000u);
     }

@@ -23,19 +23,21 @@ struct Shared {
 constexpr int kTimesOffset = (sizeof(Shared) + 15) / 16 * 16;
 
 struct Row {
-  const int64_t* token;
-  const float* score;
+  const int64_t* candidates;
+  const float* score;       // null if there is a decision
+  const uint8_t* decision;
   int64_t* tokens;  // the buffer's part of the canvas
   uint8_t* mask;
   uint8_t* allowed;
   int32_t* rank;
   uint64_t seed;
-  uint32_t sequence, step;
+  uint32_t sequence, step, offset;  // of the key of the draws
+  int64_t phase;
   int64_t begin, end;  // from the first mask to the end of its block
 };
 
 UNMASK_DEVICE uint32_t action_bits(const Row& row, uint32_t index, int64_t position) {
-  return philox4x32(row.seed, index, static_cast<uint32_t>(position), row.step, row.sequence).word[0];
+  return philox4x32(row.seed, index, static_cast<uint32_t>(position) + row.offset, row.step, row.sequence).word[0];
 }
 
 // By the block: the smallest of the threads' values, in every thread.
@@ -95,6 +97,7 @@ UNMASK_DEVICE double log_add(double a, double b) {
 }
 
 UNMASK_DEVICE bool drawn(const UnmaskParams& params, const Row& row, int64_t i) {
+  if (row.decision) return row.decision[i] != 0;
   const float score = row.score[i];
   if (params.mode == ActionMode::kSelect || params.mode == ActionMode::kGreedy) return score > 0.0f;
   const double x = static_cast<double>(score) / params.temperature;
@@ -114,6 +117,7 @@ UNMASK_DEVICE void draw_independently(const UnmaskParams& params, const Row& row
       row.rank[i] = 0;
       any = true;
     }
+    if (row.decision) continue;
     const double negated = -static_cast<double>(row.score[i]);
     if (negated < best || (negated == best && best_position == row.end)) {
       best = negated;
@@ -165,71 +169,77 @@ UNMASK_DEVICE void draw_race(const UnmaskParams& params, const Row& row, Shared*
   }
 }
 
+UNMASK_DEVICE bool is_stop(const UnmaskParams& params, int64_t token) {
+  bool found = false;
+  for (int n = 0; n < params.num_stops; ++n) found |= token == params.stops[n];
+  return found;
+}
+
 // By the block: rules 4 and 5, the row's state after its tokens are written.
-UNMASK_DEVICE void update_state(const UnmaskParams& params, const Row& row, int64_t b, Shared* shared) {
+UNMASK_DEVICE void update_state(const UnmaskParams& params, const Row& row, int64_t* numbers, Shared* shared) {
   const int64_t length = params.length;
   __syncthreads();  // the tokens and masks written by other threads
   int64_t first = first_mask(row.mask, length, shared);
-  if (params.eos >= 0) {
-    int64_t end_of_text = length;
-    for (int64_t i = threadIdx.x; i < first; i += kUnmaskThreads) {
-      if (row.tokens[i] == params.eos) end_of_text = i;
+  if (params.num_stops > 0) {
+    int64_t stop = length;
+    for (int64_t i = threadIdx.x; i < first && stop == length; i += kUnmaskThreads) {
+      if (is_stop(params, row.tokens[i])) stop = i;
     }
-    if (block_min(end_of_text, shared) < first) {
+    stop = block_min(stop, shared);
+    if (stop < length) {
+      const int64_t fill = row.tokens[stop];
       for (int64_t i = first + threadIdx.x; i < length; i += kUnmaskThreads) {
-        if (row.mask[i]) row.tokens[i] = params.eos;
+        if (row.mask[i]) row.tokens[i] = fill;
         row.mask[i] = 0;
       }
       first = length;
     }
   }
   const bool complete = first == length;
-  const int64_t steps = params.steps[b] + 1;
-  const bool done = complete || steps >= params.max_steps;
-  const int64_t blocks = (length + params.block_length - 1) / params.block_length;
-  const int64_t block = complete ? blocks : first / params.block_length;
-  const int64_t block_end = (block + 1) * params.block_length;
+  const int64_t steps = numbers[kSteps] + 1;
+  const RowStatus status = complete ? kComplete : steps >= params.max_steps ? kExhausted : kRunning;
+  const int64_t block_end = first + left_in_block(params, row.phase, first);
   if (threadIdx.x == 0) shared->count = 0;
   __syncthreads();  // also: every thread has read steps
   unsigned long long remaining = 0;
   for (int64_t i = threadIdx.x; i < length; i += kUnmaskThreads) {
     const bool masked = !complete && row.mask[i];
     remaining += masked ? 1 : 0;
-    row.allowed[i] = masked && i < block_end && !done ? 1 : 0;  // no mask stands before the active block
+    row.allowed[i] = masked && i < block_end && status == kRunning ? 1 : 0;  // no mask stands before the active block
   }
   if (remaining > 0) atomicAdd(reinterpret_cast<unsigned long long*>(&shared->count), remaining);
   __syncthreads();
   if (threadIdx.x != 0) return;
-  params.steps[b] = steps;
-  params.remaining[b] = shared->count;
-  params.block[b] = block;
-  if (done) {
-    params.done[b] = 1;
-    params.status[b] = complete ? kComplete : kExhausted;
-  }
+  numbers[kSteps] = steps;
+  numbers[kRemaining] = shared->count;
+  numbers[kBlock] = block_of(params, row.phase, first);
+  numbers[kStatus] = status;
 }
 
 __global__ void __launch_bounds__(kUnmaskThreads) unmask_kernel(const __grid_constant__ UnmaskParams params) {
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   double* times = reinterpret_cast<double*>(dynamic_shared() + kTimesOffset);
   const int64_t b = blockIdx.x, length = params.length;
+  int64_t* numbers = params.rows + b * kRowColumns;
   int32_t* rank = params.rank + b * length;
   for (int64_t i = threadIdx.x; i < length; i += kUnmaskThreads) rank[i] = -1;
-  if (params.done[b]) return;
-  Row row{params.token + b * length,
-          params.score + b * length,
+  if (numbers[kStatus] != kRunning) return;
+  Row row{params.candidates + b * length,
+          params.score ? params.score + b * length : nullptr,
+          params.decision ? params.decision + b * length : nullptr,
           params.tokens + b * params.canvas_stride + params.start,
           params.mask + b * length,
           params.allowed + b * length,
           rank,
           params.seed ? static_cast<uint64_t>(*params.seed) : 0,
-          static_cast<uint32_t>(params.sequence ? params.sequence[b] : b),
-          static_cast<uint32_t>(params.steps[b]),
+          static_cast<uint32_t>(numbers[kSequence]),
+          static_cast<uint32_t>(numbers[kSteps] + numbers[kDrawStep]),
+          static_cast<uint32_t>(numbers[kPosition]),
+          numbers[kPhase],
           0,
           0};
   row.begin = first_mask(row.mask, length, shared);  // its barriers order the ranks above before those below
-  row.end = (row.begin / params.block_length + 1) * params.block_length;
-  if (row.end > length) row.end = length;
+  row.end = row.begin + left_in_block(params, row.phase, row.begin);
   if (params.mode == ActionMode::kDpls) {
     draw_race(params, row, shared, times);
   } else {
@@ -238,24 +248,23 @@ __global__ void __launch_bounds__(kUnmaskThreads) unmask_kernel(const __grid_con
   __syncthreads();
 
   bool bad = false;
-  for (int64_t i = row.begin + threadIdx.x; i < row.end; i += kUnmaskThreads) bad |= rank[i] >= 0 && row.token[i] < 0;
+  for (int64_t i = row.begin + threadIdx.x; i < row.end; i += kUnmaskThreads) {
+    bad |= rank[i] >= 0 && row.candidates[i] < 0;
+  }
   if (block_any(bad, shared)) {
     for (int64_t i = threadIdx.x; i < length; i += kUnmaskThreads) {
       rank[i] = -1;
       row.allowed[i] = 0;
     }
-    if (threadIdx.x == 0) {
-      params.status[b] = kPoisoned;
-      params.done[b] = 1;
-    }
+    if (threadIdx.x == 0) numbers[kStatus] = kPoisoned;
     return;
   }
   for (int64_t i = row.begin + threadIdx.x; i < row.end; i += kUnmaskThreads) {
     if (rank[i] < 0) continue;
-    row.tokens[i] = row.token[i];
+    row.tokens[i] = row.candidates[i];
     row.mask[i] = 0;
   }
-  update_state(params, row, b, shared);
+  update_state(params, row, numbers, shared);
 }
 
 }  // namespace
@@ -266,7 +275,8 @@ int unmask(const UnmaskParams& params, void* stream) {
   const cudaError_t error = query_device(&device);
   if (error != cudaSuccess) return error;
   int64_t shared_bytes = kTimesOffset;
-  if (params.mode == ActionMode::kDpls) shared_bytes += params.block_length * static_cast<int64_t>(sizeof(double));
+  const int64_t block = params.block_length < params.length ? params.block_length : params.length;
+  if (params.mode == ActionMode::kDpls) shared_bytes += block * static_cast<int64_t>(sizeof(double));
   // A block of some 28,000 positions on Hopper: more than any generation buffer.
   if (shared_bytes > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
   LaunchShape shape = {};

@@ -20,33 +20,21 @@ Prepared prepare(const Tensor& packed, int64_t hidden, int64_t heads, int64_t ff
                  const OptionalTensor& cond) {
   Prepared p;
   PolicyForwardParams& params = p.params;
-  check(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden: expected a multiple of 16 up to 256, got ", hidden);
-  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0, "heads: hidden / heads must be an even number, ",
-        "got ", hidden, " / ", heads);
-  check(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn: expected a multiple of 16 up to 1024, got ", ffn);
-  check(confidences >= 1 && confidences <= 64, "confidences: expected 1 to 64, got ", confidences);
+  check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
+  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0, "ValueError: heads: expected hidden / heads to ",
+        "be an even number, got ", hidden, " / ", heads);
+  check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
+  check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
   params.sizes = PolicySizes{hidden, heads, ffn, confidences};
-
-  check(mask.dim() == 2, "mask: expected shape (B, L), got ", shape_text(mask));
-  params.batch = mask.size(0);
-  params.length = mask.size(1);
-  check(params.length >= 1, "mask: the length must be at least 1, got ", shape_text(mask));
-  check_shape(confidence, {params.batch, params.length, confidences}, "confidence");
-  check_shape(time, {params.batch}, "time");
-  const int64_t positions = params.batch * params.length;
-  p.packed = prepared(packed, ScalarType::Float, policy_weight_count(params.sizes), mask, "packed weights", "float32");
-  p.mask = prepared(mask, ScalarType::Bool, positions, mask, "mask", "bool");
-  p.confidence = prepared(confidence, ScalarType::Float, positions * confidences, mask, "confidence", "float32");
-  p.time = prepared(time, ScalarType::Float, params.batch, mask, "time", "float32");
-  if (rows.has_value()) {
-    check_shape(*rows, {params.batch, params.length}, "rows");
-    p.rows = prepared(*rows, ScalarType::Bool, positions, mask, "rows", "bool");
-  }
-  if (cond.has_value()) {
-    check_shape(*cond, {params.batch, hidden}, "cond");
-    p.cond = prepared(*cond, ScalarType::Float, params.batch * hidden, mask, "cond", "float32");
-  }
-  p.logits = allocate({params.batch, params.length}, ScalarType::Float, mask);
+  check_value(mask.dim() == 2, "mask", shape_text(mask), "shape (B, L)");
+  const int64_t batch = params.batch = mask.size(0), length = params.length = mask.size(1);
+  p.mask = checked(mask, "mask", ScalarType::Bool, {batch, length}, mask);
+  p.confidence = checked(confidence, "confidence", ScalarType::Float, {batch, length, confidences}, mask);
+  p.time = checked(time, "time", ScalarType::Float, {batch}, mask);
+  p.rows = checked(rows, "rows", ScalarType::Bool, {batch, length}, mask);
+  p.cond = checked(cond, "cond", ScalarType::Float, {batch, hidden}, mask);
+  p.packed = checked(packed, "packed", ScalarType::Float, {policy_weight_count(params.sizes)}, mask);
+  p.logits = allocate({batch, length}, ScalarType::Float, mask);
 
   params.weights = read<float>(p.packed);
   params.mask = read<uint8_t>(p.mask);
@@ -61,7 +49,8 @@ Prepared prepare(const Tensor& packed, int64_t hidden, int64_t heads, int64_t ff
 Tensor policy_forward_cpu(const Tensor& packed, int64_t hidden, int64_t heads, int64_t ffn, int64_t confidences,
                           const Tensor& mask, const Tensor& confidence, const Tensor& time, const OptionalTensor& rows,
                           const OptionalTensor& cond) {
-  Prepared p = prepare(packed, hidden, heads, ffn, confidences, mask, confidence, time, rows, cond);
+  const Prepared p = prepare(packed, hidden, heads, ffn, confidences, mask, confidence, time, rows, cond);
+  if (p.params.length == 0) return p.logits;
   // A sequence is always enough work for a thread of its own.
   torch::stable::parallel_for(0, p.params.batch, 1,
                               [&p](int64_t begin, int64_t end) { cpu::policy_forward(p.params, begin, end); });
@@ -73,8 +62,8 @@ Tensor policy_forward_cuda(const Tensor& packed, int64_t hidden, int64_t heads, 
                            const Tensor& mask, const Tensor& confidence, const Tensor& time, const OptionalTensor& rows,
                            const OptionalTensor& cond) {
   torch::stable::accelerator::DeviceGuard guard(mask.get_device_index());
-  Prepared p = prepare(packed, hidden, heads, ffn, confidences, mask, confidence, time, rows, cond);
-  if (p.params.batch == 0) return p.logits;
+  const Prepared p = prepare(packed, hidden, heads, ffn, confidences, mask, confidence, time, rows, cond);
+  if (p.params.batch == 0 || p.params.length == 0) return p.logits;
   const Tensor scratch = workspace(cuda::policy_forward_workspace(p.params), mask);
   check_cuda(cuda::policy_forward(p.params, scratch.mutable_data_ptr(), current_stream(mask)), "policy_forward");
   return p.logits;

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <tuple>
 
 #include "checks.h"
@@ -14,17 +16,11 @@ namespace {
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 DType kernel_dtype(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      check(false, "logits: expected float32, bfloat16 or float16");
-      return DType::kFloat32;
-  }
+  const ScalarType dtype = logits.scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+        "TypeError: logits: expected float32, bfloat16 or float16, got ", dtype_name(dtype));
+  if (dtype == ScalarType::Float) return DType::kFloat32;
+  return dtype == ScalarType::Half ? DType::kFloat16 : DType::kBFloat16;
 }
 
 // Describes the leading dimensions of `logits` as (outer, inner) with one stride each; false if that takes a copy.
@@ -61,24 +57,29 @@ bool collapse(const Tensor& logits, TopkConfidenceParams* params) {
 struct Prepared {
   TopkConfidenceParams params{};
   Tensor logits;
-  OptionalTensor rows, select, seed, counter;
+  OptionalTensor rows, select, counter;
   Outputs outputs;
 };
 
-void set_exclude(const std::vector<int64_t>& exclude, TopkConfidenceParams* params) {
-  std::vector<int64_t> ids(exclude);
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  check(ids.size() <= static_cast<size_t>(kMaxExclude), "exclude: at most ", kMaxExclude, " ids, got ", ids.size());
-  for (int64_t id : ids) check(id >= 0 && id < params->vocab, "exclude: id ", id, " is outside [0, ", params->vocab, ")");
-  std::copy(ids.begin(), ids.end(), params->exclude);
-  params->num_exclude = static_cast<int>(ids.size());
+void set_candidates(std::vector<int64_t> exclude, int64_t k, TopkConfidenceParams* params) {
+  std::sort(exclude.begin(), exclude.end());
+  exclude.erase(std::unique(exclude.begin(), exclude.end()), exclude.end());
+  check_value(exclude.size() <= kMaxExclude, "exclude", exclude.size(), "at most 16 ids");
+  for (int64_t id : exclude) {
+    check(id >= 0 && id < params->vocab, "ValueError: exclude: expected ids in [0, ", params->vocab, "), got ", id);
+  }
+  std::copy(exclude.begin(), exclude.end(), params->exclude);
+  params->num_exclude = static_cast<int>(exclude.size());
+  const int64_t candidates = params->vocab - params->num_exclude, most = std::min<int64_t>(kMaxTopK, candidates);
+  check(k >= 1 && k <= most, "ValueError: k: expected 1 to ", most, " (at most ", kMaxTopK, ", and ", candidates,
+        " candidates), got ", k);
+  params->k = static_cast<int>(k);
 }
 
 void check_row_ids(const TopkConfidenceParams& params) {
   for (int64_t i = 0; i < params.num_rows; ++i) {
-    check(params.rows[i] >= 0 && params.rows[i] < params.num_source_rows, "rows: ", params.rows[i], " at ", i,
-          " is outside [0, ", params.num_source_rows, ")");
+    check(params.rows[i] >= 0 && params.rows[i] < params.num_source_rows, "ValueError: rows: expected indices in [0, ",
+          params.num_source_rows, "), got ", params.rows[i], " at ", i);
   }
 }
 
@@ -88,57 +89,40 @@ Prepared prepare(const Tensor& logits, int64_t k, const OptionalTensor& rows, co
   Prepared p;
   TopkConfidenceParams& params = p.params;
   const int64_t dims = logits.dim();
-  check(dims >= 1, "logits: expected at least one dimension");
   params.dtype = kernel_dtype(logits);
+  check_value(dims >= 1 && logits.size(dims - 1) >= 1, "logits", shape_text(logits), "shape (..., V) with V >= 1");
   params.vocab = logits.size(dims - 1);
-  check(params.vocab >= 1 && params.vocab < (int64_t{1} << 31), "logits: the last dimension must be in [1, 2^31), got ",
-        params.vocab);
-  params.num_source_rows = 1;
-  std::vector<int64_t> shape;
-  for (int64_t axis = 0; axis < dims - 1; ++axis) {
-    shape.push_back(logits.size(axis));
-    params.num_source_rows *= logits.size(axis);
-  }
+  check_value(params.vocab < (int64_t{1} << 31), "logits", params.vocab, "a vocabulary below 2^31");
+  std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end() - 1);
+  params.num_source_rows = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
   p.logits = logits;
   if (!collapse(p.logits, &params)) {
     p.logits = torch::stable::contiguous(logits);
     collapse(p.logits, &params);
   }
+  set_candidates(exclude, k, &params);
 
   params.num_rows = params.num_source_rows;
+  check(!rows.has_value() || !select.has_value(), "ValueError: rows: expected indices or flags, got both");
+  p.select = checked(select, "rows", ScalarType::Bool, shape, logits);
+  params.select = read_or_null<uint8_t>(p.select);
   if (rows.has_value()) {
-    check(!select.has_value(), "rows and select exclude each other");
-    check(rows->dim() == 1, "rows: expected shape (R,), got ", shape_text(*rows));
-    p.rows = prepared(*rows, ScalarType::Long, rows->numel(), logits, "rows", "int64");
     params.num_rows = rows->numel();
-    params.rows = read<int64_t>(*p.rows);
     shape = {params.num_rows};
+    p.rows = checked(rows, "rows", ScalarType::Long, shape, logits);
+    params.rows = read<int64_t>(*p.rows);
     if (logits.is_cpu()) check_row_ids(params);
-  } else if (select.has_value()) {
-    p.select = prepared(*select, ScalarType::Bool, params.num_rows, logits, "select", "bool");
-    params.select = read<uint8_t>(*p.select);
   }
 
-  set_exclude(exclude, &params);
-  check(k >= 1 && k <= kMaxTopK && k <= params.vocab - params.num_exclude, "k: expected 1 to ", kMaxTopK,
-        " and at most the number of candidates ", params.vocab - params.num_exclude, ", got ", k);
-  params.k = static_cast<int>(k);
+  check_value(temperature == 0.0 || (temperature >= 1e-30 && temperature <= 1e30), "temperature", temperature,
+              "0 or 1e-30 to 1e30");
+  params.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
+  params.seed = checked_seed(seed, temperature > 0.0, logits);
+  std::vector<int64_t> shape_3(shape), shape_k(shape);
+  shape_3.push_back(3);
+  p.counter = checked(counter, "counter", ScalarType::Long, shape_3, logits);
+  params.counter = read_or_null<int64_t>(p.counter);
 
-  check(temperature >= 0.0 && temperature <= 1e30, "temperature: expected a finite number >= 0, got ", temperature);
-  if (temperature > 0.0) {
-    params.inverse_temperature = static_cast<float>(1.0 / temperature);
-    check(params.inverse_temperature > 0.0f && params.inverse_temperature <= 1e30f, "temperature: ", temperature,
-          " is too close to 0; use 0 for the most likely token");
-    check(seed.has_value(), "seed: needed at temperature > 0");
-    p.seed = prepared(*seed, ScalarType::Long, 1, logits, "seed", "int64");
-    params.seed = read<int64_t>(*p.seed);
-    if (counter.has_value()) {
-      p.counter = prepared(*counter, ScalarType::Long, 3 * params.num_rows, logits, "counter", "int64");
-      params.counter = read<int64_t>(*p.counter);
-    }
-  }
-
-  std::vector<int64_t> shape_k(shape);
   shape_k.push_back(k);
   const std::vector<int64_t> none = {0};
   p.outputs = Outputs(allocate(shape_k, ScalarType::Float, logits), allocate(shape_k, ScalarType::Long, logits),
@@ -158,7 +142,7 @@ Prepared prepare(const Tensor& logits, int64_t k, const OptionalTensor& rows, co
 Outputs topk_confidence_cpu(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
                             double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
                             const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
+  const Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
   torch::stable::parallel_for(
       0, p.params.num_rows, grain_size(p.params.vocab),
       [&p](int64_t begin, int64_t end) { cpu::topk_confidence(p.params, begin, end); });
@@ -170,7 +154,7 @@ Outputs topk_confidence_cuda(const Tensor& logits, int64_t k, const OptionalTens
                              double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
                              const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
   torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
+  const Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
   if (p.params.num_rows == 0) return p.outputs;
   const Tensor scratch = workspace(cuda::topk_confidence_workspace(p.params), logits);
   check_cuda(cuda::topk_confidence(p.params, scratch.mutable_data_ptr(), current_stream(logits)), "topk_confidence");

@@ -64,11 +64,11 @@ float from_float16(uint16_t x) {
   return sign * std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
 }
 
-// One row, its parameters and room for its results. The row is allocated to its exact size, so that a read past its
-// end is seen by a sanitizer.
+// One row, its parameters and room for its results. The row is allocated to its exact size, behind `offset` elements, so
+// that a sanitizer sees a read past its end and one of an address that is not a multiple of its type's.
 struct OneRow {
-  std::vector<float> row;         // values as read
-  std::vector<float> as_float;    // storage, one of the two
+  std::vector<float> row;       // values as read
+  std::vector<float> as_float;  // storage, one of the two
   std::vector<uint16_t> as_half;
   std::vector<float> confidence;
   std::vector<int64_t> token;
@@ -76,15 +76,18 @@ struct OneRow {
   float sample_confidence = -7, logsumexp = -7, entropy = -7;
   TopkConfidenceParams params{};
 
-  OneRow(const std::vector<float>& values, int k, DType dtype = DType::kFloat32) : confidence(k), token(k) {
-    if (dtype == DType::kFloat32) {
-      as_float = row = values;
-      params.logits = as_float.data();
-    } else {
-      for (float x : values) as_half.push_back(to_bfloat16(x));
-      for (uint16_t x : as_half) row.push_back(dtype == DType::kBFloat16 ? from_bfloat16(x) : from_float16(x));
-      params.logits = as_half.data();
+  OneRow(const std::vector<float>& values, int k, DType dtype = DType::kFloat32, size_t offset = 0)
+      : as_float(offset, kNaN), as_half(offset, 0x7fff), confidence(k), token(k) {
+    for (float x : values) {
+      as_float.push_back(x);
+      as_half.push_back(to_bfloat16(x));
+      const uint16_t half = as_half.back();
+      row.push_back(dtype == DType::kFloat32 ? x : dtype == DType::kBFloat16 ? from_bfloat16(half) : from_float16(half));
     }
+    as_float.shrink_to_fit();
+    as_half.shrink_to_fit();
+    params.logits = as_half.data() + offset;
+    if (dtype == DType::kFloat32) params.logits = as_float.data() + offset;
     params.dtype = dtype;
     params.num_rows = params.num_source_rows = params.inner = 1;
     params.vocab = static_cast<int64_t>(row.size());
@@ -166,12 +169,19 @@ TEST(TopkConfidence, AgreesWithDoubleForEverySize) {
   }
 }
 
-TEST(TopkConfidence, ReadsBFloat16) {
+TEST(TopkConfidence, ReadsRowsOfAnyDtypeWhereverTheyBegin) {
   for (Isa isa : isas()) {
-    for (size_t vocab : {5, 31, 64, 129, 3000}) {
-      OneRow row(normal(vocab, 3.0f, vocab), 5, DType::kBFloat16);
-      run(isa, row.params);
-      row.expect_right();
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      for (size_t offset : {0, 1, 2, 3}) {
+        for (size_t vocab : {5, 31, 64, 129, 3001}) {
+          OneRow row(normal(vocab, 3.0f, vocab), 5, dtype, offset);
+          row.params.inverse_temperature = 1.0f;
+          const int64_t expected = row.expected_sample();
+          run(isa, row.params);
+          row.expect_right();
+          ASSERT_EQ(row.sample, expected) << "V = " << vocab << ", offset " << offset;
+        }
+      }
     }
   }
 }

@@ -12,22 +12,23 @@
 namespace {
 
 using unmask::ActionMode;
+using unmask::kBlock, unmask::kPhase, unmask::kRemaining, unmask::kStatus, unmask::kSteps;
 constexpr int64_t kMask = 99, kEos = 7;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // A canvas of one row without a prompt, with candidates 10, 11, ...
 struct OneRow {
-  std::vector<int64_t> tokens, token, steps{0}, remaining{0}, block{0};
+  std::vector<int64_t> tokens, candidates, numbers;
   std::vector<float> score;
-  std::vector<uint8_t> mask, allowed, done{0};
-  std::vector<int32_t> status{0}, rank;
+  std::vector<uint8_t> mask, allowed;
+  std::vector<int32_t> rank;
   int64_t seed = 1;
   unmask::UnmaskParams params{};
 
   OneRow(std::vector<int64_t> buffer, std::vector<float> scores, int64_t block_length)
-      : tokens(std::move(buffer)), score(std::move(scores)) {
+      : tokens(std::move(buffer)), numbers(unmask::kRowColumns), score(std::move(scores)) {
     const size_t length = tokens.size();
-    for (size_t i = 0; i < length; ++i) token.push_back(static_cast<int64_t>(10 + i));
+    for (size_t i = 0; i < length; ++i) candidates.push_back(static_cast<int64_t>(10 + i));
     for (const int64_t t : tokens) mask.push_back(t == kMask);
     allowed.assign(length, 1);  // the kernel itself keeps to the active block
     rank.assign(length, -5);
@@ -36,23 +37,20 @@ struct OneRow {
     params.canvas_stride = params.length;
     params.block_length = block_length;
     params.max_steps = 100;
-    params.eos = -1;
     params.temperature = params.scale = 1.0f;
   }
+
+  int64_t operator[](unmask::RowColumn column) const { return numbers[column]; }
 
   void step(ActionMode mode) {
     params.mode = mode;
     params.seed = &seed;
-    params.token = token.data();
+    params.candidates = candidates.data();
     params.score = score.data();
     params.tokens = tokens.data();
     params.mask = mask.data();
     params.allowed = allowed.data();
-    params.steps = steps.data();
-    params.remaining = remaining.data();
-    params.block = block.data();
-    params.done = done.data();
-    params.status = status.data();
+    params.rows = numbers.data();
     params.rank = rank.data();
     unmask::cpu::unmask(params, 0, 1);
   }
@@ -90,32 +88,46 @@ TEST(Unmask, SelectWritesOnlyMaskedPositionsOfTheActiveBlock) {
   EXPECT_EQ(row.tokens, (std::vector<int64_t>{1, 11, 2, 3, kMask, kMask}));
   EXPECT_EQ(row.rank, (std::vector<int32_t>{-1, 0, -1, -1, -1, -1}));
   EXPECT_EQ(row.allowed, (std::vector<uint8_t>{0, 0, 0, 0, 1, 1}));
-  EXPECT_EQ(row.block[0], 2);
-  EXPECT_EQ(row.remaining[0], 2);
-  EXPECT_EQ(row.steps[0], 1);
-  EXPECT_EQ(row.done[0], 0);
+  EXPECT_EQ(row[kBlock], 2);
+  EXPECT_EQ(row[kRemaining], 2);
+  EXPECT_EQ(row[kSteps], 1);
+  EXPECT_EQ(row[kStatus], unmask::kRunning);
 }
 
 TEST(Unmask, ShortLastBlockCompletes) {
   OneRow row({1, 2, 3, kMask}, {0, 0, 0, 1}, 3);
   row.step(ActionMode::kSelect);
-  EXPECT_EQ(row.block[0], 2);
-  EXPECT_EQ(row.done[0], 1);
-  EXPECT_EQ(row.status[0], unmask::kComplete);
+  EXPECT_EQ(row[kBlock], 2);
+  EXPECT_EQ(row[kStatus], unmask::kComplete);
+}
+
+TEST(Unmask, PhaseShiftsTheBlocks) {  // blocks of 3 end behind positions 0, 3 and 4
+  OneRow row({kMask, kMask, kMask, kMask, kMask}, {1, 1, 1, 1, 1}, 3);
+  row.numbers[kPhase] = 2;
+  row.step(ActionMode::kSelect);
+  EXPECT_EQ(row.rank, (std::vector<int32_t>{0, -1, -1, -1, -1}));
+  EXPECT_EQ(row.allowed, (std::vector<uint8_t>{0, 1, 1, 1, 0}));
+  EXPECT_EQ(row[kBlock], 1);
+  row.step(ActionMode::kSelect);
+  row.step(ActionMode::kSelect);
+  EXPECT_EQ(row[kStatus], unmask::kComplete);
+  EXPECT_EQ(row[kBlock], 3);
 }
 
 TEST(Unmask, EosStopsOnlyWithoutMasksBeforeIt) {
   OneRow row({kMask, kMask, kMask, kMask}, {0, 1, 0, 0}, 2);
-  row.params.eos = kEos;
-  row.token[1] = kEos;
+  row.params.stops[0] = 1000;
+  row.params.stops[1] = kEos;
+  row.params.num_stops = 2;
+  row.candidates[1] = kEos;
   row.step(ActionMode::kSelect);
-  EXPECT_EQ(row.done[0], 0);
+  EXPECT_EQ(row[kStatus], unmask::kRunning);
   row.score = {1, 0, 0, 0};
   row.step(ActionMode::kSelect);
   EXPECT_EQ(row.tokens, (std::vector<int64_t>{10, kEos, kEos, kEos}));
-  EXPECT_EQ(row.status[0], unmask::kComplete);
-  EXPECT_EQ(row.remaining[0], 0);
-  EXPECT_EQ(row.block[0], 2);
+  EXPECT_EQ(row[kStatus], unmask::kComplete);
+  EXPECT_EQ(row[kRemaining], 0);
+  EXPECT_EQ(row[kBlock], 2);
 }
 
 TEST(Unmask, ExhaustedRowKeepsItsMasks) {
@@ -123,19 +135,19 @@ TEST(Unmask, ExhaustedRowKeepsItsMasks) {
   never.params.max_steps = 1;
   never.params.scale = 0.0f;
   never.step(ActionMode::kBernoulli);
-  EXPECT_EQ(never.status[0], unmask::kExhausted);
-  EXPECT_EQ(never.remaining[0], 2);
+  EXPECT_EQ(never[kStatus], unmask::kExhausted);
+  EXPECT_EQ(never[kRemaining], 2);
   EXPECT_EQ(never.allowed, (std::vector<uint8_t>{0, 0}));
 }
 
 TEST(Unmask, PoisonedTokenEndsTheRowUnwritten) {
   OneRow row({kMask, kMask, kMask}, {1, 1, 0}, 3);
-  row.token[1] = -1;
+  row.candidates[1] = -1;
   row.step(ActionMode::kSelect);
   EXPECT_EQ(row.tokens, (std::vector<int64_t>{kMask, kMask, kMask}));
   EXPECT_EQ(row.rank, (std::vector<int32_t>{-1, -1, -1}));
-  EXPECT_EQ(row.status[0], unmask::kPoisoned);
-  EXPECT_EQ(row.steps[0], 0);
+  EXPECT_EQ(row[kStatus], unmask::kPoisoned);
+  EXPECT_EQ(row[kSteps], 0);
 }
 
 TEST(Unmask, FallbacksTakeTheHighestScoreAndSkipNaN) {
@@ -160,12 +172,12 @@ TEST(Unmask, DplsOrdersHugeUtilitiesAndStops) {
   EXPECT_EQ(stopped.rank, (std::vector<int32_t>{-1, 0}));
 }
 
-TEST(Unmask, DoneRowIsLeftAlone) {
+TEST(Unmask, RowThatIsNotRunningIsLeftAlone) {
   OneRow row({kMask, kMask}, {1, 1}, 2);
-  row.done[0] = 1;
+  row.numbers[kStatus] = unmask::kComplete;
   row.step(ActionMode::kSelect);
   EXPECT_EQ(row.tokens, (std::vector<int64_t>{kMask, kMask}));
-  EXPECT_EQ(row.steps[0], 0);
+  EXPECT_EQ(row[kSteps], 0);
   EXPECT_EQ(row.rank, (std::vector<int32_t>{-1, -1}));
 }
 

@@ -1,9 +1,14 @@
-"""The three compiled ops, on CPU and CUDA, with their result types."""
+"""The three ops, compiled for CPU and CUDA and in plain torch for what is left, with their result types."""
 
+from unmask.ops import reference  # registers the ops in plain torch
 from unmask.ops.library import build_info
 from unmask.ops.policy_forward import policy_forward
+from unmask.ops.state import State
 from unmask.ops.topk_confidence import topk_confidence
 from unmask.ops.types import PolicyWeights, TopkConfidence
 from unmask.ops.unmask_ import unmask_
 
-__all__ = ["PolicyWeights", "TopkConfidence", "build_info", "policy_forward", "topk_confidence", "unmask_"]
+__all__ = [
+    "PolicyWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference", "topk_confidence",
+    "unmask_",
+]  # fmt: skip

@@ -1,27 +1,70 @@
-"""Loads the compiled extension, which registers ``torch.ops.unmask.*``."""
+"""Defines the ops ``torch.ops.unmask.*`` and loads their kernels; where there are none, plain torch computes them."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch  # must be loaded before the extension: it provides the libraries that the extension links to
 from torch import Tensor
 
+# logsumexp and entropy are empty, shape (0,), unless asked for. torch.compile cannot call an op that has an argument
+# named mode, hence action_mode: the number of an ActionMode (csrc/ops/unmask.h).
+_SCHEMAS = (
+    "topk_confidence(Tensor logits, int k, Tensor? rows, Tensor? select, float temperature, Tensor? seed, "
+    "Tensor? counter, int[] exclude, bool logsumexp, bool entropy) -> (Tensor confidence, Tensor token, "
+    "Tensor sample, Tensor sample_confidence, Tensor logsumexp, Tensor entropy)",
+    "policy_forward(Tensor packed, int hidden, int heads, int ffn, int confidences, Tensor mask, Tensor confidence, "
+    "Tensor time, Tensor? rows, Tensor? cond) -> Tensor",
+    "unmask_(Tensor(a!) tokens, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) rows, Tensor candidates, "
+    "Tensor action, int start, int block_length, int max_steps, int action_mode, int[] eos, float temperature, "
+    "float scale, float stop_logit, Tensor? seed) -> Tensor",
+)
+_library = torch.library.Library("unmask", "FRAGMENT")
+for _schema in _SCHEMAS:
+    _library.define(_schema)
 
-def _load() -> ModuleType:
+
+def _why_missing() -> str:
+    """Why there is no unmask._C to import."""
+    here = Path(__file__).resolve().parents[1]
+    for entry in sys.path:
+        other = Path(entry).resolve() / "unmask"
+        if other != here and any(other.glob("_C.*")):
+            return (
+                f"the source folder {here} hides the installed package {other}, which has a compiled part; start "
+                "Python elsewhere, or build in the source folder with `pip install -e .`"
+            )
+    return (
+        f"{here} has no compiled part (unmask._C); build it with `pip install .`, in a source tree `pip install -e .`"
+    )
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, which registers its kernels when imported; else None and why there is none."""
+    if os.environ.get("UNMASK_NO_EXT", "0") not in ("", "0"):
+        return None, "UNMASK_NO_EXT is set"
+    if importlib.util.find_spec("unmask._C") is None:
+        return None, _why_missing()
     try:
-        from unmask import _C
+        return importlib.import_module("unmask._C"), ""
     except ImportError as error:
         raise ImportError(
-            f"The compiled part of unmask (unmask._C) could not be loaded: {error}. It needs torch >= 2.11 (this is "
-            f"torch {torch.__version__}). Install unmask with `pip install .`, or in a source tree build it in place "
-            "with `python setup.py build_ext --inplace`."
+            f"the compiled part of unmask (unmask._C) is there but cannot be loaded: {error}. It needs torch >= 2.11 "
+            f"(this is torch {torch.__version__}); build it again with `pip install .`, or set UNMASK_NO_EXT=1."
         ) from error
-    return _C
 
 
-_C: Any = _load()
+_C, _MISSING = _load()
 
 
 def build_info() -> dict[str, Any]:
@@ -29,39 +72,47 @@ def build_info() -> dict[str, Any]:
 
     Keys: ``cuda`` (bool: has CUDA kernels), ``cuda_archs`` (list of str, e.g. ["80", "90"]), ``compiler``,
     ``built_with_torch``, ``cpu_isa`` (instruction set in use: "avx512", "avx2" or "portable"; the environment variable
-    UNMASK_CPU_ISA forces one) and ``cpu_isas`` (those this processor supports).
+    UNMASK_CPU_ISA forces one; "torch" without the extension) and ``cpu_isas`` (those this processor supports).
     """
+    if _C is None:
+        none: dict[str, Any] = {"cuda": False, "cuda_archs": [], "compiler": "", "built_with_torch": ""}
+        return {**none, "cpu_isa": "torch", "cpu_isas": []}
     return dict(_C.build_info())
 
 
-def graph_loop_unsupported() -> str:
-    """Why a captured CUDA graph cannot be repeated by the device itself here; empty if it can (CUDA 12.4)."""
-    return str(_C.graph_loop_unsupported())
+@cache
+def _warn(why: str) -> None:
+    warnings.warn(f"plain torch computes the ops of unmask, many times slower: {why}", RuntimeWarning, stacklevel=3)
 
 
-def new_graph_loop(graph: int, done: Tensor, limit: Tensor) -> Any:
-    """A loop that the device runs by itself; its ``launch(stream)`` queues it.
+def fallback(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers the op of the function's name on every device for which the extension has no kernel."""
 
-    The graph runs at least once, and again as long as more than ``limit`` of the flags ``done`` are False. Whoever
-    holds the loop must keep both tensors, the graph and all memory it uses.
+    @wraps(function)
+    def warned(first: Tensor, *args: Any) -> Any:
+        _warn(_MISSING or f"the compiled part has no kernels for {first.device.type} (see unmask.ops.build_info)")
+        with torch.no_grad():
+            return function(first, *args)
 
-    Args:
-        graph: address of a ``cudaGraph_t`` (``torch.cuda.CUDAGraph.raw_cuda_graph()``), which is copied.
-        done: (N,) bool, contiguous, on a CUDA device.
-        limit: (1,) int64 on that device, read after every run.
+    _library.impl(function.__name__, warned, "CompositeExplicitAutograd")
+    return function
 
-    Raises:
-        RuntimeError: the driver or the build cannot do it, or the graph holds what a loop cannot (such as calls of the
-            host or allocations).
-        TypeError, ValueError: tensors of another kind.
+
+def call(name: str, *args: Any) -> Any:
+    """``torch.ops.unmask.<name>(*args)``; what is wrong with an argument raises TypeError or ValueError.
+
+    Kernels, as the dispatcher, can raise nothing but RuntimeError; theirs begins with the type that is meant.
     """
-    if done.dtype != torch.bool or limit.dtype != torch.int64:
-        raise TypeError(f"expected done as bool and limit as int64, got {done.dtype} and {limit.dtype}")
-    if not (done.is_cuda and limit.device == done.device and done.is_contiguous() and limit.numel() == 1):
-        raise ValueError(
-            f"expected contiguous flags and one limit on one CUDA device, got {tuple(done.shape)} on {done.device} and "
-            f"{tuple(limit.shape)} on {limit.device}"
-        )
-    if reason := graph_loop_unsupported():
-        raise RuntimeError(f"no loop on the device: {reason}")
-    return _C.GraphLoop(graph, done.data_ptr(), done.numel(), limit.data_ptr(), done.device.index)
+    try:
+        return getattr(torch.ops.unmask, name)(*args)
+    except RuntimeError as error:
+        raise _translated(error) from None
+
+
+def _translated(error: RuntimeError) -> Exception:
+    text = str(error)
+    if meant := re.search(r"unmask: (TypeError|ValueError): (.*)", text):
+        return {"TypeError": TypeError, "ValueError": ValueError}[meant[1]](meant[2])
+    if wrong := re.search(r"Expected a value of type '(.*)' for argument '(.*)' but .*\n.*\nValue: (.*)", text):
+        return TypeError(f"{wrong[2]}: expected {wrong[1]}, got {wrong[3]}")
+    return error

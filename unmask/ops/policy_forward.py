@@ -5,32 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.ops import library  # noqa: F401  (registers the op)
+from unmask.ops import library
 from unmask.ops.types import PolicyWeights
-
-MAX_HIDDEN = 256
-MAX_FFN = 1024
-MAX_CONFIDENCES = 64
 
 
 def unsupported_sizes(hidden: int, heads: int, ffn: int, confidences: int) -> str | None:
     """Why the op cannot take a network of these sizes, or None if it can."""
-    if not 16 <= hidden <= MAX_HIDDEN or hidden % 16:
-        return f"hidden: expected a multiple of 16 up to {MAX_HIDDEN}, got {hidden}"
+    if not 16 <= hidden <= 256 or hidden % 16:
+        return f"hidden: expected a multiple of 16 up to 256, got {hidden}"
     if heads < 1 or hidden % heads or (hidden // heads) % 2:
         return f"heads: expected hidden / heads to be an even number, got {hidden} / {heads}"
-    if not 16 <= ffn <= MAX_FFN or ffn % 16:
-        return f"ffn: expected a multiple of 16 up to {MAX_FFN}, got {ffn}"
-    if not 1 <= confidences <= MAX_CONFIDENCES:
-        return f"confidences: expected 1 to {MAX_CONFIDENCES}, got {confidences}"
+    if not 16 <= ffn <= 1024 or ffn % 16:
+        return f"ffn: expected a multiple of 16 up to 1024, got {ffn}"
+    if not 1 <= confidences <= 64:
+        return f"confidences: expected 1 to 64, got {confidences}"
     return None
-
-
-def packed_count(hidden: int, ffn: int, confidences: int) -> int:
-    """Number of elements of the packed weights (order in ``csrc/ops/policy_forward.h``)."""
-    d, f, k = hidden, ffn, confidences
-    square = d * d + d
-    return d // 2 + 2 * d + 12 * square + (d * k + d) + 3 * 2 * d + (f * d + f) + (d * f + d) + d + 1
 
 
 def policy_forward(
@@ -61,67 +50,14 @@ def policy_forward(
         undefined logits; no other sequence is affected.
 
     Raises:
-        TypeError: a tensor of the wrong dtype.
-        ValueError: a size the op does not take, a wrong shape or device (the message names the argument).
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a size the op does not take, a wrong shape or device; the message names the argument.
     """
-    _check(weights, mask, confidence, time, rows, cond)
-    if mask.numel() == 0:
-        return confidence.new_empty(mask.shape)
-    return torch.ops.unmask.policy_forward(
-        weights.packed.detach(),
-        weights.hidden,
-        weights.heads,
-        weights.ffn,
-        weights.confidences,
-        mask,
-        confidence.detach(),
-        time.detach(),
-        rows,
-        None if cond is None else cond.detach(),
-    )
-
-
-def _check(
-    weights: PolicyWeights, mask: Tensor, confidence: Tensor, time: Tensor, rows: Tensor | None, cond: Tensor | None
-) -> None:
-    packed, hidden, heads, ffn, confidences = weights
-    problem = unsupported_sizes(hidden, heads, ffn, confidences)
-    if problem is not None:
-        raise ValueError(problem)
-    if mask.dim() != 2:
-        raise ValueError(f"mask: expected shape (B, L), got {tuple(mask.shape)}")
-    batch, length = mask.shape
-    float32 = torch.float32
-    expected: tuple[tuple[str, Tensor | None, tuple[int, ...], torch.dtype], ...] = (
-        ("mask", mask, (batch, length), torch.bool),
-        ("confidence", confidence, (batch, length, confidences), float32),
-        ("time", time, (batch,), float32),
-        ("rows", rows, (batch, length), torch.bool),
-        ("cond", cond, (batch, hidden), float32),
-        ("weights.packed", packed, (packed_count(hidden, ffn, confidences),), float32),
-    )
-    for name, tensor, shape, dtype in expected:
-        if tensor is None:
-            continue
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-        if tensor.device != mask.device:
-            raise ValueError(f"{name}: expected device {mask.device} as mask, got {tensor.device}")
+    packed, *sizes = weights
+    cond = None if cond is None else cond.detach()
+    return library.call("policy_forward", packed.detach(), *sizes, mask, confidence.detach(), time.detach(), rows, cond)
 
 
 @torch.library.register_fake("unmask::policy_forward")
-def _fake(
-    packed: Tensor,
-    hidden: int,
-    heads: int,
-    ffn: int,
-    confidences: int,
-    mask: Tensor,
-    confidence: Tensor,
-    time: Tensor,
-    rows: Tensor | None,
-    cond: Tensor | None,
-) -> Tensor:
-    return confidence.new_empty(mask.shape)
+def _fake(packed: Tensor, hidden: int, heads: int, ffn: int, confidences: int, mask: Tensor, *_: object) -> Tensor:
+    return packed.new_empty(mask.shape)

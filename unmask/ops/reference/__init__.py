@@ -1,1 +1,10 @@
-"""The truth of each op in plain Python and torch, written for reading and for tests, not for speed."""
+"""The ops in plain torch: what runs where there is no kernel, and, with ``dtype=torch.float64``, what kernels must equal.
+
+The functions take the arguments of ``torch.ops.unmask.*``, check them as the kernels do, and never wait for a device.
+"""
+
+from unmask.ops.reference.policy_forward import policy_forward
+from unmask.ops.reference.topk_confidence import topk_confidence
+from unmask.ops.reference.unmask_ import unmask_
+
+__all__ = ["policy_forward", "topk_confidence", "unmask_"]

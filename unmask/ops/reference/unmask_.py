@@ -1,189 +1,162 @@
-"""The truth of ``unmask_``: one position at a time in Python integers and float64.
-
-Written from the contract, not from the kernels, with its own Philox; slow, and meant for tests only.
-"""
+"""``unmask_`` in plain torch, by the contract of csrc/ops/unmask.h."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-RUNNING, COMPLETE, EXHAUSTED, POISONED = 0, 1, 2, 3
-ACTION_INDEX, STOP_INDEX = 0x80000000, 0x80000001
-_WORD = 0xFFFFFFFF
+from unmask.ops.library import fallback
+from unmask.ops.random import ACTION_INDEX, STOP_INDEX, philox_uniform
+from unmask.ops.reference.checks import check, check_seed, check_tensor
+from unmask.ops.state import COMPLETE, EXHAUSTED, POISONED, REMAINING, RUNNING
+
+SELECT, BERNOULLI, BERNOULLI_ARGMAX, GREEDY, DPLS = range(5)
+_DRAWING = (BERNOULLI, BERNOULLI_ARGMAX, DPLS)
 
 
-def philox4x32(seed: int, index: int, position: int, step: int, sequence: int) -> tuple[int, int, int, int]:
-    """Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011)."""
-    counter = [value & _WORD for value in (index, position, step, sequence)]
-    key = [seed & _WORD, (seed >> 32) & _WORD]
-    for _ in range(10):
-        left, right = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
-        counter = [
-            (right >> 32) ^ counter[1] ^ key[0],
-            right & _WORD,
-            (left >> 32) ^ counter[3] ^ key[1],
-            left & _WORD,
-        ]
-        key = [(key[0] + 0x9E3779B9) & _WORD, (key[1] + 0xBB67AE85) & _WORD]
-    return counter[0], counter[1], counter[2], counter[3]
-
-
-def _float32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).to(torch.float32))
-
-
-def uniform(word: int) -> float:
-    """The float32 in (0, 1) that 32 random bits stand for: the bits as float32, times 2^-32, plus 2^-33."""
-    value = _float32(word) * 2.0**-32 + 2.0**-33  # exact in float64
-    return min(_float32(value), 1.0 - 2.0**-24)
-
-
-def exponential(word: int) -> float:
-    """Standard exponential draw, exact for the float32 uniform."""
-    return -math.log1p(-uniform(word))
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700.0 else math.inf
-
-
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + _exp(-x))
-
-
-def _arrival(draw: float, utility: float) -> float:
-    """Logarithm of the time draw * exp(-utility)."""
-    return math.log(draw) - utility
-
-
-def _log_add(a: float, b: float) -> float:
-    high, low = max(a, b), min(a, b)
-    return high if math.isinf(high) else high + math.log1p(math.exp(low - high))
-
-
-@dataclass
-class _Draws:
-    """The random numbers of one row in one step."""
-
-    seed: int
-    sequence: int
-    step: int
-
-    def word(self, index: int, position: int) -> int:
-        return philox4x32(self.seed, index, position, self.step, self.sequence)[0]
-
-
-def _argmax(score: dict[int, float]) -> int:
-    known = {i: s for i, s in score.items() if not math.isnan(s)}
-    return min(known, key=lambda i: (-known[i], i)) if known else min(score)
-
-
-def _bernoulli(score: dict[int, float], draws: _Draws, temperature: float, scale: float) -> list[int]:
-    chosen = []
-    for i, s in score.items():
-        probability = min(1.0, scale * _sigmoid(s / temperature)) if not math.isnan(s) else 0.0
-        if uniform(draws.word(ACTION_INDEX, i)) < probability:
-            chosen.append(i)
-    return chosen
-
-
-def _dpls(score: dict[int, float], draws: _Draws, temperature: float, stop_logit: float) -> list[int]:
-    times = {
-        i: _arrival(exponential(draws.word(ACTION_INDEX, i)), s / temperature)
-        for i, s in score.items()
-        if not math.isnan(s)
-    }
-    if not times:
-        return [min(score)]
-    order = sorted(times, key=lambda i: (times[i], i))
-    stop = _arrival(exponential(draws.word(STOP_INDEX, 0)), stop_logit)
-    end = _log_add(times[order[0]], stop)
-    return order[:1] + [i for i in order[1:] if times[i] < end]
-
-
-def _action(
-    score: dict[int, float], mode: str, draws: _Draws, temperature: float, scale: float, stop_logit: float
-) -> list[int]:
-    """Positions to unmask, in the order of their ranks (all rank 0 unless ``mode`` is "dpls")."""
-    if not score:
-        return []
-    if mode == "dpls":
-        return _dpls(score, draws, temperature, stop_logit)
-    if mode in ("bernoulli", "bernoulli-argmax"):
-        chosen = _bernoulli(score, draws, temperature, scale)
-    else:
-        chosen = [i for i, s in score.items() if s > 0]
-    if not chosen and mode in ("bernoulli-argmax", "greedy"):
-        chosen = [_argmax(score)]
-    return chosen
-
-
-def _active(mask: list[bool], block_length: int) -> list[int]:
-    """Masked positions of the first block that has any."""
-    masked = [i for i, m in enumerate(mask) if m]
-    return [i for i in masked if i // block_length == masked[0] // block_length]
-
-
+@fallback
 def unmask_(
     tokens: Tensor,
-    token: Tensor,
-    score: Tensor,
-    *,
     mask: Tensor,
     allowed: Tensor,
-    steps: Tensor,
-    remaining: Tensor,
-    block: Tensor,
-    done: Tensor,
-    status: Tensor,
+    rows: Tensor,
+    candidates: Tensor,
+    action: Tensor,
     start: int,
     block_length: int,
     max_steps: int,
-    mode: str = "select",
-    eos: int | None = None,
-    temperature: float = 1.0,
-    scale: float = 1.0,
-    stop_logit: float = 0.0,
-    seed: int | Tensor = 0,
-    sequence: Tensor | None = None,
+    action_mode: int,
+    eos: Sequence[int],
+    temperature: float,
+    scale: float,
+    stop_logit: float,
+    seed: Tensor | None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Same arguments, effects and result as :func:`unmask.ops.unmask_`."""
-    batch, length = mask.shape
-    rank = torch.full((batch, length), -1, dtype=torch.int32, device=mask.device)
-    for b in range(batch):
-        if done[b]:
-            continue
-        may = [i for i in _active(mask[b].tolist(), block_length) if allowed[b, i]]
-        who = b if sequence is None else int(sequence[b])
-        draws = _Draws(int(seed), who, int(steps[b]))
-        chosen = _action({i: float(score[b, i]) for i in may}, mode, draws, temperature, scale, stop_logit)
-        if any(token[b, i] < 0 for i in chosen):
-            status[b], done[b], allowed[b] = POISONED, True, False
-            continue
-        for n, i in enumerate(chosen):
-            rank[b, i] = n if mode == "dpls" else 0
-            tokens[b, start + i] = token[b, i]
-            mask[b, i] = False
-        steps[b] += 1
-        row = tokens[b, start : start + length]
-        masked = [i for i in range(length) if mask[b, i]]
-        before_masks = row[: masked[0]] if masked else row
-        if eos is not None and (before_masks == eos).any():
-            for i in masked:
-                row[i] = eos
-                mask[b, i] = False
-            masked = []
-        if not masked:
-            status[b], done[b] = COMPLETE, True
-        elif steps[b] >= max_steps:
-            status[b], done[b] = EXHAUSTED, True
-        remaining[b] = len(masked)
-        block[b] = masked[0] // block_length if masked else -(-length // block_length)
-        allowed[b] = False
-        if not done[b]:
-            allowed[b, _active(mask[b].tolist(), block_length)] = True
-    return rank
+    """Arguments, effects and result of the op; ``dtype`` is that of probabilities and arrival times."""
+    decided = action_mode == SELECT and action.dtype == torch.bool
+    _check_tensors(tokens, mask, (allowed, rows, candidates, action), decided)
+    check_seed(seed, action_mode in _DRAWING, tokens)
+    room = tokens.shape[1] - mask.shape[1]
+    check(0 <= start <= room, "start", f"0 to {room}", start)
+    check(block_length >= 1, "block_length", "at least 1", block_length)
+    check(max_steps >= 1, "max_steps", "at least 1", max_steps)
+    check(len(eos) <= 16, "eos", "at most 16 ids", len(eos))
+    check(min(eos, default=0) >= 0, "eos", "ids of at least 0", min(eos, default=0))
+    check(0 < temperature <= 1e30, "temperature", "a number above 0 and up to 1e30", temperature)
+    check(0 <= scale <= 1e30, "scale", "a number from 0 to 1e30", scale)
+    check(abs(stop_logit) <= 1e30, "stop_logit", "a number from -1e30 to 1e30", stop_logit)
+
+    length = mask.shape[1]
+    steps, _, block, status, sequence, draw_step, position, phase = rows.unbind(1)
+    index = torch.arange(length, device=tokens.device)
+    blocks = (index + phase[:, None]) // block_length  # (B, L)
+    num_blocks = (length + phase + block_length - 1) // block_length
+    running = status == RUNNING
+    may = allowed & mask & (blocks == _first_block(mask, blocks, num_blocks)[:, None]) & running[:, None]
+
+    def draws(kind: int, at: Tensor) -> Tensor:
+        assert seed is not None
+        where = (at + position[:, None], (steps + draw_step)[:, None], sequence[:, None])
+        return philox_uniform(seed, *where, kind).to(dtype)
+
+    utilities = action.to(dtype) / (temperature if action_mode in _DRAWING else 1.0)
+    rank = _rank(utilities, may, action_mode, scale, stop_logit, draws)
+    poisoned = ((rank >= 0) & (candidates < 0)).any(1)
+    rank = rank.masked_fill(poisoned[:, None], -1)
+    running &= ~poisoned
+    left = mask & (rank < 0)
+    buffer = tokens[:, start : start + length]
+    buffer.copy_(torch.where(rank >= 0, candidates, buffer))
+    stops = torch.zeros_like(mask)
+    for stop in eos:
+        stops |= buffer == stop
+    stops &= (left.cumsum(1) == 0) & running[:, None]
+    ended = stops.any(1, keepdim=True)
+    buffer.copy_(torch.where(left & ended, buffer.gather(1, _first(stops)[:, None]), buffer))
+    left &= ~ended
+
+    steps += running
+    late = torch.where(steps >= max_steps, EXHAUSTED, RUNNING)
+    ending = torch.where(left.any(1), late, COMPLETE)
+    status.copy_(torch.where(poisoned, POISONED, torch.where(running, ending, status)))
+    rows[:, REMAINING] = torch.where(running, left.sum(1), rows[:, REMAINING])
+    first = _first_block(left, blocks, num_blocks)
+    block.copy_(torch.where(running, first, block))
+    mask &= left | ~running[:, None]
+    goes_on = (status == RUNNING)[:, None]
+    now_allowed = left & (blocks == first[:, None]) & goes_on
+    allowed.copy_(torch.where((running | poisoned)[:, None], now_allowed, allowed))
+    return rank.to(torch.int32)
+
+
+def _first(flags: Tensor) -> Tensor:
+    """(B,) the position of the first True, 0 if there is none."""
+    return flags.to(torch.uint8).argmax(1)
+
+
+def _first_block(mask: Tensor, blocks: Tensor, num_blocks: Tensor) -> Tensor:
+    """(B,) the first block with a mask, the number of blocks if there is none."""
+    return torch.where(mask, blocks, num_blocks[:, None]).amin(1)
+
+
+def _rank(
+    utilities: Tensor,
+    may: Tensor,
+    action_mode: int,
+    scale: float,
+    stop_logit: float,
+    draws: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """(B, L) int64: the order of what is unmasked, -1 elsewhere. ``draws`` gives uniform numbers at positions."""
+    index = torch.arange(may.shape[1], device=may.device)
+    if action_mode == DPLS:
+        # A position arrives after an exponential time of rate exp(utility), STOP so long after the first of them.
+        arrivals = torch.log(-torch.log1p(-draws(ACTION_INDEX, index))) - utilities
+        stop = torch.log(-torch.log1p(-draws(STOP_INDEX, index[:1]))) - stop_logit
+        rank = _race(arrivals.masked_fill(~may, math.nan), stop)
+    elif action_mode in (BERNOULLI, BERNOULLI_ARGMAX):
+        rank = torch.where(may & (draws(ACTION_INDEX, index) < scale * torch.sigmoid(utilities)), 0, -1)
+    else:
+        rank = torch.where(may & (utilities > 0), 0, -1)
+    if action_mode in (SELECT, BERNOULLI):
+        return rank
+    # One position is certain: the highest utility, and where there is nothing but NaN the first allowed.
+    lost = may.any(1, keepdim=True) & (rank < 0).all(1, keepdim=True)
+    known = may & ~utilities.isnan()
+    best = utilities.masked_fill(~known, -math.inf).amax(1, keepdim=True)
+    among = torch.where(known.any(1, keepdim=True), known & (utilities == best), may)
+    return torch.where(lost & (index == _first(among)[:, None]), 0, rank)
+
+
+def _race(arrivals: Tensor, stop: Tensor) -> Tensor:
+    """(B, L) ranks of those that arrive before STOP, whose clock starts with the first; NaN never arrives."""
+    order = arrivals.argsort(dim=1, stable=True)  # NaN last
+    times = arrivals.gather(1, order)
+    place = torch.arange(arrivals.shape[1], device=arrivals.device)
+    arrived = (times < torch.logaddexp(times[:, :1], stop)) | ((place == 0) & ~times.isnan())
+    return torch.full_like(order, -1).scatter(1, order, torch.where(arrived, place, -1))
+
+
+def _check_tensors(tokens: Tensor, mask: Tensor, others: tuple[Tensor, ...], decided: bool) -> None:
+    check(tokens.ndim == 2, "tokens", "shape (B, T)", tuple(tokens.shape))
+    check(mask.ndim == 2 and mask.shape[1] > 0, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
+    shape = (tokens.shape[0], mask.shape[1])
+    expected = (
+        ("allowed", torch.bool, shape),
+        ("rows", torch.int64, (shape[0], 8)),
+        ("candidates", torch.int64, shape),
+        ("action", torch.bool if decided else torch.float32, shape),
+    )
+    check_tensor("tokens", tokens, torch.int64, tuple(tokens.shape), tokens)
+    check_tensor("mask", mask, torch.bool, shape, tokens)
+    for (name, dtype, size), tensor in zip(expected, others, strict=True):
+        check_tensor(name, tensor, dtype, size, tokens)
+    for name, tensor in (("mask", mask), ("allowed", others[0]), ("rows", others[1])):
+        check(tensor.is_contiguous(), name, "a contiguous tensor, as it is written in place", tensor.stride())
+    stride, width = tokens.stride(), tokens.shape[1]
+    packed = (width <= 1 or stride[1] == 1) and (shape[0] <= 1 or abs(stride[0]) >= width)
+    check(packed, "tokens", "contiguous rows that do not overlap, as they are written in place", stride)
