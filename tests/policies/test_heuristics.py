@@ -84,7 +84,7 @@ def observe(
         "mask": allowed.clone(),
         "allowed": allowed,
         "confidence": confidence,
-        "token": token[..., 0],
+        "candidates": token[..., 0],
         "token_confidence": confidence[..., 0],
         "steps": torch.zeros(allowed.shape[0], dtype=torch.int64) if steps is None else steps,
         "length": allowed.shape[1],

@@ -177,7 +177,7 @@ def test_packed_weights_follow_the_parameters() -> None:
         change()
         after = policy.decide(o).logits
         assert not torch.equal(before, after)
-        expected = reference(policy.packed_weights(), o.mask, o.confidence, o.time, o.allowed)
+        expected = reference(*policy.packed_weights(), o.mask, o.confidence, o.time, o.allowed, None, torch.float64)
         assert torch.allclose(after[o.allowed], expected[o.allowed].float(), atol=1e-5)
         assert torch.allclose(after[o.allowed], replay(policy, o)[o.allowed], atol=2e-5)
 

@@ -80,4 +80,7 @@ def test_groups_decode_as_single_rows_do() -> None:
                 result = sampler.result(state, config, sampler.steps(state, config, share=share))
                 seen[share] = (result.completions.tolist(), result.steps.tolist()), list(forwarded)
             assert seen[True][0] == seen[False][0]
-            assert len(seen[True][1]) == len(set(seen[False][1])) < len(seen[False][1]), "each canvas once"
+            distinct = len(set(seen[False][1]))
+            assert distinct <= len(seen[True][1]) < len(seen[False][1])
+            if batch is None:  # else some are forgotten before they come up again
+                assert len(seen[True][1]) == distinct, "each canvas once"

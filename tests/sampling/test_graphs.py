@@ -260,9 +260,7 @@ def test_memory_starts_at_zero_and_stays_with_its_row(device: torch.device) -> N
 
 
 @pytest.mark.parametrize("policy", [Waiting(0.5), Replacing()], ids=["waits", "replaces"])
-def test_what_cannot_be_captured_runs_as_before_with_one_warning(
-    policy: UnmaskingPolicy, device: torch.device
-) -> None:
+def test_what_cannot_be_captured_runs_as_before_with_one_warning(policy: UnmaskingPolicy, device: torch.device) -> None:
     sampler, counted = make(device, policy)
     want = eager(sampler, PROMPTS[:1])
     with pytest.warns(RuntimeWarning, match="could not be captured") as caught:

@@ -91,7 +91,7 @@ def padded_update(
     row, step = active.nonzero(as_tuple=True)
     old = None
     for _ in range(passes):
-        logits = policy(s.mask, s.confidence, s.time, rollouts.alpha[row] if policy.alpha_conditioned else None)
+        logits = policy(s.mask, s.confidence, s.time, rollouts.alpha[row] if policy.conditioned else None)
         p = (logits / 0.7).sigmoid()
         each = torch.where(s.rank >= 0, p, 1 - p).log()
         logp = torch.where(s.allowed, each, 0.0).sum(1)
@@ -113,7 +113,9 @@ def test_update_against_the_padded_loss(chunk: int, passes: int, experts: int, c
     policy = make_policy(alpha_conditioned=conditioned)
     expected = copy.deepcopy(policy)
     rollouts, active, advantages = make_rollouts(experts)
-    statistics = make_learner(policy, experts, replay_chunk_size=chunk, num_iterations=passes).update(rollouts, advantages, rollouts.samples)
+    statistics = make_learner(policy, experts, replay_chunk_size=chunk, num_iterations=passes).update(
+        rollouts, advantages, rollouts.samples
+    )
     padded_update(expected, rollouts, active, advantages, experts, passes)
     # The learner takes likelihoods in float32, as they come from float32 logits everywhere else.
     for (name, ours), theirs in zip(policy.named_parameters(), expected.parameters(), strict=True):

@@ -81,7 +81,7 @@ def test_metrics_and_files(tmp_path: Path) -> None:
     assert 0 <= training["accuracy"] <= 1
     assert training["nfe"] >= 1
     assert training["rollouts_per_second"] > 0
-    split = sum(training[f"seconds_{name}"] for name in ("model", "policy", "other", "update"))
+    split = training["seconds_rollouts"] + training["seconds_update"]
     assert split == pytest.approx(8 / training["rollouts_per_second"], rel=0.5)
     assert {"entropy", "unmask_probability", "zero_std_ratio", "still_masked", "nfe_std", "grad_norm"} <= set(training)
     assert {"eval_reward", "eval_accuracy", "eval_nfe"} <= set(rows[0])
@@ -143,13 +143,13 @@ def test_many_rounds_without_a_signal_are_told(tmp_path: Path, caplog: pytest.Lo
 def test_evaluations_decode_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the temperature of training, no more rows at once, prompts cut alike, on what is not trained on."""
     seen: list[tuple[Any, Any]] = []
-    generate = unmask.Sampler.generate
+    prepare = unmask.Sampler.prepare
 
     def noting(self: Any, prompts: Any, *arguments: Any, **more: Any) -> Any:
         seen.append((self.config, prompts))
-        return generate(self, prompts, *arguments, **more)
+        return prepare(self, prompts, *arguments, **more)
 
-    monkeypatch.setattr(unmask.Sampler, "generate", noting)
+    monkeypatch.setattr(unmask.Sampler, "prepare", noting)
     changes = {"policy_temperature": 0.5, "rollout_batch_size": 4, "max_prompt_length": 6, "eval_problems": 10}
     trainer = make_trainer(tmp_path, **changes)
     trainer.evaluate()
@@ -256,7 +256,7 @@ def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, {"reward_functions": [brevity]}, reward="plain", max_steps=1)
     metrics = trainer.step()
     assert 1 / 25 <= metrics["reward"] <= 1.0
-    assert metrics["worth"] == metrics["reward"]
+    assert metrics["worth"] == pytest.approx(metrics["reward"])
     assert "accuracy" not in metrics, "what functions pay is no accuracy"
     assert seen["length"] == [24] * 8
     assert len(set(seen["prompts"])) == 2

@@ -166,10 +166,11 @@ def decode_problems(
 
     def counted(records: Iterable[StepRecord]) -> Iterator[StepRecord]:
         for record in records:
-            if on_finished is not None:
-                on_finished(record.finished)
+            tell(record.finished)
             yield record
+        tell(len(problems))
 
+    tell = on_finished or (lambda finished: None)
     return sampler.result(state, config, counted(sampler.steps(state, config)))
 
 

@@ -109,7 +109,9 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         condition = self.alpha_condition(alpha.shape[0], alpha)
         return None if condition is None else torch.cat(condition, dim=1).float()
 
-    def _fused(self, mask: Tensor, confidence: Tensor, time: Tensor, condition: Tensor | None, allowed: Tensor) -> Tensor:
+    def _fused(
+        self, mask: Tensor, confidence: Tensor, time: Tensor, condition: Tensor | None, allowed: Tensor
+    ) -> Tensor:
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
         if self.config.zero_time:

@@ -93,16 +93,20 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
     Raises:
         ValueError: shapes that do not fit, or a negative epsilon.
     """
-    if logp_old.shape != logp.shape or active.shape != logp.shape or advantages.shape != logp.shape[:1]:
+    if logp_old.shape != logp.shape or active.shape != logp.shape:
         raise ValueError(
             f"logp {tuple(logp.shape)}, logp_old {tuple(logp_old.shape)} and active {tuple(active.shape)} must have "
-            f"one shape, and advantages {tuple(advantages.shape)} its first dimension"
+            "one shape"
         )
+    if advantages.shape != logp.shape[:1]:
+        raise ValueError(f"advantages must have shape ({logp.shape[0]},), got {tuple(advantages.shape)}")
+    if active.dtype != torch.bool and logp.dim() != 1:
+        raise ValueError(f"active must be bool for logp (N, T), got {active.dtype}")
     if epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
     weights = active
     if active.dtype == torch.bool:
-        weights = active / (active.sum(dim=1, keepdim=True).clamp_min(1) * active.shape[0])
+        weights = active.double() / (active.sum(dim=1, keepdim=True).clamp_min(1) * active.shape[0])
         logp, logp_old = torch.where(active, logp, 0.0), torch.where(active, logp_old, 0.0)
         advantages = advantages[:, None]
     return -(surrogate(logp, logp_old.detach(), advantages, epsilon) * weights.to(logp.dtype)).sum()
