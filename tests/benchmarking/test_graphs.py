@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from unmask.sampling.graph import StepGraphs
 
 from unmask.benchmarking import graphs, lm_head
 from unmask.policies import make_policy
 from unmask.sampling import SamplerConfig
-from unmask.sampling.graph import StepGraphs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from recorded_graphs import RecordedGraphs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from unmask.commit import package_commit
 from unmask.benchmarking.captured import Call, calls_in, on_device
+from unmask.commit import package_commit
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Of the host: what has passed, or what this process had of it, for a core that others use too."""

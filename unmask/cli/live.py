@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from unmask.sampling.result import StreamEvent, first_eos
+from unmask.sampling.result import StreamEvent, first_stop
 
 MASK, END = "░", "·"
 LEGEND = f"{MASK} masked   bold green: committed in this step   {END} end of sequence"
@@ -67,7 +67,7 @@ class View:
         import torch
 
         completions = torch.tensor(self.completions)
-        written = (first_eos(completions, self.eos) + 1).clamp_max(completions.shape[1])
+        written = (first_stop(completions, self.sampler.stop_ids) + 1).clamp_max(completions.shape[1])
         filled = torch.minimum(written, (completions != self.mask).sum(dim=1))
         tokens, forwards = int(filled.sum()), sum(self.steps)
         unfinished = sum(self.mask in row for row in self.completions)

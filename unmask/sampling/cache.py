@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from unmask.models.kv_cache import KVCache
-from unmask.sampling.state import State, positions_from
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.state import State, positions_from
 
 Stamp = tuple[int, int]
 """A row's active block and steps taken."""
@@ -97,7 +97,7 @@ class CachePlan:
             self.known[name][rows[:, None], part.wanted] = new
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
-        """Follow a change of the working rows; see :meth:`unmask.sampling.loop.Runner.rearrange`. Waits for the device."""
+        """Follow a change of the rows, see :meth:`unmask.sampling.loop.Runner.rearrange`. Waits for the device."""
         if self.cache is None:
             return
         self.cache.rearrange(keep, fresh)

@@ -1,4 +1,4 @@
-"""The state of a generation: rows of tokens on their way from masks to text, and all that their next step depends on."""
+"""The state of a generation: rows of tokens, partly masked, and all that their next step depends on."""
 
 from __future__ import annotations
 
