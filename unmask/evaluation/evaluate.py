@@ -106,9 +106,9 @@ def evaluate(
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
     ``names`` gives the row's "model", "policy" and further "settings"; ``overrides`` replace fields of the sampler's
-    config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples`` N every
-    problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of JSON for
-    each, appended before they are graded. ``on_finished`` is told now and then how many completions are finished.
+    config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples``
+    N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of
+    JSON for each, appended before they are graded. ``on_finished`` is told now and then how many completions are finished.
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """

@@ -31,7 +31,13 @@ WARM_UP = 2
 """Steps that run before one is captured: libraries load and reserve what they need."""
 WIDTH_STEP = 16
 """Padded canvases are padded to multiples of this many tokens."""
-NOT_BAKED = {"max_new_tokens": 1, "block_length": None, "alpha": None, "seed": None, "max_batch_size": None}
+NOT_BAKED: dict[str, Any] = {
+    "max_new_tokens": 1,
+    "block_length": None,
+    "alpha": None,
+    "seed": None,
+    "max_batch_size": None,
+}
 """Fields of SamplerConfig that no captured step depends on, each at some value that is allowed."""
 
 
@@ -110,8 +116,9 @@ class Key:
         return cls(model, policy, (policy.spec, step.config, addresses, training, mode, *numbers, *shape))
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Key) and self.model is other.model and self.policy is other.policy
-        return same and self.values == other.values  # type: ignore[union-attr]
+        if not isinstance(other, Key):
+            return NotImplemented
+        return self.model is other.model and self.policy is other.policy and self.values == other.values
 
     def __hash__(self) -> int:
         return hash((id(self.model), id(self.policy), self.values))
@@ -132,8 +139,7 @@ class CapturedStep:
         for name, value in state.tensors():
             getattr(self.state, name).copy_(value)
         for name, own in self.state.memory.items():
-            value = state.memory.get(name)
-            own.zero_() if value is None else own.copy_(value)
+            own.copy_(state.memory[name]) if name in state.memory else own.zero_()
         for name in state.memory.keys() - self.state.memory.keys():
             self.state.memory[name] = state.memory[name].clone()
 
@@ -180,8 +186,8 @@ class GraphRunner:
     """Advances rows by captured steps of :class:`StepGraphs`, which it holds until closed."""
 
     def __init__(self, graphs: StepGraphs, step: Step, padding_id: int) -> None:
-        baked = replace(step.config, **NOT_BAKED)
-        self.graphs, self.step, self.padding_id = graphs, Step(step.forward, step.policy, baked), padding_id
+        self.graphs, self.padding_id = graphs, padding_id
+        self.step = Step(step.forward, step.policy, step.config.updated(NOT_BAKED))
         self.current: CapturedStep | None = None
 
     def enter(self, state: State) -> State:
@@ -199,25 +205,22 @@ class GraphRunner:
 
     def padded(self, state: State) -> State:
         """``state`` with finished rows behind it and, if it is padded anyway, more padding before it."""
-        rows = batch_bucket(state.rows.shape[0]) - state.rows.shape[0]
-        wider = 0
-        if state.attention is not None:
-            limit = getattr(self.step.forward.model, "max_length", None) or 2**62
-            wider = min(-state.tokens.shape[1] % WIDTH_STEP, limit - state.tokens.shape[1])
+        rows, width = batch_bucket(state.rows.shape[0]) - state.rows.shape[0], state.tokens.shape[1]
+        limit = getattr(self.step.forward.model, "max_length", None) or 2**62
+        wider = 0 if state.attention is None else max(0, min(-width % WIDTH_STEP, limit - width))
         idle = state.take(torch.zeros(rows, dtype=torch.int64, device=state.rows.device))
         idle.status.fill_(COMPLETE)
         idle.allowed.fill_(False)
         values: dict[str, Any] = {name: torch.cat((value, getattr(idle, name))) for name, value in state.tensors()}
-        values["tokens"] = nn.functional.pad(values["tokens"], (max(wider, 0), 0), value=self.padding_id)
+        values["tokens"] = nn.functional.pad(values["tokens"], (wider, 0), value=self.padding_id)
         if state.attention is not None:
-            values["attention"] = nn.functional.pad(values["attention"], (max(wider, 0), 0), value=False)
+            values["attention"] = nn.functional.pad(values["attention"], (wider, 0), value=False)
         memory = {
             name: torch.cat((value, value.new_zeros((rows, *value.shape[1:]))))
             for name, value in state.memory.items()
             if isinstance(value, Tensor)
         }
-        seed = state.seed.clone()
-        return replace(state, **values, seed=seed, memory=memory, start=state.start + max(wider, 0))
+        return replace(state, **values, seed=state.seed.clone(), memory=memory, start=state.start + wider)
 
     def view(self, whole: State, count: int, pad: int) -> State:
         """The first ``count`` rows of the captured state, without the ``pad`` positions of its further padding."""
@@ -247,8 +250,8 @@ class GraphRunner:
             self.graphs.steps.pop(self.key, None)
             self.current = None
             return self.step(state)
-        state.memory = {name: value[: state.rows.shape[0]] for name, value in self.current.state.memory.items()}
         count = state.rows.shape[0]
+        state.memory = {name: value[:count] for name, value in self.current.state.memory.items()}
         keep = torch.clone if self.step.config.record else torch.Tensor.detach
         parts: dict[str, Any] = {n: keep(v[:count]) for n, v in vars(seen).items() if torch.is_tensor(v)}
         return replace(seen, **parts), keep(rank[:count])

@@ -34,9 +34,9 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
     Returns the rank (N, L) int32 of every position: -1 where nothing was committed, else 0, or for
     ``actions="dpls"`` the order of the draw. Raises TypeError for a decision that is not exactly one of its kinds.
     """
-    if (decision.select is None) == (decision.logits is None):
-        raise TypeError("the policy's decide must set exactly one of select and logits")
     action = decision.logits if decision.select is None else decision.select
+    if action is None or (decision.select is not None and decision.logits is not None):
+        raise TypeError("the policy's decide must set exactly one of select and logits")
     return ops.unmask_(
         state,
         observation.candidates,
