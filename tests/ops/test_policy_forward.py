@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from unmask.ops import PolicyWeights, build_info, policy_forward
 from unmask.ops.policy_forward import packed_count, unsupported_sizes
 from unmask.ops.reference.policy_forward import policy_forward as reference
-from unmask.policies.checkpoint import load
+from unmask.policies.files import load
 from unmask.policies.network import PolicyNetwork
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unmask.policies.checkpoint import load
+from unmask.policies.files import load
 from unmask.policies.network import PolicyConfig, PolicyNetwork, time_frequencies
 
 GOLDEN = Path(__file__).parent.parent / "golden"

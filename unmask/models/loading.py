@@ -10,7 +10,7 @@ import torch
 
 from unmask.models import dream, llada, native, placement
 from unmask.models.base import ModelBase
-from unmask.models.checkpoint import (
+from unmask.models.weights import (
     CONFIG,
     DTYPES,
     checked_weights,

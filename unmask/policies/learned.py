@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask import ops
 from unmask.ops.policy_forward import unsupported_sizes
-from unmask.policies import checkpoint
+from unmask.policies import files
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy, tensor_addresses
 from unmask.policies.card import policy_card
 from unmask.policies.network import PolicyConfig, PolicyNetwork
@@ -180,7 +180,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
             FileNotFoundError: there is no such policy, or a file of it is missing.
             CheckpointError: a file is damaged or does not fit (the message says which and how).
         """
-        config, tensors = checkpoint.load(checkpoint.resolve(name, revision))
+        config, tensors = files.load(files.resolve(name, revision))
         with torch.random.fork_rng(devices=[]):  # loading a policy is no reason for other random numbers to change
             policy = cls(config)
         policy.load_state_dict(tensors)
@@ -191,7 +191,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
         ``card``, for instance of :meth:`card`, is written to ``README.md`` beside them.
         """
-        checkpoint.save(folder, self)
+        files.save(folder, self)
         if card is not None:
             Path(folder, "README.md").write_text(card, encoding="utf-8")
 

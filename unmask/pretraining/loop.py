@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unmask.models.checkpoint import save_model
+from unmask.models.weights import save_model
 from unmask.models.loading import load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig

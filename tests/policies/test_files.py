@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmask.policies import checkpoint
-from unmask.policies.checkpoint import CheckpointError
+from unmask.policies import files
+from unmask.policies.files import CheckpointError
 from unmask.policies.learned import Policy
 from unmask.policies.network import PolicyConfig
 
@@ -82,7 +82,7 @@ def test_saving_over_an_older_checkpoint_and_from_bfloat16(own: Path) -> None:
 
 def test_published_format_reads_sizes_from_the_tensors() -> None:
     for name, k in (("policy-ref", 1), ("policy-ref-top8", 8)):
-        config, tensors = checkpoint.load(GOLDEN / name)
+        config, tensors = files.load(GOLDEN / name)
         assert config == PolicyConfig(num_confidences=k)
         assert not any("inv_freq" in name or "base_policy" in name for name in tensors)
 
@@ -96,14 +96,14 @@ def test_published_format_saved_in_ours(tmp_path: Path) -> None:
 
 def test_published_format_with_other_heads_and_without_the_buffer(published: Path) -> None:
     rewrite(published, lambda t: t.pop("base_policy.transformer_blocks.0.inv_freq"))
-    assert checkpoint.load(published)[0].num_heads == 2
+    assert files.load(published)[0].num_heads == 2
     set_config(published, num_heads=4)
-    assert checkpoint.load(published)[0].num_heads == 4
+    assert files.load(published)[0].num_heads == 4
 
 
 def test_published_format_in_half_precision(published: Path) -> None:
     rewrite(published, lambda t: t.update({name: value.bfloat16() for name, value in t.items()}))
-    _, tensors = checkpoint.load(published)
+    _, tensors = files.load(published)
     assert all(t.dtype == torch.float32 for t in tensors.values())
 
 
@@ -211,7 +211,7 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             Policy.from_pretrained(name)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        checkpoint.load(tmp_path / "nothing")
+        files.load(tmp_path / "nothing")
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, **functions) -> None:
