@@ -107,6 +107,8 @@ Prepared prepare(const Tensor& logits, int64_t k, const OptionalTensor& rows, co
   p.select = checked(select, "rows", ScalarType::Bool, shape, logits);
   params.select = read_or_null<uint8_t>(p.select);
   if (rows.has_value()) {
+    const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
+    check_value(indices, "rows", shape_text(*rows), "shape (R,)");
     params.num_rows = rows->numel();
     shape = {params.num_rows};
     p.rows = checked(rows, "rows", ScalarType::Long, shape, logits);

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from on_reference import truth
 from torch import Tensor
 
-from unmask.ops import PolicyWeights
+from unmask.ops import PolicyWeights, policy_forward
 from unmask.policies.network import PolicyConfig, PolicyNetwork
 
 
@@ -44,20 +45,19 @@ def inputs(batch: int, length: int, k: int, seed: int = 0) -> tuple[Tensor, Tens
     return mask, confidence.contiguous(), torch.rand(batch, generator=generator)
 
 
-def worst_error(size: tuple[int, int, int], k: int, length: int, batch: int, device: str = "cpu") -> float:
+def worst_error(
+    size: tuple[int, int, int], k: int, length: int, batch: int, device: torch.device | str = "cpu"
+) -> float:
     """Largest difference from float64 of one random case, in which half the rows need a logit where ``k`` is even."""
-    from unmask.ops import policy_forward
-    from unmask.ops.reference.policy_forward import policy_forward as reference
-
     weights = pack(random_network(*size, k, seed=length))
     mask, confidence, time = inputs(batch, length, k)
     generator = torch.Generator().manual_seed(7)
     rows = torch.rand(batch, length, generator=generator) < 0.5 if k % 2 == 0 else None
     cond = torch.randn(batch, size[0], generator=generator) if length % 2 else None
-    expected = reference(weights, mask, confidence, time, rows, cond)
-    to = [None if t is None else t.to(device) for t in (mask, confidence, time, rows, cond)]
+    arguments = (mask, confidence, time, rows, cond)
+    expected = truth(policy_forward, weights, *arguments)
     weights = weights._replace(packed=weights.packed.to(device))
-    logits = policy_forward(weights, *to).cpu()
+    logits = policy_forward(weights, *(None if t is None else t.to(device) for t in arguments)).cpu()
     assert logits.dtype == torch.float32
     wanted = torch.ones_like(mask) if rows is None else rows
     assert (logits[~wanted] == -math.inf).all()

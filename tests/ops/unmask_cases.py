@@ -1,90 +1,59 @@
-"""States, single steps and comparisons shared by the tests of ``unmask_``."""
+"""States, steps and comparisons shared by the tests of ``unmask_``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.ops import unmask_
-from unmask.ops.reference import unmask_ as reference
+from unmask.ops import State, unmask_
 
 MASK, EOS = 99, 7
-MODES = ("select", "bernoulli", "bernoulli-argmax", "greedy", "dpls")
-STATE = ("mask", "allowed", "steps", "remaining", "block", "done", "status")
 
 
-def make_state(
-    canvas: Tensor, start: int, length: int, block_length: int, done: Tensor | None = None
-) -> dict[str, Any]:
-    """Canvas and consistent state of its rows, on the CPU; what is masked is what holds the mask id."""
-    batch = canvas.shape[0]
-    mask = canvas[:, start : start + length] == MASK
-    done = torch.zeros(batch, dtype=torch.bool) if done is None else done.clone()
-    block = torch.full((batch,), -(-length // block_length))
-    allowed = torch.zeros_like(mask)
-    for b in range(batch):
-        for i in mask[b].nonzero().flatten().tolist():
-            block[b] = min(int(block[b]), i // block_length)
-            allowed[b, i] = i // block_length == block[b] and not done[b]
-    return {
-        "tokens": canvas.clone(),
-        "mask": mask.clone(),
-        "allowed": allowed,
-        "steps": torch.zeros(batch, dtype=torch.int64),
-        "remaining": mask.sum(dim=1),
-        "block": block,
-        "done": done,
-        "status": torch.zeros(batch, dtype=torch.int32),
-    }
+def random_state(
+    generator: torch.Generator, batch: int, start: int, length: int, block_length: int, share: float, extra: int = 0
+) -> State:
+    """Canvases with about ``share`` of the buffer masked, any phase, and keys of draws that differ."""
+    canvas = torch.randint(10, 90, (batch, start + length), generator=generator)
+    canvas[:, start:][torch.rand(batch, length, generator=generator) < share] = MASK
+    phase = torch.randint(0, block_length, (batch,), generator=generator)
+    state = State.create(canvas, start, MASK, block_length, phase)
+    for column in (state.sequence, state.draw_step, state.position):
+        column.copy_(torch.randint(0, 2**40, (batch,), generator=generator))
+    behind = torch.full((batch, extra), 5)  # of the canvas, behind the buffer
+    return replace(state, tokens=torch.cat((canvas, behind), dim=1))
 
 
-def run(state: dict[str, Any], token: Tensor, score: Tensor, device: torch.device, **settings: Any) -> dict[str, Any]:
-    """State after one step (a new dict, on the CPU), with the rank under "rank"."""
-    there = {name: value.to(device, copy=True) for name, value in state.items() if name != "rank"}
-    if settings.get("sequence") is not None:
-        settings["sequence"] = settings["sequence"].to(device)
-    tokens = there.pop("tokens")
-    rank = unmask_(tokens, token.to(device), score.to(device), **there, **settings)
-    return {name: value.cpu() for name, value in {"tokens": tokens, **there, "rank": rank}.items()}
-
-
-def run_reference(state: dict[str, Any], token: Tensor, score: Tensor, **settings: Any) -> dict[str, Any]:
-    after = {name: value.clone() for name, value in state.items() if name != "rank"}
-    rank = reference.unmask_(after["tokens"], token, score, **{name: after[name] for name in STATE}, **settings)
-    return {**after, "rank": rank}
-
-
-def assert_same(got: dict[str, Any], want: dict[str, Any], names: tuple[str, ...] = ("tokens", *STATE, "rank")) -> None:
-    for name in names:
-        assert got[name].dtype == want[name].dtype
-        assert torch.equal(got[name], want[name]), f"{name}: {got[name].tolist()} != {want[name].tolist()}"
-
-
-def random_canvas(generator: torch.Generator, batch: int, width: int, start: int, length: int, share: float) -> Tensor:
-    canvas = torch.randint(10, 90, (batch, width), generator=generator)
-    masked = torch.rand(batch, length, generator=generator) < share
-    canvas[:, start : start + length][masked] = MASK
-    return canvas
-
-
-def one_row(buffer: list[int], block_length: int = 0) -> dict[str, Any]:
+def one_row(buffer: list[int], block_length: int = 0, phase: int = 0, **changes: list[bool]) -> State:
     """A batch of one, without a prompt."""
-    return make_state(torch.tensor([buffer]), 0, len(buffer), block_length or len(buffer))
+    state = State.create(torch.tensor([buffer]), 0, MASK, block_length or len(buffer), torch.tensor([phase]))
+    return replace(state, **{name: torch.tensor([value]) for name, value in changes.items()})  # type: ignore[arg-type]
 
 
-def step(
-    state: dict[str, Any], score: list[float], device: torch.device, token: list[int] | None = None, **settings: Any
-) -> dict[str, Any]:
-    """One step of a batch of one; candidates are 10, 11, ... unless given."""
-    length = state["mask"].shape[1]
-    settings = {"start": 0, "block_length": length, "max_steps": 100, **settings}
-    candidates = torch.tensor([token or list(range(10, 10 + length))])
-    return run(state, candidates, torch.tensor([score]), device, **settings)
-
-
-def many_rows(length: int, batch: int) -> dict[str, Any]:
+def many_rows(length: int, batch: int) -> State:
     """Fully masked rows of one block."""
-    row = make_state(torch.full((1, length), MASK), 0, length, length)
-    return {name: value.repeat(batch, *(1,) * (value.ndim - 1)) for name, value in row.items()}
+    return State.create(torch.full((batch, length), MASK), 0, MASK, length)
+
+
+def moved(state: State, device: torch.device | str) -> State:
+    """A copy on another device."""
+    tensors: dict[str, Any] = {name: value.to(device, copy=True) for name, value in state.tensors()}
+    return replace(state, **tensors)
+
+
+def run(
+    state: State, candidates: Tensor, action: Tensor, device: torch.device | str = "cpu", **settings: Any
+) -> tuple[State, Tensor]:
+    """A new state after one step, and the rank, both on the CPU."""
+    there = moved(state, device)
+    rank = unmask_(there, candidates.to(device), action.to(device), **settings)
+    assert rank.dtype == torch.int32
+    return moved(there, "cpu"), rank.cpu()
+
+
+def assert_same(got: State, want: State) -> None:
+    for name, value in want.tensors():
+        assert torch.equal(getattr(got, name), value), f"{name}: {getattr(got, name).tolist()} != {value.tolist()}"

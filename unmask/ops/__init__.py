@@ -2,10 +2,9 @@
 
 from unmask.ops import reference  # registers the ops in plain torch
 from unmask.ops.library import build_info
-from unmask.ops.policy_forward import policy_forward
+from unmask.ops.policy_forward import PolicyWeights, policy_forward
 from unmask.ops.state import State
-from unmask.ops.topk_confidence import topk_confidence
-from unmask.ops.types import PolicyWeights, TopkConfidence
+from unmask.ops.topk_confidence import TopkConfidence, topk_confidence
 from unmask.ops.unmask_ import unmask_
 
 __all__ = [

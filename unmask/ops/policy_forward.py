@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from unmask.ops import library
-from unmask.ops.types import PolicyWeights
+
+
+class PolicyWeights(NamedTuple):
+    """Weights of a policy network as :func:`unmask.ops.policy_forward` takes them."""
+
+    packed: Tensor
+    """1-D float32: all tensors of the network, flattened, in the order of ``csrc/ops/policy_forward.h``."""
+    hidden: int
+    """D: a multiple of 16, at most 256."""
+    heads: int
+    """D / heads must be even."""
+    ffn: int
+    """F: a multiple of 16, at most 1024."""
+    confidences: int
+    """k: 1 to 64."""
 
 
 def unsupported_sizes(hidden: int, heads: int, ffn: int, confidences: int) -> str | None:

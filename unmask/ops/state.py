@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -139,7 +139,8 @@ class State:
 
     def take(self: S, index: Tensor) -> S:
         """A new state of copies of the rows that ``index`` (int64 or bool) names."""
-        return replace(self, **{name: value[index] for name, value in self.tensors()})
+        taken: dict[str, Any] = {name: value[index] for name, value in self.tensors()}
+        return replace(self, **taken)
 
     def put(self: S, index: Tensor, other: S) -> None:
         """Overwrite the rows that ``index`` names with all rows of ``other``."""

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unmask.ops import library
 from unmask.ops.random import seed_tensor
-from unmask.ops.types import TopkConfidence
+
+
+class TopkConfidence(NamedTuple):
+    """Softmax statistics of rows of logits (see :func:`unmask.ops.topk_confidence`)."""
+
+    confidence: Tensor
+    """(..., k) float32, descending."""
+    token: Tensor
+    """(..., k) int64."""
+    sample: Tensor
+    """(...) int64: the token to commit."""
+    sample_confidence: Tensor
+    """(...) float32: its probability."""
+    logsumexp: Tensor | None = None
+    """(...) float32, on request."""
+    entropy: Tensor | None = None
+    """(...) float32 in nats, on request."""
 
 
 def topk_confidence(
@@ -56,19 +73,13 @@ def topk_confidence(
         ValueError: a wrong shape, device or value; the message names the argument. An index in ``rows`` out of range
             is one on the CPU; on CUDA such a row comes out as NaN and -1.
     """
-    by_flag = isinstance(rows, Tensor) and rows.dtype == torch.bool
+    logits = logits.detach() if isinstance(logits, Tensor) else logits  # what else it is, the op refuses
+    flags = isinstance(rows, Tensor) and rows.dtype == torch.bool
+    by = (None, rows) if flags else (rows, None)
+    key = seed_tensor(seed, logits.device) if temperature != 0 else None
+    exclude = list(exclude) if isinstance(exclude, Sequence) else exclude
     confidence, token, sample, sample_confidence, lse, ent = library.call(
-        "topk_confidence",
-        logits.detach() if isinstance(logits, Tensor) else logits,
-        k,
-        None if by_flag else rows,
-        rows if by_flag else None,
-        temperature,
-        seed_tensor(seed, logits.device) if temperature != 0 else None,
-        counter,
-        list(exclude) if isinstance(exclude, Sequence) else exclude,
-        logsumexp,
-        entropy,
+        "topk_confidence", logits, k, *by, temperature, key, counter, exclude, logsumexp, entropy
     )
     return TopkConfidence(
         confidence, token, sample, sample_confidence, lse if logsumexp else None, ent if entropy else None
@@ -76,29 +87,9 @@ def topk_confidence(
 
 
 @torch.library.register_fake("unmask::topk_confidence")
-def _fake(
-    logits: Tensor,
-    k: int,
-    rows: Tensor | None,
-    select: Tensor | None,
-    temperature: float,
-    seed: Tensor | None,
-    counter: Tensor | None,
-    exclude: Sequence[int],
-    logsumexp: bool,
-    entropy: bool,
-) -> tuple[Tensor, ...]:
+def _fake(logits: Tensor, k: int, rows: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     shape = tuple(logits.shape[:-1]) if rows is None else tuple(rows.shape)
-    none = (0,)
-
-    def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        return logits.new_empty(shape, dtype=dtype)
-
-    ids = empty((*shape, k), torch.int64), empty(shape, torch.int64)
-    return (
-        empty((*shape, k)),
-        *ids,
-        empty(shape),
-        empty(shape if logsumexp else none),
-        empty(shape if entropy else none),
-    )
+    asked = [shape if wanted else (0,) for wanted in rest[-2:]]  # logsumexp, entropy
+    floats = [logits.new_empty(size, dtype=torch.float32) for size in ((*shape, k), shape, *asked)]
+    ids = [logits.new_empty(size, dtype=torch.int64) for size in ((*shape, k), shape)]
+    return floats[0], *ids, *floats[1:]

@@ -61,24 +61,13 @@ def unmask_(
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
-    return library.call(
-        "unmask_",
-        state.tokens,
-        state.mask,
-        state.allowed,
-        state.rows,
-        candidates,
-        action,
-        state.start,
-        state.block_length,
-        state.length if max_steps is None else max_steps,
-        MODES.index(mode),
-        () if eos is None else (eos,) if isinstance(eos, int) else eos,
-        temperature,
-        scale,
-        stop_logit,
-        seed_tensor(seed, state.tokens.device) if mode in ("bernoulli", "bernoulli-argmax", "dpls") else None,
-    )
+    tensors = (state.tokens, state.mask, state.allowed, state.rows, candidates, action)
+    most = state.length if max_steps is None else max_steps
+    stops = () if eos is None else (eos,) if isinstance(eos, int) else eos
+    numbers = (state.start, state.block_length, most, MODES.index(mode), stops, temperature, scale, stop_logit)
+    drawing = mode in ("bernoulli", "bernoulli-argmax", "dpls")
+    key = seed_tensor(seed, state.tokens.device) if drawing else None
+    return library.call("unmask_", *tensors, *numbers, key)
 
 
 @torch.library.register_fake("unmask::unmask_")

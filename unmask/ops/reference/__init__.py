@@ -1,4 +1,4 @@
-"""The ops in plain torch: what runs where there is no kernel, and, with ``dtype=torch.float64``, what kernels must equal.
+"""The ops in plain torch: they run where there is no kernel, and in float64 they say what kernels must compute.
 
 The functions take the arguments of ``torch.ops.unmask.*``, check them as the kernels do, and never wait for a device.
 """

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unmask.ops.library import fallback
 from unmask.ops.policy_forward import unsupported_sizes
-from unmask.ops.reference.checks import check, check_tensor
+from unmask.ops.reference.checks import check_tensors
 
 
 @fallback
@@ -30,21 +30,21 @@ def policy_forward(
     """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
     if problem := unsupported_sizes(hidden, heads, ffn, confidences):
         raise ValueError(problem)
-    check(mask.ndim == 2, "mask", "shape (B, L)", tuple(mask.shape))
-    (batch, length), d = mask.shape, hidden
+    d = hidden
     shapes = _shapes(d, ffn, confidences)
-    sizes = [math.prod(shape) for shape in shapes]
-    for name, tensor, kind, shape in (
-        ("mask", mask, torch.bool, (batch, length)),
-        ("confidence", confidence, torch.float32, (batch, length, confidences)),
-        ("time", time, torch.float32, (batch,)),
-        ("rows", rows, torch.bool, (batch, length)),
-        ("cond", cond, torch.float32, (batch, d)),
-        ("packed", packed, torch.float32, (sum(sizes),)),
-    ):
-        if tensor is not None:
-            check_tensor(name, tensor, kind, shape, mask)
-    parts = [part.view(shape) for part, shape in zip(packed.to(dtype).split(sizes), shapes, strict=True)]
+    counts = [math.prod(shape) for shape in shapes]
+    check_tensors(
+        {"D": d, "K": confidences, "N": sum(counts)},
+        mask,
+        mask=(mask, torch.bool, "BL"),
+        confidence=(confidence, torch.float32, "BLK"),
+        time=(time, torch.float32, "B"),
+        rows=(rows, torch.bool, "BL"),
+        cond=(cond, torch.float32, "BD"),
+        packed=(packed, torch.float32, "N"),
+    )
+    batch, length = mask.shape
+    parts = [part.view(shape) for part, shape in zip(packed.to(dtype).split(counts), shapes, strict=True)]
     frequencies, mask_embedding = parts[:2]
     pairs = zip(parts[2::2], parts[3::2], strict=True)  # weight and bias
     time_in, time_out, confidence_proj, norm1, ada, query, key, value, out, norm2, up, down, norm3, output = pairs

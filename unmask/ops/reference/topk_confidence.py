@@ -9,10 +9,9 @@ from torch import Tensor
 
 from unmask.ops.library import fallback
 from unmask.ops.random import philox4x32, uniform
-from unmask.ops.reference.checks import check, check_seed, check_tensor
+from unmask.ops.reference.checks import check, check_seed, check_tensors, wide_dtype
 
 _AT_ONCE = 2**23  # logits; bounds the memory of what is computed from them
-_EXCLUDED = torch.iinfo(torch.int64).min
 
 
 @fallback
@@ -34,9 +33,9 @@ def topk_confidence(
     A draw compares scores rounded to float32; where two differ by less than the rounding of their parts, a kernel may
     prefer the other.
     """
-    check(logits.ndim >= 1 and logits.shape[-1] >= 1, "logits", "shape (..., V) with V >= 1", tuple(logits.shape))
     if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"logits: expected float32, bfloat16 or float16, got {str(logits.dtype)[6:]}")
+    check(logits.ndim >= 1 and logits.shape[-1] >= 1, "logits", "shape (..., V) with V >= 1", tuple(logits.shape))
     shape, vocab, excluded = tuple(logits.shape[:-1]), logits.shape[-1], sorted(set(exclude))
     check(len(excluded) <= 16, "exclude", "at most 16 ids", len(excluded))
     for token in excluded:
@@ -46,69 +45,53 @@ def topk_confidence(
     check(temperature == 0 or 1e-30 <= temperature <= 1e30, "temperature", "0 or 1e-30 to 1e30", temperature)
     check_seed(seed, temperature > 0, logits)
     source = logits.reshape(-1, vocab)
-    chosen = torch.arange(len(source), device=logits.device)
+    chosen = torch.arange(len(source), device=logits.device) if rows is None else rows
     if rows is not None:
-        check_tensor("rows", rows, torch.int64, (rows.numel(),), logits)
-        shape, chosen = (rows.numel(),), rows
-        if rows.device.type == "cpu":
-            for place in ((rows < 0) | (rows >= len(source))).nonzero().flatten()[:1]:
-                check(False, "rows", f"indices in [0, {len(source)})", f"{rows[place]} at {int(place)}")
-    if select is not None:
-        check_tensor("rows", select, torch.bool, shape, logits)
-    if counter is None:
-        counter = torch.stack((torch.zeros_like(chosen), chosen, torch.zeros_like(chosen)), dim=-1)
-    else:
-        check_tensor("counter", counter, torch.int64, (*shape, 3), logits)
+        check_tensors({}, logits, rows=(rows, torch.int64, "R"))
+        shape = tuple(rows.shape)
+        bad = ((rows < 0) | (rows >= len(source))).nonzero() if rows.device.type == "cpu" else rows[:0]
+        if len(bad):
+            check(False, "rows", f"indices in [0, {len(source)})", f"{int(rows[bad[0]])} at {int(bad[0])}")
+    sizes = {chr(65 + axis): size for axis, size in enumerate((*shape, 3))}
+    check_tensors(sizes, logits, rows=(select, torch.bool, "".join(sizes)[:-1]))
+    check_tensors(sizes, logits, counter=(counter, torch.int64, "".join(sizes)))
 
-    count = chosen.numel()
-    keys = counter.reshape(-1, 3)
-    results = (
-        logits.new_zeros((count, k), dtype=dtype),
-        logits.new_full((count, k), -1, dtype=torch.int64),
-        logits.new_full((count,), -1, dtype=torch.int64),
-        *(logits.new_zeros((count,), dtype=dtype) for _ in range(3)),
-    )
-    wanted = torch.arange(count, device=logits.device)
-    if select is not None and select.device.type == "cpu":  # elsewhere the host would have to wait for the answer
-        wanted = select.reshape(-1).nonzero().flatten()
-    for part in wanted.split(max(1, _AT_ONCE // vocab)):
-        x = source[chosen[part]].to(dtype)
-        noise = None
+    nothing = torch.zeros_like(chosen)
+    keys = torch.stack((nothing, chosen, nothing), dim=1) if counter is None else counter.reshape(-1, 3)
+    parts = []
+    for part in torch.arange(len(chosen), device=logits.device).split(max(1, _AT_ONCE // vocab)):
+        x, score = source[chosen[part]].to(dtype), None
         if temperature > 0:
             assert seed is not None
-            noise = _gumbel(vocab, seed.reshape(-1), keys[part], dtype).addcmul_(
-                x, x.new_tensor(1.0 / temperature, dtype=torch.float32).to(dtype)
-            )
-        for result, values in zip(results, _statistics(x, k, noise, excluded), strict=True):
-            result[part] = values
-    if select is not None and select.device.type != "cpu":
-        for result in results:
-            skipped = ~select.reshape(-1, *(1,) * (result.ndim - 1))
-            result.masked_fill_(skipped, 0 if result.is_floating_point() else -1)
-    confidence, token, sample, sample_confidence, lse, ent = results
-    return (
-        confidence.view(*shape, k),
-        token.view(*shape, k),
-        sample.view(shape),
-        sample_confidence.view(shape),
-        lse.view(shape) if logsumexp else lse.new_empty(0),
-        ent.view(shape) if entropy else ent.new_empty(0),
-    )
+            inverse = float(torch.tensor(1.0 / temperature, dtype=torch.float32))
+            score = x * inverse + _gumbel(vocab, seed, keys[part], dtype)
+        parts.append(_statistics(x, k, score, excluded))
+    results = [torch.cat(values) for values in zip(*parts, strict=True)]
+    for result in results if select is not None else ():
+        assert select is not None
+        skipped = ~select.reshape(-1, *(1,) * (result.ndim - 1))
+        result.masked_fill_(skipped, 0 if result.is_floating_point() else -1)
+    results = [result.view((*shape, *result.shape[1:])) for result in results]
+    asked = (True, True, True, True, logsumexp, entropy)
+    return tuple(result if wanted else result.new_empty(0) for result, wanted in zip(results, asked, strict=True))
 
 
 def _statistics(x: Tensor, k: int, score: Tensor | None, excluded: list[int]) -> tuple[Tensor, ...]:
     """Confidences and ids (N, k), sample, its confidence, logsumexp, entropy (N,) of ``x`` (N, V) and scores of it."""
-    p = x.softmax(dim=-1)
-    logsumexp = x.logsumexp(dim=-1)
+    top = x.amax(dim=-1, keepdim=True)
+    below = x - top
+    weights = below.exp()
+    # Sums of float32 would drift.
+    total = weights.sum(dim=-1, keepdim=True, dtype=wide_dtype(x.device))
+    moment = (weights * below.masked_fill(weights == 0, 0.0)).sum(dim=-1, keepdim=True, dtype=total.dtype)
+    logsumexp, entropy = top + total.log(), total.log() - moment / total
     token = _order(x, excluded).topk(k, dim=-1).indices
-    sample = token[:, 0] if score is None else _order(score, excluded).argmax(dim=-1)
-    floats = (p.gather(1, token), p.gather(1, sample[:, None])[:, 0], logsumexp, torch.special.entr(p).sum(dim=-1))
-    poisoned = ~logsumexp.isfinite()  # a NaN, a +inf, or nothing but -inf
-    confidence, sample_confidence, logsumexp, entropy = (
-        values.masked_fill(poisoned.view(-1, *(1,) * (values.ndim - 1)), float("nan")) for values in floats
-    )
-    token, sample = token.masked_fill(poisoned[:, None], -1), sample.masked_fill(poisoned, -1)
-    return confidence, token, sample, sample_confidence, logsumexp, entropy
+    sample = token[:, :1] if score is None else _order(score, excluded).argmax(dim=-1, keepdim=True)
+    floats = weights.gather(1, token) / total, weights.gather(1, sample) / total, logsumexp, entropy
+    poisoned = ~total.isfinite()  # a NaN, a +inf, or nothing but -inf
+    confidence, chosen, logsumexp, entropy = (value.masked_fill(poisoned, torch.nan).to(x.dtype) for value in floats)
+    token, sample = token.masked_fill(poisoned, -1), sample.masked_fill(poisoned, -1)
+    return confidence, token, sample[:, 0], chosen[:, 0], logsumexp[:, 0], entropy[:, 0]
 
 
 def _order(values: Tensor, excluded: list[int]) -> Tensor:
@@ -116,7 +99,7 @@ def _order(values: Tensor, excluded: list[int]) -> Tensor:
     bits = (values.float() + 0.0).view(torch.int32).long()  # + 0.0: the zeros are equal
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     order = (bits << 32) - torch.arange(values.shape[1], device=values.device)
-    order[:, excluded] = _EXCLUDED
+    order[:, excluded] = torch.iinfo(torch.int64).min
     return order
 
 

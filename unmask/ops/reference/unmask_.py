@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.ops.library import fallback
 from unmask.ops.random import ACTION_INDEX, STOP_INDEX, philox_uniform
-from unmask.ops.reference.checks import check, check_seed, check_tensor
+from unmask.ops.reference.checks import check, check_seed, check_tensors, wide_dtype
 from unmask.ops.state import COMPLETE, EXHAUSTED, POISONED, REMAINING, RUNNING
 
 SELECT, BERNOULLI, BERNOULLI_ARGMAX, GREEDY, DPLS = range(5)
@@ -34,13 +34,29 @@ def unmask_(
     scale: float,
     stop_logit: float,
     seed: Tensor | None,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Arguments, effects and result of the op; ``dtype`` is that of probabilities and arrival times."""
+    """Arguments, effects and result of the op; probabilities and times are in ``dtype``, the widest unless given."""
+    dtype = dtype or wide_dtype(tokens.device)
+    check(mask.ndim == 2 and mask.shape[1] >= 1, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
     decided = action_mode == SELECT and action.dtype == torch.bool
-    _check_tensors(tokens, mask, (allowed, rows, candidates, action), decided)
+    check_tensors(
+        {"8": 8},
+        tokens,
+        tokens=(tokens, torch.int64, "BT"),
+        mask=(mask, torch.bool, "BL"),
+        allowed=(allowed, torch.bool, "BL"),
+        rows=(rows, torch.int64, "B8"),
+        candidates=(candidates, torch.int64, "BL"),
+        action=(action, torch.bool if decided else torch.float32, "BL"),
+    )
+    for name, tensor in (("mask", mask), ("allowed", allowed), ("rows", rows)):
+        check(tensor.is_contiguous(), name, "a contiguous tensor, as it is written in place", tensor.stride())
+    (batch, width), length, stride = tokens.shape, mask.shape[1], tokens.stride()
+    apart = (width <= 1 or stride[1] == 1) and (batch <= 1 or abs(stride[0]) >= width)
+    check(apart, "tokens", "contiguous rows that do not overlap, as they are written in place", stride)
     check_seed(seed, action_mode in _DRAWING, tokens)
-    room = tokens.shape[1] - mask.shape[1]
+    room = width - length
     check(0 <= start <= room, "start", f"0 to {room}", start)
     check(block_length >= 1, "block_length", "at least 1", block_length)
     check(max_steps >= 1, "max_steps", "at least 1", max_steps)
@@ -50,7 +66,6 @@ def unmask_(
     check(0 <= scale <= 1e30, "scale", "a number from 0 to 1e30", scale)
     check(abs(stop_logit) <= 1e30, "stop_logit", "a number from -1e30 to 1e30", stop_logit)
 
-    length = mask.shape[1]
     steps, _, block, status, sequence, draw_step, position, phase = rows.unbind(1)
     index = torch.arange(length, device=tokens.device)
     blocks = (index + phase[:, None]) // block_length  # (B, L)
@@ -139,24 +154,3 @@ def _race(arrivals: Tensor, stop: Tensor) -> Tensor:
     place = torch.arange(arrivals.shape[1], device=arrivals.device)
     arrived = (times < torch.logaddexp(times[:, :1], stop)) | ((place == 0) & ~times.isnan())
     return torch.full_like(order, -1).scatter(1, order, torch.where(arrived, place, -1))
-
-
-def _check_tensors(tokens: Tensor, mask: Tensor, others: tuple[Tensor, ...], decided: bool) -> None:
-    check(tokens.ndim == 2, "tokens", "shape (B, T)", tuple(tokens.shape))
-    check(mask.ndim == 2 and mask.shape[1] > 0, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
-    shape = (tokens.shape[0], mask.shape[1])
-    expected = (
-        ("allowed", torch.bool, shape),
-        ("rows", torch.int64, (shape[0], 8)),
-        ("candidates", torch.int64, shape),
-        ("action", torch.bool if decided else torch.float32, shape),
-    )
-    check_tensor("tokens", tokens, torch.int64, tuple(tokens.shape), tokens)
-    check_tensor("mask", mask, torch.bool, shape, tokens)
-    for (name, dtype, size), tensor in zip(expected, others, strict=True):
-        check_tensor(name, tensor, dtype, size, tokens)
-    for name, tensor in (("mask", mask), ("allowed", others[0]), ("rows", others[1])):
-        check(tensor.is_contiguous(), name, "a contiguous tensor, as it is written in place", tensor.stride())
-    stride, width = tokens.stride(), tokens.shape[1]
-    packed = (width <= 1 or stride[1] == 1) and (shape[0] <= 1 or abs(stride[0]) >= width)
-    check(packed, "tokens", "contiguous rows that do not overlap, as they are written in place", stride)
