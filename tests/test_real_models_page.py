@@ -87,8 +87,8 @@ SUBSTITUTIONS: list[tuple[str, str]] = [
     (r"llada-blocks (.*)", r"llada-blocks \1 block_length=8"),
     (r"llada-full-expert (.*)", r"llada-full-expert \1 expert_block_length=8"),
     (r"per_device_train_batch_size=128", "per_device_train_batch_size=8"),
-    # The hub's problems, and a sandbox that any system has.
-    (r"--task-options allow_execution=true", f"--task-options allow_execution=true allow_weak_sandbox=true {FILES}"),
+    # The hub's problems, and no sandbox where the system has none.
+    (r"--task-options allow_execution=true", f"--task-options allow_execution=true allow_unsandboxed=true {FILES}"),
     (r"--task gsm8k --problems", "--task gsm8k --task-options path=data/gsm8k.jsonl --problems"),
     (r"(--task humaneval mbpp .*)gsm8k\.path=\S+ math500\.path=\S+ ", r"\1"),
 ]

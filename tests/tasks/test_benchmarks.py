@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from unmask.tasks import GSM8K, MBPP, HumanEval, Math500, Mixture, Task, make_task, references
-from unmask.tasks.code import UngradableWarning, extract_code
-from unmask.tasks.execution import SandboxError, run_tests
+from unmask.tasks.code import extract_code
+from unmask.tasks.execution import SandboxError, check_sandbox
 from unmask.tasks.references import failing_references
 
 GSM8K_ROWS = [
@@ -48,7 +48,6 @@ MBPP_ROWS = [
         "prompt": "Round up.",
         "code": "import math\ndef up(a):\n    return math.ceil(a)",
         "test_list": ["assert up(0.5) == math.floor(1.5)"],
-        "test_imports": ["import math"],
         "test_setup_code": None,
     },
 ]
@@ -79,9 +78,9 @@ def shared(name: str) -> str:
 @pytest.fixture
 def sandbox() -> None:
     try:
-        assert run_tests("x = 1", "assert x").passed
-    except SandboxError:
-        pytest.skip("no namespaces on this system")
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(str(error))
 
 
 def test_rows_become_problems(gsm8k: GSM8K, tmp_path: Path) -> None:
@@ -210,10 +209,52 @@ F = "def f():\n    return 1\n"
         (f"Here it is, from me:\n\nimport math\n{F}", f"import math\n{F}"),
         (f"x = 1\n{F}", f"x = 1\n{F}"),
         ("I cannot.", "I cannot."),
+        (f"~~~python\n{F}~~~\nSo.", F),
+        (f"````python\n{F}# ```\n```\n````\n", f"{F}# ```\n```\n"),
+        (f'{F}    """\n```\nb\n```\n"""\n', f'{F}    """\n```\nb\n```\n"""\n'),
     ],
 )
 def test_code_is_found_however_it_is_framed(completion: str, code: str) -> None:
     assert extract_code(completion, "f") == code
+
+
+USING = "def f(x):\n    return twice(x) + ONE\n"
+TWICE = "def twice(x):\n    return mul(2, x)\n"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "code"),
+    [
+        ([USING, TWICE, "from operator import mul\nONE = 1\n"], f"from operator import mul\n{TWICE}ONE = 1\n{USING}"),
+        ([f"{TWICE}print(f(1))\n", "ONE = 2\n", "ONE = 1\nx = f(2)\n", USING], f"{TWICE}ONE = 1\n{USING}"),
+        (["def f(x): return 0\n", USING, "x = f(3)\nassert x == 7\n"], USING),
+        ([TWICE, f"{USING}    a = (\n"], f"{USING}    a = (\n"),
+        ([f"{TWICE}(", USING], USING),
+    ],
+)
+def test_blocks_are_joined_where_one_needs_another(blocks: list[str], code: str) -> None:
+    completion = "So:\n" + "and\n".join(f"```python\n{block}```\n" for block in blocks)
+    assert extract_code(completion, "f") == code
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        ("    s = r * r\n    return math.pi * s\n", "    s"),
+        ("s = r * r\nreturn math.pi * s\n", "    s"),
+        ("s = r * r\n    return math.pi * s\n", "    s"),
+        ("```python\nif r < 0:\n    return 0\nreturn 3.14159 * r * r\n```\n", "    if"),
+        ("area = lambda r: math.pi * r * r\n", "area"),
+    ],
+)
+def test_a_body_without_its_margin_continues_the_problem(tmp_path: Path, body: str, start: str) -> None:
+    task = HumanEval(path=write(tmp_path / "h.jsonl", HUMANEVAL_ROWS))
+    (problem,) = task.all_problems()
+    program = task.program(problem, body)
+    assert program.removeprefix(problem.metadata["code"]).startswith(start)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["area"](2) == pytest.approx(12.566, abs=1e-3)
 
 
 def test_programs_are_only_run_when_allowed(tmp_path: Path) -> None:
@@ -224,6 +265,19 @@ def test_programs_are_only_run_when_allowed(tmp_path: Path) -> None:
         problem = task.problems(1, 0)[0]
         with pytest.raises(RuntimeError, match=f"grading {task.name} .* allow_execution=True"):
             task.grade(problem, problem.response)
+
+
+def test_without_a_sandbox_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", MBPP_ROWS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxError, match="bwrap.*allow_unsandboxed=True"):
+        Mixture((MBPP(path=path, allow_execution=True), GSM8K(path=path))).check_gradable()
+    task = make_task("mbpp", path=path, allow_execution=True, allow_unsandboxed=True)
+    task.check_gradable()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("unmask.tasks.execution.sandbox_fault", lambda bwrap: "broken")
+    add, up = task.problems(2, 0)
+    assert task.grade_all([add, up], [add.response, "no"]) == [1.0, 0.0]
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -241,6 +295,8 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
         assert task.grade(problem, problem.response) == 1.0
         assert task.grade(problem, problem.response.replace("return", "return 1 +")) == 0.0
         assert task.grade(problem, "I cannot") == 0.0
+    patched = "class math: floor = lambda x: 7\ndef up(a): return 7"  # the tests import what they use themselves
+    assert task.grade(task.all_problems()[1], patched) == 0.0
     assert [p.metadata["entry_points"] for p in task.all_problems()] == [["sum"], ["up"]]
     assert [p.prompt.partition("```python\n")[2] for p in task.all_problems()] == [
         "x = 4\nassert sum(1, 2) == 3\nassert sum(x, 1) == 5\n```",
@@ -248,30 +304,15 @@ def test_code_is_graded_by_its_tests(tmp_path: Path) -> None:
     ]
 
 
-LIMITED_ROW = {
-    "task_id": 3,
-    "text": "The first field.",
-    "code": "def first(p):\n    return p.a",
-    "test_list": ["assert first(P()) == 1"],
-    "test_setup_code": "class P:\n    a = 1",
-}
-
-
 @pytest.mark.usefixtures("sandbox")
-def test_a_limit_of_the_sandbox_is_told_and_found_by_the_references(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(tmp_path / "m.jsonl", [*MBPP_ROWS, LIMITED_ROW])
+def test_references_that_fail_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path / "m.jsonl", [*MBPP_ROWS, {**MBPP_ROWS[0], "task_id": 3, "test_list": ["assert sum(1, 2) == 4"]}]
+    )
     task = MBPP(path=path, allow_execution=True)
-    limited = task.all_problems()[2]
-    message = "mbpp problem 3 cannot be graded here and scores 0: the tests hand a tests.P to the program"
-    with pytest.warns(UngradableWarning, match=message):
-        assert task.grade(limited, limited.response) == 0.0
-    with pytest.warns(UngradableWarning):
-        assert failing_references(task, task.all_problems()) == [limited]
-    with pytest.warns(UngradableWarning):
-        assert references.main(["mbpp", f"path={path}", "allow_execution=true"]) == 1
-    assert capsys.readouterr().out == ("3: the tests hand a tests.P to the program\nmbpp: 1 of 3 references fail\n")
+    assert failing_references(task, task.all_problems()) == [task.all_problems()[2]]
+    assert references.main(["mbpp", f"path={path}", "allow_execution=true"]) == 1
+    assert capsys.readouterr().out == "3: AssertionError: \nmbpp: 1 of 3 references fail\n"
     rows = write(tmp_path / "g.jsonl", GSM8K_ROWS)
     assert references.main(["gsm8k", f"path={rows}", "--problems", "4"]) == 0
     assert capsys.readouterr().out == "gsm8k: 0 of 4 references fail\n"

@@ -6,39 +6,41 @@ import ast
 import math
 import os
 import re
+import symtable
 import textwrap
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from unmask.tasks.base import Problem
-from unmask.tasks.execution import Execution, Limits, run_tests
+from unmask.tasks.execution import Execution, Limits, check_sandbox, run_tests
 from unmask.tasks.finite import FiniteTask
 
-BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|(?=^[ \t]*```)|\Z)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+BLOCK = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})([^\n`]*)\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*$|(?=^[ \t]*\1)|\Z)", re.DOTALL | re.MULTILINE
+)
+"""A block: its fence, its info string and its text. It ends at a fence as long as its own, or longer."""
 PYTHON = re.compile(r"\s*(?:\{?\.?(?:python|py)[\d.]*\b.*)?", re.IGNORECASE)
 """Info strings of blocks that may hold the program: none, or one that begins with the language."""
 START = re.compile(r"^(?:(?:from|import|async|def|class)\b|@|\w+ *=)", re.MULTILINE)
 """Where a program may begin after prose."""
-
-
-class UngradableWarning(UserWarning):
-    """A completion scores 0 because its tests do what the sandbox cannot carry, not because it is known to be wrong."""
+DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+"""Statements that define names and that a program may be put together from."""
 
 
 @dataclass(frozen=True)
 class CodeTask(FiniteTask):
     """A task whose grade is whether a generated program passes tests.
 
-    Grading refuses to run anything unless ``allow_execution`` is set. Programs run in the sandbox of
-    :mod:`unmask.tasks.execution`, for ``timeout`` seconds at most; where the system has none, only with
-    ``allow_weak_sandbox``.
+    Grading refuses to run anything unless ``allow_execution`` is set. Programs run in bubblewrap (see
+    :mod:`unmask.tasks.execution`), for ``timeout`` seconds at most; where that is missing, only with
+    ``allow_unsandboxed``.
     """
 
     allow_execution: bool = False
-    allow_weak_sandbox: bool = False
+    allow_unsandboxed: bool = False
     timeout: float = 10.0
 
     @abstractmethod
@@ -49,7 +51,7 @@ class CodeTask(FiniteTask):
         """Raises RuntimeError unless execution is allowed, SandboxError where there is no sandbox to be had."""
         self.check_allowed()
         super().check_gradable(train)
-        run_tests("", "", (), replace(Limits(), wall_seconds=max(self.timeout, 10.0)), weak=self.allow_weak_sandbox)
+        check_sandbox(self.allow_unsandboxed)
 
     def check_allowed(self) -> None:
         """Raises RuntimeError unless execution is allowed."""
@@ -71,18 +73,11 @@ class CodeTask(FiniteTask):
             problem.metadata["tests"],
             problem.metadata["entry_points"],
             self.limits(),
-            weak=self.allow_weak_sandbox,
+            self.allow_unsandboxed,
         )
 
     def grade(self, problem: Problem, completion: str) -> float:
-        """1.0 if the program passes. One that cannot be graded (see :class:`Execution`) scores 0.0, with an
-        UngradableWarning."""
-        run = self.run(problem, completion)
-        if not run.gradable:
-            which = problem.metadata.get("task_id", problem.prompt[:40])
-            message = f"{self.name} problem {which} cannot be graded here and scores 0: {run.reason}"
-            warnings.warn(message, UngradableWarning, stacklevel=2)
-        return float(run.passed)
+        return float(self.run(problem, completion).passed)
 
     def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
         self.check_allowed()
@@ -98,33 +93,68 @@ def defines(code: str, name: str) -> re.Match[str] | None:
 
 
 def extract_code(completion: str, name: str) -> str:
-    """The last fenced block that defines ``name``; without one, what stands before the first fence if that defines
-    ``name`` or is indented, the rest of a function; else the last block; without any, the whole completion.
+    """The last fenced block that defines ``name``, with what it uses from others; without one, what stands before the
+    first fence if that defines ``name`` or is indented, the rest of a function; else the last block; without any, the
+    whole completion, as it is also if it defines ``name`` and is a program.
 
     Indented blocks lose their margin, and code without a fence the prose before it.
     """
-    found = [block for info, block in BLOCK.findall(completion) if PYTHON.fullmatch(info) and block.strip()]
-    for block in reversed(found):
-        for code in (block, textwrap.dedent(block)):
+    if defines(completion, name) and compiles(completion):
+        return completion
+    found = [block for _, info, block in BLOCK.findall(completion) if PYTHON.fullmatch(info) and block.strip()]
+    for i in reversed(range(len(found))):
+        for code in (found[i], textwrap.dedent(found[i])):
             if defines(code, name):
-                return code
-    before = re.split(r"^[ \t]*```", completion, maxsplit=1, flags=re.MULTILINE)[0]
+                return with_definitions(code, [textwrap.dedent(block) for block in found[:i] + found[i + 1 :]])
+    before = FENCE.split(completion, maxsplit=1)[0]
     if re.match(r"(?:[ \t]*\n)*[ \t]+\S", before):
         return before
     before = without_prose(before)
     return found[-1] if found and not defines(before, name) else before
 
 
+def with_definitions(code: str, others: Sequence[str]) -> str:
+    """``code`` after those statements of ``others`` that define what it uses and does not define, the last of each."""
+    statements = [node for other in filter(compiles, others) for node in ast.parse(other).body]
+    texts = [ast.unparse(node) for node in statements if isinstance(node, DEFINING)]
+    known = {name: text for text in texts for name in global_names(text)[0]}
+    while compiles(code):
+        defined, used = global_names(code)
+        missing = sorted((used - defined) & known.keys())
+        if not missing:
+            break
+        code = f"{known.pop(missing[0])}\n{code}"
+    return code
+
+
+def global_names(code: str) -> tuple[set[str], set[str]]:
+    """The names that ``code`` defines at its top level, and those it uses from there, at whatever depth."""
+    top = symtable.symtable(code, "<completion>", "exec")
+    defined = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    tables, used = [top], set()
+    for table in tables:
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+        tables += table.get_children()
+    return defined, used
+
+
 def without_prose(text: str) -> str:
     """``text`` from the first line on from which it is a program, or all of it if there is none."""
     starts = (match.start() for match in START.finditer(text))
-    return next((text[start:] for start in (0, *starts) if parses(text[start:])), text)
+    return next((text[start:] for start in (0, *starts) if compiles(text[start:])), text)
 
 
-def parses(code: str) -> bool:
+def continued(start: str, code: str) -> str:
+    """``code`` after ``start``; if only that is a program, with a margin for its lines or for its first line, which a
+    function's body loses where its signature is left out."""
+    ways = (code, textwrap.indent(code, "    "), f"    {code.lstrip()}")
+    return start + next((way for way in ways if compiles(start + way)), code)
+
+
+def compiles(code: str) -> bool:
     """Whether ``code`` is a program."""
     try:
-        ast.parse(code)
+        compile(code, "<completion>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

@@ -1,33 +1,28 @@
 """Run generated programs against tests, in a sandbox, and estimate pass@k.
 
-On Linux, :func:`run_tests` gives a program its own user, mount, net, pid and ipc namespaces: it sees the
-interpreter and the system's libraries, read-only, and one empty folder of memory it may write to; it has no network,
-no privilege, no process but its own, and limits on everything it can use up. Started by root it runs as nobody.
-Where the system offers no namespaces, ``run_tests`` refuses, unless ``weak=True``: then a program has the limits and,
-if started by root, the rights of nobody, but it can read and write what that user can, reach the network, and signal
-processes of the same user.
+:func:`run_tests` runs a program and then its tests in one Python process, inside bubblewrap (``bwrap``): the process
+has no network, sees the interpreter and the system's libraries alone, read-only, and writes to an empty folder in
+memory. It sees no process but its own, and nothing of it runs on afterwards. Started by root, it takes a user number
+that no account has. Where bubblewrap is missing or may not make namespaces, ``run_tests`` refuses, unless
+``allow_unsandboxed``: then a program has the limits alone, and otherwise all the rights of the user. Allow that in a
+container that holds nothing of value.
 
-A program passes if the tests ran to their end. They run in another process than the program, which sees the calls and
-answers them with plain data, so that printing, exiting, patching builtins or overriding ``__eq__`` gain it nothing.
-(An object's own ``__eq__`` decides only between two objects of the program.)
-
-Calls carry numbers, strings, dates and containers of these, both ways, with what a call changes in the lists, dicts and
-sets that it is given. Functions of the tests and objects of the program are carried as proxies. Where tests need more
-(objects of their own classes as arguments, an array, a program's operator on a value of theirs), a run is not
-``gradable``. Lists, sets and dicts of a program's own classes arrive as plain ones; what a program keeps of an argument
-after a call is a copy.
+A program passes if its tests ran to their end: the harness then sends a secret token through a pipe, so that printing
+and exiting gain a program nothing. Because the tests run in the program's own process, a program written to cheat can
+still pass, for example by objects that are equal to everything; nothing within one Python process prevents that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
+import marshal
 import math
 import os
 import secrets
-import selectors
+import select
+import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -35,23 +30,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
-SCRIPT = Path(__file__).with_name("sandbox.py")
-MAX_VERDICT = 1 << 16
+HARNESS = Path(__file__).with_name("harness.py")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 class SandboxError(RuntimeError):
-    """The sandbox could not be set up; says nothing about the program."""
+    """Programs cannot be run in bubblewrap here; says nothing about the program."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a program may use: seconds, bytes and counts. CPU time, memory and open files are per process.
 
-    So the most memory is ``(processes + 1) * memory + disk``, one for the tests, and the kernel's buffers for pipes and
-    sockets. Memory that belongs to no process (System V segments, memfd), keyrings, sockets other than a namespace's
-    own and the like are denied on x86-64 and arm64 alone.
+    ``disk`` bounds the sandbox's folder, ``file_size`` each file and what the program prints, ``output`` how much of
+    that is kept. ``processes`` counts threads too; Linux before 5.14 counts all of the user's, and without a sandbox
+    root has no such limit.
     """
 
     wall_seconds: float = 10.0
@@ -71,17 +66,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run went: whether the tests passed, why not, and the first ``Limits.output`` bytes the program printed.
-
-    Not ``gradable``: the tests and the program exchange what the sandbox cannot carry, so nothing is known of the
-    program.
-    """
+    """How a run went: whether the tests passed, why not, and the first ``Limits.output`` bytes that were printed."""
 
     passed: bool
     reason: str
     output: str
     seconds: float
-    gradable: bool = True
 
 
 def run_tests(
@@ -89,116 +79,149 @@ def run_tests(
     tests: str,
     entry_points: Sequence[str] = (),
     limits: Limits | None = None,
-    weak: bool = False,
+    allow_unsandboxed: bool = False,
 ) -> Execution:
     """Run ``program``, then ``tests``, which see the program's names; ``entry_points`` win over builtins.
 
-    Raises SandboxError where there is no sandbox to be had. Safe to call from several threads.
+    Raises SandboxError as :func:`check_sandbox` does. Safe to call from several threads.
     """
-    limits = limits or Limits()
-    token = secrets.token_hex(16)
-    with scratch_folder() as folder, tempfile.TemporaryFile() as job:
-        write_part(job, {"program": program, "limits": asdict(limits), "weak": weak, "folder": folder})
-        write_part(job, {"tests": tests, "entry_points": list(entry_points), "token": token})
-        job.seek(0)
-        started = time.monotonic()
-        verdict, output, timed_out = supervise(job, folder, limits, "/sandbox" if not weak else folder)
-    seconds = time.monotonic() - started
-    text = output.decode("utf-8", "replace")
-    if timed_out:
-        return Execution(False, f"took longer than {limits.wall_seconds:g} s", text, seconds)
-    try:
-        report = json.loads(verdict)
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or not ("setup" in report or {"passed", "reason", "token"} <= set(report)):
-        return Execution(False, "ended without a verdict", text, seconds)
-    if "setup" in report:
-        hint = "" if weak else "; allow a weaker sandbox with weak=True (tasks: allow_weak_sandbox=True)"
-        raise SandboxError(f"no sandbox: {report['setup']}{hint}")
-    passed = bool(report["passed"]) and secrets.compare_digest(str(report["token"]), token)
-    return Execution(passed, report["reason"], text, seconds, report.get("gradable", True))
+    return execute(program, tests, entry_points, limits or Limits(), check_sandbox(allow_unsandboxed))
+
+
+def check_sandbox(allow_unsandboxed: bool = False) -> str | None:
+    """The path of a bubblewrap that works here, or None if there is none and ``allow_unsandboxed``.
+
+    Raises SandboxError, with what is wrong, if there is none and that is not allowed.
+    """
+    bwrap = shutil.which("bwrap")
+    fault = sandbox_fault(bwrap) if bwrap else "bubblewrap (bwrap) is not installed"
+    if fault and not allow_unsandboxed:
+        raise SandboxError(
+            f"no sandbox to run programs in: {fault}; install bubblewrap 0.8 or later, or work in a container and give "
+            "programs your rights there: allow_unsandboxed=True, on the command line allow_unsandboxed=true"
+        )
+    return None if fault else bwrap
+
+
+@functools.cache
+def sandbox_fault(bwrap: str) -> str:
+    """Why a program that merely imports a module does not pass in this bubblewrap; "" if it does."""
+    run = execute("import statistics", "", (), Limits(wall_seconds=60), bwrap)
+    return "" if run.passed else run.output.strip() or run.reason
+
+
+def execute(program: str, tests: str, entry_points: Sequence[str], limits: Limits, bwrap: str | None) -> Execution:
+    """:func:`run_tests` in the bubblewrap at ``bwrap``; with None, outside of a sandbox."""
+    token = secrets.token_bytes(32)
+    job = marshal.dumps({
+        "program": program,
+        "tests": tests,
+        "entry_points": list(entry_points),
+        "token": token,
+        "limits": resource_limits(limits, bool(bwrap)),
+        "user": 65000 + secrets.randbelow(500) if bwrap and os.geteuid() == 0 else 0,
+    })  # fmt: skip
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        with scratch_folder(bwrap is None) as folder:
+            verdict = supervise(job, output.fileno(), folder, limits, bwrap)
+        output.seek(0)
+        printed = output.read(limits.output).decode("utf-8", "replace")
+    passed = verdict is not None and secrets.compare_digest(verdict, token)
+    if verdict is None:
+        reason = f"took longer than {limits.wall_seconds:g} s"
+    else:
+        reason = "" if passed else verdict.decode("utf-8", "replace") or "ended without a verdict"
+    return Execution(passed, reason, printed, time.monotonic() - started)
+
+
+def supervise(job: bytes, output: int, folder: str, limits: Limits, bwrap: str | None) -> bytes | None:
+    """Run the harness in a process group of its own; its verdict, None if time ran out. The group does not outlive it.
+
+    A verdict is at most 4,000 bytes, which a pipe delivers in one piece. None at all ends the pipe, as b"".
+    """
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+    environment |= {"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter may need it to start
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    read_end, write_end = os.pipe()
+    # Of Python's -I, the environment above leaves -s to do; the rest of -I would ignore the fixed hash seed.
+    command = [sys.executable, "-s", "-B", "-u", "-c", HARNESS.read_text("utf-8"), str(write_end)]
+    with open(read_end, "rb", 0) as verdict:
+        with open(write_end, "wb", 0):
+            process = subprocess.Popen(
+                [*sandbox(bwrap, limits), *command] if bwrap else command,
+                stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,),
+                env=environment, cwd=folder, start_new_session=True,
+            )  # fmt: skip
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(job)
+            poll = select.poll()
+            poll.register(verdict, select.POLLIN)
+            return verdict.read(4096) if poll.poll(1000 * limits.wall_seconds) else None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def sandbox(bwrap: str, limits: Limits) -> list[str]:
+    """The command that runs another in a sandbox: the system and the interpreter, read-only, and an empty ``/tmp``.
+
+    It has no ``/proc``, which would open the memory and descriptors of its processes. A user enters a user namespace
+    to be allowed all this. Root needs none and stays outside: the kernel limits no process whose user is root outside
+    of its namespace. So the harness may become another user, and does.
+    """
+    command = [bwrap, "--die-with-parent", "--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"]
+    if os.geteuid():
+        command += ["--unshare-user", "--disable-userns"]
+    else:
+        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    command += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/tmp"]
+    prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
+    for path in (*SYSTEM, *sorted(prefixes - {"/usr"})):
+        if os.path.exists(path):
+            command += ["--dir", os.path.dirname(path)]  # made by a bind, it may be closed to others
+            command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+    for path in DEVICES:
+        command += ["--dir", "/dev", "--dev-bind", path, path]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+
+
+def resource_limits(limits: Limits, sandboxed: bool) -> dict[str, int]:
+    """``limits`` by the names of the kernel's resource limits."""
+    others = 0 if sandboxed else tasks_of_user()  # the kernel counts them too, unless a sandbox's
+    return {
+        "CPU": limits.cpu_seconds,
+        "AS": limits.memory,
+        "FSIZE": limits.file_size,
+        "NPROC": limits.processes + others,
+        "NOFILE": limits.open_files,
+        "CORE": 0,
+    }
+
+
+def tasks_of_user() -> int:
+    """How many threads the user has on this machine."""
+    count = 0
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            count += len(os.listdir(f"/proc/{process}/task")) * (os.stat(f"/proc/{process}").st_uid == os.geteuid())
+    return count
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[str]:
-    """A folder of its own, removed afterwards however deep a program has made it (Python's own ways recurse)."""
-    folder = tempfile.mkdtemp(prefix="unmask-")
+def scratch_folder(needed: bool) -> Iterator[str]:
+    """A folder of its own, if ``needed``, removed afterwards however deep a program has made it; else ``/tmp``."""
+    folder = tempfile.mkdtemp(prefix="unmask-") if needed else "/tmp"
     try:
         yield folder
     finally:
-        subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False)
-
-
-def write_part(file: IO[bytes], part: dict[str, object]) -> None:
-    data = json.dumps(part).encode("ascii")
-    file.write(struct.pack("=I", len(data)) + data)
-
-
-def supervise(job: IO[bytes], folder: str, limits: Limits, home: str) -> tuple[bytes, bytes, bool]:
-    """Start the sandbox; its verdict, the program's output and whether time ran out. Nothing runs on afterwards."""
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-    environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter may need it to start
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    deadline = time.monotonic() + limits.wall_seconds
-    verdict_read, verdict_write = os.pipe()
-    output_read, output_write = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-s", "-B", "-u", str(SCRIPT), str(verdict_write)],
-            stdin=job, stdout=output_write, stderr=output_write, pass_fds=(verdict_write,),
-            env=environment, cwd=folder, start_new_session=True,
-        )  # fmt: skip
-    except BaseException:
-        for descriptor in (verdict_read, output_read):
-            os.close(descriptor)
-        raise
-    finally:
-        os.close(verdict_write)
-        os.close(output_write)
-    kept = {verdict_read: bytearray(), output_read: bytearray()}
-    most = {verdict_read: MAX_VERDICT, output_read: limits.output}
-    timed_out = False
-    try:
-        with selectors.DefaultSelector() as selector:
-            for descriptor in kept:
-                os.set_blocking(descriptor, False)
-                selector.register(descriptor, selectors.EVENT_READ)
-            ended = False
-            while not ended:
-                left = deadline - time.monotonic()
-                ready = [key.fd for key, _ in selector.select(max(left, 0))]
-                if left <= 0:
-                    timed_out = True
-                    break
-                if ready == [verdict_read]:
-                    ready.append(output_read)  # what was printed before the end
-                for descriptor in ready:
-                    try:
-                        data = os.read(descriptor, 1 << 16)
-                    except BlockingIOError:
-                        continue
-                    kept[descriptor] += data[: most[descriptor] - len(kept[descriptor])]
-                    if not data:
-                        ended |= descriptor == verdict_read
-                        if descriptor in selector.get_map():
-                            selector.unregister(descriptor)
-    finally:
-        end(process)
-        os.close(verdict_read)
-        os.close(output_read)
-    return bytes(kept[verdict_read]), bytes(kept[output_read]), timed_out
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Let the supervisor remove what is left; take away the whole process group if it does not."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        if needed:  # not by shutil.rmtree, which recurses
+            subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

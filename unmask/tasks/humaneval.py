@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask.tasks.base import Problem
-from unmask.tasks.code import CodeTask, defines, extract_code
+from unmask.tasks.code import CodeTask, continued, defines, extract_code
 
 PROMPT = """Complete this Python function. Answer with the whole function, self-contained and with the imports that it \
 needs, in one code block.
@@ -32,7 +32,7 @@ class HumanEval(CodeTask):
         definition = defines(row["prompt"], entry)
         if not definition:
             raise ValueError(f"the prompt does not define {entry!r}")
-        helpers = row["prompt"][: definition.start()]  # with helpers of the program's it would test itself
+        helpers = row["prompt"][: definition.start()]  # with the program's helpers it would test itself
         solution = row["prompt"] + row["canonical_solution"]
         tests = f"{helpers}\n{row['test']}\n\ncheck({entry})\n"
         metadata = {"task_id": row["task_id"], "code": row["prompt"], "tests": tests, "entry_points": [entry]}
@@ -40,11 +40,11 @@ class HumanEval(CodeTask):
         return Problem(prompt, row["canonical_solution"], f"```python\n{solution.strip()}\n```", metadata)
 
     def program(self, problem: Problem, completion: str) -> str:
-        """The code block after what comes before the function in the problem (imports, helpers); a block or a bare
-        completion that does not define the function continues the problem's code."""
+        """The code after what comes before the function in the problem (imports, helpers); what does not define the
+        function continues the problem's code."""
         start, entry = problem.metadata["code"], problem.metadata["entry_points"][0]
         code = extract_code(completion, entry)
         definition = defines(start, entry)
         if definition and defines(code, entry):
             return f"{start[: definition.start()]}\n{code}"
-        return start + code
+        return continued(start, code)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask.tasks.base import Problem
-from unmask.tasks.code import CodeTask, extract_code
+from unmask.tasks.code import CodeTask, extract_code, global_names
 
 PROMPT = """{text}
 
@@ -49,7 +49,7 @@ class MBPP(CodeTask):
             raise ValueError("test_list is empty")
         asserts = "\n".join(row["test_list"])
         shown = f"{row.get('test_setup_code') or ''}\n{asserts}".strip()
-        tests = "\n".join([*(row.get("test_imports") or ()), shown])
+        tests = "\n".join([*(row.get("test_imports") or ()), *imports(row["code"], shown), shown])
         metadata = {"task_id": row["task_id"], "tests": tests, "entry_points": used(row["code"], tests)}
         prompt = PROMPT.format(text=text.strip(), tests=shown)
         return Problem(prompt, row["code"], f"```python\n{row['code'].strip()}\n```", metadata)
@@ -60,6 +60,12 @@ class MBPP(CodeTask):
 
 def used(code: str, tests: str) -> list[str]:
     """Functions and classes of ``code`` that ``tests`` name, in the order of their definition."""
-    named = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    named = global_names(tests)[1]
     return [node.name for node in ast.parse(code).body if isinstance(node, definitions) and node.name in named]
+
+
+def imports(code: str, tests: str) -> list[str]:
+    """Imports of ``code`` that ``tests`` rely on, so that they need not rely on the program's."""
+    found = [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return [text for text in found if global_names(text)[0] & global_names(tests)[1]]

@@ -1,7 +1,7 @@
 """Does a task's grader accept the task's own answers? ``python -m unmask.tasks.references humaneval path=FILE``.
 
-A problem whose reference answer fails here would count against every model. It fails where the grader or the sandbox
-has a limit that the problem does not fit, or where the data are wrong.
+A problem whose reference answer fails here would count against every model. It fails where the problem does not fit
+the limits that programs run under, or where the data are wrong.
 """
 
 from __future__ import annotations
