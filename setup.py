@@ -11,6 +11,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -42,10 +43,8 @@ def say(message: str) -> None:
     """Print to standard error, and to the terminal too where pip captures that (everywhere but in `pip -v`)."""
     print(f"unmask: {message}", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
-        try:
+        with contextlib.suppress(OSError):  # there is no terminal
             Path("/dev/tty").write_text(f"\nunmask: {message}\n")
-        except OSError:  # there is no terminal
-            pass
 
 
 def sources(*kinds: str) -> list[str]:
