@@ -117,7 +117,7 @@ def announce(cxx_files: int, cuda_files: int, archs: list[str]) -> None:
     # Seconds of a core, on an average server: 3 a C++ file; 8 a CUDA file and architecture.
     minutes = math.ceil((3 * cxx_files + 8 * cuda_files * len(archs)) / min(int(jobs), cxx_files) / 60)
     cuda = f" and {cuda_files} CUDA files for archs {' '.join(archs)}" if cuda_files else " files, without CUDA,"
-    say(f"compiling {cxx_files} C++{cuda} with {jobs} jobs; about {minutes} minutes, less if some are compiled already")
+    say(f"compiling {cxx_files} C++{cuda} with {jobs} jobs; about {minutes} min, less if some are compiled already")
 
 
 def extension() -> dict[str, Any]:
