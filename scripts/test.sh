@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # Install into .venv with the test extras and run the tests. Arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" "[dev]"
-exec "$venv/bin/pytest" "$@"  # not `python -m pytest`: that would import ./unmask, which has no compiled part
+exec "$venv/bin/pytest" "$@"

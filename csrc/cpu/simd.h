@@ -188,15 +188,22 @@ UNMASK_INLINE void philox_lanes(uint64_t seed, vu index, uint32_t position, uint
 
 // Lanes with an even and with an odd place in the sequence a, b.
 UNMASK_INLINE void deinterleave(vf a, vf b, vf* even, vf* odd) {
-#if UNMASK_LANES == 16
-  const vi e = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-#elif UNMASK_LANES == 8
-  const vi e = {0, 2, 4, 6, 8, 10, 12, 14};
+#if defined(__clang__)  // has no shuffle by a variable, but makes shuffles of this loop, which GCC does not
+  vf e, o;
+  for (int i = 0, half = kLanes / 2; i < half; ++i) {
+    e[i] = a[2 * i];
+    o[i] = a[2 * i + 1];
+    e[i + half] = b[2 * i];
+    o[i + half] = b[2 * i + 1];
+  }
+  *even = e;
+  *odd = o;
 #else
-  const vi e = {0, 2, 4, 6};
-#endif
+  vi e = {};
+  for (int i = 0; i < kLanes; ++i) e[i] = 2 * i;
   *even = __builtin_shuffle(a, b, e);
   *odd = __builtin_shuffle(a, b, e + 1);
+#endif
 }
 
 }  // namespace UNMASK_ISA

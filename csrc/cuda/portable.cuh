@@ -1,15 +1,8 @@
 // What every kernel here needs from the device, in one place: launches (with clusters where the device has them), a
 // block's dynamic shared memory, cluster barriers and peers' shared memory, asynchronous copies, special loads.
-//
-// With UNMASK_CUDA_EMULATION the same names come from tests/cuda_emulation/emulator.h, and the .cu files compile as
-// plain C++: kernels then run as fibers on the CPU. So kernels use nothing of CUDA but what is named in one of the two.
 #pragma once
-#include <stdint.h>
-
-#ifdef UNMASK_CUDA_EMULATION
-#include "emulator.h"
-#else
 #include <cuda_runtime.h>
+#include <stdint.h>
 #include <string.h>
 
 #include <map>
@@ -18,7 +11,6 @@
 
 #define UNMASK_DEVICE __device__ __forceinline__
 #define UNMASK_DEVICE_COLD __device__ __noinline__
-#endif
 
 namespace unmask {
 namespace cuda {
@@ -40,8 +32,6 @@ struct LaunchShape {
   int shared_bytes;
   void* stream;
 };
-
-#ifndef UNMASK_CUDA_EMULATION
 
 // The architecture whose code runs on a device of this one (900 = compute capability 9.0): the newest up to it that was
 // compiled. Code of an older one, translated for the device, has no clusters, though the device has.
@@ -216,8 +206,6 @@ __device__ __forceinline__ T* cluster_map(T* p, unsigned) {
   return p;
 }
 #endif
-
-#endif  // UNMASK_CUDA_EMULATION
 
 // A float as an unsigned integer of the same order (both zeros must be +0; NaN sorts outside the infinities). No
 // number maps to 0, which therefore stands for "nothing".
