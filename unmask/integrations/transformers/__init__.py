@@ -5,8 +5,8 @@ Nothing here imports transformers: models, configurations and streamers of it ar
 
 from pathlib import Path
 
-from unmask.huggingface.arguments import sampler_settings
-from unmask.huggingface.generate import custom_generate, generate
+from unmask.integrations.transformers.arguments import sampler_settings
+from unmask.integrations.transformers.generate import custom_generate, generate
 
 CUSTOM_GENERATE = str(Path(__file__).parent)
 """A folder with ``custom_generate/generate.py``, for ``model.generate(..., custom_generate=CUSTOM_GENERATE,

@@ -15,11 +15,11 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 
 from unmask.evaluation.metrics import mean, standard_error
-from unmask.huggingface.arguments import sampler_settings
-from unmask.lm_eval.likelihood import loglikelihoods
+from unmask.integrations.lm_eval.likelihood import loglikelihoods
+from unmask.integrations.transformers.arguments import sampler_settings
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.heuristics import ConfidenceSteps
-from unmask.sampling.config import SamplerConfig, require_positive_int
+from unmask.sampling.config import SamplerConfig
 from unmask.sampling.prompts import text_ids
 from unmask.sampling.sampler import Sampler
 
@@ -28,6 +28,10 @@ logger = logging.getLogger("lm_eval.models.unmask")  # the harness shows its own
 BATCHES_PER_CALL = 4
 """Requests go to the Sampler by the length of their prompts, so many batches at a time: rows that finish make room
 for further ones, and no prompt is padded much."""
+
+NO_ROLLING = """loglikelihood_rolling: a masked diffusion model has no left-to-right likelihood of a document, and its
+bound over windows would not compare with the perplexities of autoregressive models; leave out tasks of output_type
+loglikelihood_rolling"""
 
 
 @register_model("unmask")
@@ -67,7 +71,9 @@ class UnmaskLM(TemplateLM):
             mc_batch_size: of these, how many side by side; ``batch_size`` by default.
             check_greedy: also decode every continuation greedily, a forward per token, for the ``is_greedy`` that some
                 tasks score; False reports it as False.
-            **settings: fields of SamplerConfig; "full" or None as ``block_length`` is full diffusion.
+            max_batch_size: of the harness's automatic batch sizes, which are refused.
+            **settings: fields of SamplerConfig; "full" or None as ``block_length`` is full diffusion. The seed is 0
+                unless given.
 
         Raises:
             ValueError, TypeError: a bad value or an unknown name, before anything is loaded where that can be told.
@@ -77,28 +83,24 @@ class UnmaskLM(TemplateLM):
             raise ValueError(
                 f"max_batch_size={max_batch_size} goes with automatic batch sizes; give batch_size a number"
             )
-        self.batch_size = positive("batch_size", batch_size)
-        self.mc_num = positive("mc_num", mc_num)
-        self.mc_batch_size = self.batch_size if mc_batch_size is None else positive("mc_batch_size", mc_batch_size)
+        self.batch_size, self.mc_num = positive("batch_size", batch_size), positive("mc_num", mc_num)
+        self.mc_batch_size = positive("mc_batch_size", self.batch_size if mc_batch_size is None else mc_batch_size)
         self.check_greedy = check_greedy
+        if refused := sorted({"temperature", "record", "stop_at_eos"} & set(settings)):
+            raise ValueError(f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs")
         if settings.get("block_length") == "full":
             settings["block_length"] = None
-        refused = sorted({"temperature", "record", "stop_at_eos"} & set(settings))
-        if refused:
-            raise ValueError(f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs")
-        require_positive_int("max_new_tokens", settings.get("max_new_tokens", 1))
-        blocks = settings.get("block_length")
-        one_block = max(blocks, 1) if isinstance(blocks, int) else 1
-        SamplerConfig().updated({"block_length": None, **settings, "max_new_tokens": one_block})
-        model = load_model(pretrained, found_device(device), dtype, trust_remote_code, revision)
+        settings = {"seed": 0, **settings, "max_batch_size": self.batch_size}
+        SamplerConfig().updated(settings)
+        if not torch.cuda.is_available() and device is not None and device.startswith("cuda"):
+            logger.warning("no CUDA device for device=%s: using the CPU", device)
+            device = "cpu"
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(pretrained, device, dtype, trust_remote_code, revision)
         self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code, None if tokenizer else revision)
         self.sampler = Sampler(model, self.tokenizer, policy)
-        own = self.sampler.config
-        # The length of a buffer is the request's; this one is for requests that do not say.
-        length = whole_blocks(
-            settings.get("max_new_tokens", own.max_new_tokens), settings.get("block_length", own.block_length)
-        )
-        self.sampler.config = own.updated({**settings, "max_new_tokens": length, "max_batch_size": self.batch_size})
+        # The length of a buffer is the request's; the one here is for requests that do not say.
+        self.sampler.config = self.sampler.config.updated(settings)
         self.pretrained, self._tokenizer_name = str(pretrained), str(tokenizer or pretrained)
         self._device = model.device
         self.steps: list[float] = []
@@ -130,38 +132,40 @@ class UnmaskLM(TemplateLM):
         """``chat_history`` as text; ValueError if the tokenizer has no template."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(f"--apply_chat_template: the tokenizer of {self._tokenizer_name} has no chat template")
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The completion of each request's context, cut before its first stop string.
 
-        A request's ``max_gen_toks`` is rounded up to whole blocks; its draws are keyed by its document's number,
-        whatever is decoded beside it.
+        A request's draws are keyed by its document's number, whatever is decoded beside it.
         """
-        wanted = [self.request_settings(r.args[1]) for r in requests]
-        prompts = self.truncated(requests, [settings["max_new_tokens"] for settings, _ in wanted])
+        if not requests:
+            return []
+        wanted, stops = zip(*(self.request_settings(r.args[1]) for r in requests), strict=True)
+        whole = [self.tok_encode(r.args[0]) for r in requests]
+        prompts = [self.cut(ids, settings["max_new_tokens"]) for ids, settings in zip(whole, wanted, strict=True)]
+        if count := sum(a != b for a, b in zip(whole, prompts, strict=True)):
+            logger.warning("%d of %d prompts were cut from the left to fit the model", count, len(prompts))
         sequences = sequence_numbers(requests)
         texts: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), desc="Unmasking", disable=disable_tqdm) as progress:
-            for indices in self.chunks(prompts, [settings for settings, _ in wanted]):
-                config = self.sampler.settled(wanted[indices[0]][0])
+            for indices in self.chunks(prompts, wanted):
+                config = self.sampler.settled(wanted[indices[0]])
                 keys = torch.tensor([sequences[i] for i in indices])
                 state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
                 result = self.sampler.result(state, config, self.sampler.steps(state, config))
                 self.steps += [float(v) for v in result.steps.tolist()]
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
                 for i, text in zip(indices, result.texts or [], strict=True):
-                    texts[i] = postprocess_generated_text(text, wanted[i][1], None)
+                    texts[i] = postprocess_generated_text(text, stops[i], None)
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 progress.update(len(indices))
-        logger.info(self.summary())
+        info = self.get_model_info()
+        logger.info(
+            "unmask: {generations} generations by {policy}, blocks of {block_length}: NFE {nfe:.2f} ± {nfe_se:.2f}, "
+            "TPF {tpf:.2f} ± {tpf_se:.2f}".format(**info)
+        )
         return texts
 
     def request_settings(self, gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -171,24 +175,16 @@ class UnmaskLM(TemplateLM):
         until, length = given.pop("until"), given.pop("max_gen_toks")
         if not given["do_sample"]:
             given["temperature"] = None
-        settings = sampler_settings({**given, "max_new_tokens": length})
-        block_length = settings.get("block_length", self.sampler.config.block_length)
-        return {**settings, "max_new_tokens": whole_blocks(length, block_length)}, list(until)
+        return sampler_settings({**given, "max_new_tokens": length}), list(until)
 
-    def truncated(self, requests: Sequence[Any], lengths: Sequence[int]) -> list[list[int]]:
-        """Prompt ids, cut from the left where prompt and buffer exceed the model's context."""
-        prompts = [self.tok_encode(r.args[0]) for r in requests]
+    def cut(self, context: list[int], behind: int) -> list[int]:
+        """``context`` without what, on its left, leaves no room for ``behind`` more tokens; ValueError if it is all."""
         limit = self.sampler.model.max_length
         if limit is None:
-            return prompts
-        long = [i for i, p in enumerate(prompts) if len(p) + lengths[i] > limit]
-        for i in long:
-            if lengths[i] >= limit:
-                raise ValueError(f"max_gen_toks: a buffer of {lengths[i]} tokens does not fit the context of {limit}")
-            prompts[i] = prompts[i][lengths[i] - limit :]
-        if long:
-            logger.warning("%d of %d prompts were cut from the left to fit %d tokens", len(long), len(prompts), limit)
-        return prompts
+            return context
+        if behind >= limit:
+            raise ValueError(f"{behind} tokens behind the prompt do not fit the model's context of {limit}")
+        return context[max(0, len(context) + behind - limit) :]
 
     def chunks(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]]) -> Iterator[list[int]]:
         """Indices of requests with equal settings, the longest prompts first, some batches at a time."""
@@ -205,58 +201,41 @@ class UnmaskLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
-        model, limit = self.sampler.model, self.sampler.model.max_length
-        results = []
-        size = BATCHES_PER_CALL * self.batch_size
+        results: list[tuple[float, bool]] = []
+        model, size, seed = self.sampler.model, BATCHES_PER_CALL * self.batch_size, self.sampler.config.seed or 0
         with tqdm(total=len(requests), desc="Estimating likelihoods", disable=disable_tqdm) as progress:
             for start in range(0, len(requests), size):
                 chunk = requests[start : start + size]
-                pairs = [fit(context, continuation, limit) for _, context, continuation in chunk]
-                seed = self.sampler.config.seed or 0
+                pairs = [(self.cut(context, len(continuation)), continuation) for _, context, continuation in chunk]
                 values = loglikelihoods(model, pairs, self.sampler.padding_id, self.mc_num, self.mc_batch_size, seed)
                 greedy = self.is_greedy(pairs) if self.check_greedy else [False] * len(pairs)
-                for (strings, _, _), value, same in zip(chunk, values, greedy, strict=True):
-                    results.append((value, same))
-                    self.cache_hook.add_partial("loglikelihood", strings, (value, same))
+                found = list(zip(values, greedy, strict=True))
+                for (strings, _, _), answer in zip(chunk, found, strict=True):
+                    self.cache_hook.add_partial("loglikelihood", strings, answer)
+                results += found
                 progress.update(len(chunk))
         return results
 
     def is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether decoding each context one token at a time, the most probable first, gives the continuation."""
         found = [True] * len(pairs)  # an empty continuation is what anything decodes to
-        lengths = [len(continuation) for _, continuation in pairs]
-        for length in sorted(set(lengths) - {0}):
-            indices = [i for i, n in enumerate(lengths) if n == length]
-            config = SamplerConfig(length, None, stop_at_eos=False, max_batch_size=self.batch_size)
+        for length in {len(continuation) for _, continuation in pairs} - {0}:
+            indices = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) == length]
+            config = SamplerConfig(max_new_tokens=length, block_length=None, stop_at_eos=False, seed=0)
             sampler = Sampler(self.sampler.model, None, ConfidenceSteps(length), config)
-            completions = sampler.generate([pairs[i][0] for i in indices]).completions.tolist()
-            for i, completion in zip(indices, completions, strict=True):
+            result = sampler.generate([pairs[i][0] for i in indices], max_batch_size=self.batch_size)
+            for i, completion in zip(indices, result.completions.tolist(), strict=True):
                 found[i] = completion == pairs[i][1]
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError(
-            "loglikelihood_rolling: a masked diffusion model has no left-to-right likelihood of a document, and its "
-            "bound over windows would not compare with the perplexities of autoregressive models; leave out tasks of "
-            "output_type loglikelihood_rolling"
-        )
-
-    def summary(self) -> str:
-        """What was decoded so far in one line."""
-        info = self.get_model_info()
-        if not self.steps:
-            return "unmask: nothing was generated"
-        return (
-            f"unmask: {info['generations']} generations by {info['policy']}, blocks of {info['block_length']}: "
-            f"NFE {info['nfe']:.2f} ± {info['nfe_se']:.2f}, TPF {info['tpf']:.2f} ± {info['tpf_se']:.2f}"
-        )
+        raise NotImplementedError(NO_ROLLING)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness adds to the "config" of its results."""
-        c = self.sampler.config
+        """What the harness adds to the "config" of its results: what was decoded so far, and at what cost."""
         info: dict[str, Any] = {
-            "policy": getattr(self.sampler.policy, "spec", type(self.sampler.policy).__name__),
-            "block_length": c.block_length or "full",
+            "policy": self.sampler.policy.spec,
+            "block_length": self.sampler.config.block_length or "full",
             "generations": len(self.steps),
         }
         for name, values in (("nfe", self.steps), ("tpf", self.tokens_per_forward)):
@@ -265,21 +244,11 @@ class UnmaskLM(TemplateLM):
         return info
 
 
-def found_device(device: str | None) -> str:
-    """``device``, or the CPU where CUDA is asked for and not there, as the harness's own models have it."""
-    if torch.cuda.is_available():
-        return device or "cuda"
-    if device is not None and device.startswith("cuda"):
-        logger.warning("no CUDA device for device=%s: using the CPU", device)
-        return "cpu"
-    return device or "cpu"
-
-
 def positive(name: str, value: Any) -> int:
     """A number from the command line; ValueError for what is none, such as "auto"."""
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    require_positive_int(name, number)
-    return int(number)
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
 
 
 def sequence_numbers(requests: Sequence[Any]) -> list[int]:
@@ -291,17 +260,3 @@ def sequence_numbers(requests: Sequence[Any]) -> list[int]:
         numbers.append(key[0] + (seen[key] << 24))  # the generator reads 32 bits
         seen[key] += 1
     return numbers
-
-
-def whole_blocks(length: int, block_length: int | None) -> int:
-    """The smallest multiple of ``block_length`` that holds ``length`` tokens; ``length`` itself in full diffusion."""
-    return length if block_length is None else -(-length // block_length) * block_length
-
-
-def fit(context: list[int], continuation: list[int], limit: int | None) -> tuple[list[int], list[int]]:
-    """The pair with its context cut from the left to fit ``limit``; ValueError if the continuation alone does not."""
-    if limit is None or len(context) + len(continuation) <= limit:
-        return context, continuation
-    if len(continuation) > limit:
-        raise ValueError(f"a continuation of {len(continuation)} tokens exceeds the model's context of {limit}")
-    return context[len(context) + len(continuation) - limit :], continuation

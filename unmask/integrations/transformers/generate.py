@@ -8,28 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unmask.huggingface.arguments import SETTINGS, sampler_settings
+from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
 from unmask.models.base import ModelBase, real_positions
 from unmask.models.masked_lm import MaskedLM
 from unmask.policies.base import UnmaskingPolicy
-from unmask.sampling.result import GenerationResult, first_eos
+from unmask.sampling.result import GenerationResult, first_stop
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.streaming import Streamer
 
 FROM_TRANSFORMERS = ("use_cache", "cache", "past_key_values", "logits_to_keep")
 """What transformers prepares for an autoregressive loop and hands to a callable; nothing here has a use for it."""
 
-FROM_CONFIG = (
-    "TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria"
-)  # fmt: skip
+FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
 """Processors and criteria that transformers makes of the configuration, which is read here itself."""
 
 
 def generate(
     model: Any,
-    inputs: Any = None,
+    inputs: Tensor | None = None,
     generation_config: Any = None,
     streamer: Streamer | None = None,
     policy: str | UnmaskingPolicy | None = None,
@@ -39,7 +37,7 @@ def generate(
 ) -> Tensor | GenerationResult:
     """Complete ``inputs`` (B, P) int64 by unmasking, with the arguments of transformers' ``generate``.
 
-    Also the ``generate`` of the repository :data:`unmask.huggingface.CUSTOM_GENERATE`.
+    Also the ``generate`` of the repository :data:`unmask.integrations.transformers.CUSTOM_GENERATE`.
 
     Args:
         model: a transformers masked language model, a model of :func:`unmask.load_model`, or a Sampler, whose policy
@@ -50,8 +48,8 @@ def generate(
         policy: a name such as "threshold:0.9", or an object.
         mask_token_id: of a transformers model; None: the tokenizer's, else that of the model's config.
         tokenizer: asked for ``mask_token_id`` alone.
-        **arguments: see :func:`unmask.huggingface.sampler_settings`; also ``eos_token_id``, ``pad_token_id``,
-            ``num_return_sequences`` and ``return_dict_in_generate``.
+        **arguments: see :func:`sampler_settings`; also ``eos_token_id``, ``pad_token_id``, ``num_return_sequences``
+            and ``return_dict_in_generate``.
 
     Returns:
         (B, P + N) int64, N as long as the longest completion with its end of sequence; what follows a row's end of
@@ -63,15 +61,16 @@ def generate(
     if generation_config is not None:
         arguments = {**fields_of(generation_config), **arguments}
     ids = arguments.pop("input_ids", None)
-    prompts = inputs if inputs is not None else ids
+    prompts = ids if inputs is None else inputs
     if not isinstance(prompts, Tensor):
         raise TypeError(f"inputs must be an int64 tensor (B, P) of token ids, got {type(prompts).__name__}")
     copies = arguments.pop("num_return_sequences", None) or 1
     if not isinstance(copies, int) or copies < 1:
         raise ValueError(f"num_return_sequences must be a positive integer, got {copies!r}")
     attention = arguments.pop("attention_mask", None)
-    prompts = prompts.repeat_interleave(copies, dim=0)
-    attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
+    if copies > 1:
+        prompts = prompts.repeat_interleave(copies, dim=0)
+        attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
     if mask_token_id is None:
         mask_token_id = getattr(tokenizer, "mask_token_id", None)
     return run(model, prompts, attention, streamer, policy, mask_token_id, arguments)
@@ -96,12 +95,10 @@ def custom_generate(
 
     Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
     """
-    config = fields_of(generation_config)
     defaults = type(generation_config)._get_default_generation_params()
-    config = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
+    config = {n: v for n, v in fields_of(generation_config).items() if n not in defaults or v != defaults[n]}
     # The rows are repeated already, and the length is prepared: it counts the prompt.
-    config = {**config, "num_return_sequences": None, "max_new_tokens": None}
-    config["max_length"] = generation_config.max_length
+    config |= {"num_return_sequences": None, "max_new_tokens": None, "max_length": generation_config.max_length}
     arguments = {name: value for name, value in arguments.items() if name not in FROM_TRANSFORMERS}
     attention = arguments.pop("attention_mask", None)
     arguments |= {"logits_processor": foreign(logits_processor), "stopping_criteria": foreign(stopping_criteria)}
@@ -110,10 +107,8 @@ def custom_generate(
 
 # transformers hands over only the arguments that it finds in the signature.
 _signature = inspect.signature(custom_generate)
-_fields = [
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in SETTINGS if "cache" not in name
-]
 _own = list(_signature.parameters.values())
+_fields = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in SETTINGS if "cache" not in n]
 custom_generate.__signature__ = _signature.replace(parameters=[*_own[:-1], *_fields, _own[-1]])  # type: ignore[attr-defined]
 
 
@@ -139,18 +134,24 @@ def run(
     """Decode ``prompts`` (B, P) with arguments named as transformers names them, and return what it would."""
     eos, pad = (single_id(name, arguments.pop(name, None)) for name in ("eos_token_id", "pad_token_id"))
     as_result = arguments.pop("return_dict_in_generate", None)
-    check_positions(arguments.pop("position_ids", None), prompts, attention)
-    check_segments(arguments.pop("token_type_ids", None))
+    check_inputs(prompts, attention, arguments.pop("position_ids", None), arguments.pop("token_type_ids", None))
     settings = sampler_settings(arguments, prompts.shape[1])
     sampler = as_sampler(model, policy, mask_token_id, eos)
-    length = settings.get("max_new_tokens", sampler.config.max_new_tokens)
-    block_length = sampler.config.block_length
-    if "block_length" not in settings and isinstance(length, int) and block_length is not None:
-        settings["block_length"] = min(block_length, length)
     result = sampler.generate(prompts, attention, streamer=streamer, **settings)
     if sampler.config.updated(settings).stop_at_eos:
-        result = replace(result, sequences=trimmed(result, prompts.shape[1], sampler.model.eos_token_id, pad))
+        result = replace(result, sequences=trimmed(result, prompts.shape[1], sampler.stop_ids, pad))
     return result if as_result else result.sequences
+
+
+def check_inputs(
+    prompts: Tensor, attention: Tensor | None, position_ids: Tensor | None, token_type_ids: Tensor | None
+) -> None:
+    """Refuse positions other than those the models here use, and a second segment: what is generated has one only."""
+    real = torch.ones_like(prompts) if attention is None else attention
+    if position_ids is not None and bool(((position_ids != real_positions(real)) & real.bool()).any()):
+        raise ValueError("position_ids must count the real tokens of each row from 0; others are not supported")
+    if token_type_ids is not None and bool(token_type_ids.any()):
+        raise ValueError("token_type_ids must be all 0; prompts of several segments are not supported")
 
 
 def as_sampler(
@@ -170,32 +171,31 @@ def as_sampler(
     return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
 
 
-def wrap(model: nn.Module, mask_token_id: int | None, eos_token_id: int | None) -> MaskedLM:
+def wrap(model: Any, mask_token_id: int | None, eos_token_id: int | None) -> MaskedLM:
     """``model`` of transformers behind the model interface; nothing is copied."""
     config = getattr(model, "config", None)
     if config is None:
         raise TypeError(
             f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
         )
-    if mask_token_id is None:
-        mask_token_id = getattr(config, "mask_token_id", None)
-    if mask_token_id is None:
+    mask, eos, sep, pad = (
+        single_id(name, getattr(config, name, None))
+        for name in ("mask_token_id", "eos_token_id", "sep_token_id", "pad_token_id")
+    )
+    mask = mask if mask_token_id is None else mask_token_id
+    if mask is None:
         raise ValueError(
             f"mask_token_id is needed: the config of {type(model).__name__} names none; "
             "give mask_token_id=tokenizer.mask_token_id"
         )
-    if eos_token_id is None:
-        names = ("eos_token_id", "sep_token_id")
-        eos_token_id = next((i for n in names if (i := single_id(n, getattr(config, n, None))) is not None), None)
-    pad = single_id("pad_token_id", getattr(config, "pad_token_id", None))
-    return MaskedLM(model, mask_token_id, eos_token_id, pad)
+    return MaskedLM(model, mask, next((i for i in (eos_token_id, eos, sep) if i is not None), None), pad)
 
 
 def single_id(name: str, value: Any) -> int | None:
     """An id given as such or as a list of one, as transformers allows."""
     if isinstance(value, Tensor):
         value = value.flatten().tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, (list, tuple)):
         if len(value) > 1:
             raise ValueError(f"{name} must be one id, got {list(value)}")
         value = value[0] if value else None
@@ -204,30 +204,13 @@ def single_id(name: str, value: Any) -> int | None:
     return value
 
 
-def trimmed(result: GenerationResult, prompt_length: int, eos_token_id: int | None, pad_token_id: int | None) -> Tensor:
+def trimmed(result: GenerationResult, prompt_length: int, stop_ids: Sequence[int], pad_token_id: int | None) -> Tensor:
     """(B, P + N) int64: sequences cut after the longest completion, padding behind a row's first end of sequence."""
-    ends = first_eos(result.completions, eos_token_id)[:, None] + 1  # (B, 1) one past a row's end of sequence
+    ends = first_stop(result.completions, stop_ids)[:, None] + 1  # (B, 1) one past a row's end of sequence
     index = torch.arange(result.completions.shape[1], device=ends.device)
-    pad = eos_token_id if pad_token_id is None else pad_token_id
     sequences = result.sequences.clone()
-    if pad is not None:
+    if stop_ids:
+        pad = stop_ids[0] if pad_token_id is None else pad_token_id
         sequences[:, prompt_length:].masked_fill_(index >= ends, pad)
     longest = min(int(ends.max()), len(index)) if len(ends) else 0
     return sequences[:, : prompt_length + longest]
-
-
-def check_positions(position_ids: Tensor | None, prompts: Tensor, attention: Tensor | None) -> None:
-    """Refuse positions other than those the models here use: real tokens counted from the left."""
-    if position_ids is None:
-        return
-    real = torch.ones_like(prompts) if attention is None else attention
-    expected, where = real_positions(real), real.bool()
-    given = position_ids.expand_as(expected)
-    if bool((given != expected)[where].any()):
-        raise ValueError("position_ids must count the real tokens of each row from 0; others are not supported")
-
-
-def check_segments(token_type_ids: Tensor | None) -> None:
-    """Refuse a second segment: what is generated belongs to the first, as the prompt does."""
-    if token_type_ids is not None and bool(token_type_ids.any()):
-        raise ValueError("token_type_ids must be all 0; prompts of several segments are not supported")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,11 +26,6 @@ class BlockState:
     memory: dict[str, Tensor] = field(default_factory=dict)
     """This row of every tensor in the policy's memory."""
 
-    @property
-    def total(self) -> int:
-        """Steps taken in the request."""
-        return self.before + self.steps
-
     @cached_property
     def key(self) -> int:
         """What the request's random draws are keyed by: 32 bits, the same in every process."""
@@ -41,13 +35,13 @@ class BlockState:
 class Progress:
     """Steps taken by each request up to its latest block.
 
-    Engines drop a block's state when the block is done and say nothing when a request ends, so what outlives a block
+    Engines drop a block's state when the block is done and say nothing when a request ends. So what outlives a block
     is kept here by the request's id, and the requests not heard of for longest are forgotten.
     """
 
     def __init__(self, block_length: int, capacity: int = 65536) -> None:
         self.block_length, self.capacity = block_length, capacity
-        self._latest: OrderedDict[str, BlockState] = OrderedDict()
+        self._latest: dict[str, BlockState] = {}  # the one that took a step last is the last
 
     def enter(self, request: str, end: int) -> BlockState:
         """The state of ``request`` as it enters the block that ends at ``end``; changes nothing.
@@ -58,15 +52,15 @@ class Progress:
         latest = self._latest.get(request)
         if latest is None or end - latest.end not in (0, self.block_length):
             return BlockState(request, end)
-        return BlockState(request, end, before=latest.before if end == latest.end else latest.total)
+        return BlockState(request, end, before=latest.before + (latest.steps if end > latest.end else 0))
 
     def advance(self, state: BlockState) -> None:
         """Count a step of ``state`` and remember it."""
         state.steps += 1
+        self._latest.pop(state.request, None)
         self._latest[state.request] = state
-        self._latest.move_to_end(state.request)
         if len(self._latest) > self.capacity:
-            self._latest.popitem(last=False)
+            del self._latest[next(iter(self._latest))]
 
 
 class BatchMemory:
@@ -78,8 +72,7 @@ class BatchMemory:
 
     def gather(self, states: Sequence[BlockState]) -> dict[str, Tensor]:
         """The memory for these requests, (B, ...) each; rows of requests new to it are 0."""
-        same = len(states) == len(self._states) and all(a is b for a, b in zip(states, self._states, strict=True))
-        if not same:
+        if [id(state) for state in states] != [id(state) for state in self._states]:
             self._states = list(states)
             known = {name: row for state in states for name, row in state.memory.items()}
             self._memory = {

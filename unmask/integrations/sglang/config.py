@@ -81,10 +81,9 @@ class ServingConfig:
     @property
     def alpha(self) -> float | None:
         """The trade-off asked of the policy, None if it is not conditioned on one."""
-        if not (isinstance(self.policy, Policy) and self.policy.alpha_conditioned):
+        if not self.policy.conditioned:
             return None
-        own = self.policy.config.default_alpha
-        return float(own if self.sampling.alpha is None else self.sampling.alpha)
+        return float(self.policy.default_alpha if self.sampling.alpha is None else self.sampling.alpha)
 
 
 def check_learned(policy: Policy, settings: Mapping[str, Any], block_length: int) -> None:
@@ -119,7 +118,7 @@ def per_block(policy: FixedSteps, length: int | None, block_length: int) -> Fixe
         raise ValueError(
             f"policy {policy.spec!r} counts steps for the whole buffer: the algorithm config must set max_new_tokens"
         )
-    blocks = length // block_length
+    blocks = -(-length // block_length)
     if steps % blocks:
         raise ValueError(
             f"policy {policy.spec!r}: the number of steps must be a multiple of the {blocks} blocks that "

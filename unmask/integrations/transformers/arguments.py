@@ -6,26 +6,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from unmask.sampling.config import SamplerConfig, require_positive_int
+from unmask.sampling.config import SamplerConfig
 
-SETTINGS = tuple(f.name for f in fields(SamplerConfig) if f.name not in ("max_new_tokens", "temperature"))
-"""Fields of SamplerConfig that transformers has no name for: they pass through under their own."""
-
-MEANT = frozenset({"max_new_tokens", "max_length", "do_sample", "temperature"})
+MEANT = ("do_sample", "max_length", "max_new_tokens", "temperature")
 """Arguments of transformers that settings are made from."""
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
-    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), (1.0,)),
-    **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), (0,)),
-    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
-    "length_penalty": (1.0,),
-    "guidance_scale": (1.0,),
-}
-"""Arguments without a meaning here, at the values that ask for nothing; None, False and empty lists ask for nothing
-under any name."""
+SETTINGS = tuple(f.name for f in fields(SamplerConfig) if f.name not in MEANT)
+"""Fields of SamplerConfig that transformers has no name for: they pass through under their own."""
 
-WITHOUT_EFFECT = frozenset({"use_cache", "pad_token_id", "bos_token_id", "transformers_version", "synced_gpus"})
+NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty", "min_length"), 0),
+    **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+}
+"""Arguments without a meaning here, and the value of each that asks for nothing."""
+
+WITHOUT_EFFECT = ("use_cache", "pad_token_id", "bos_token_id", "transformers_version", "synced_gpus")
 """Arguments that change nothing about which tokens are generated."""
 
 
@@ -39,42 +36,38 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     Raises ValueError for an argument that has no meaning for a masked diffusion model (``num_beams=4``), or none at
     all, unless its value asks for nothing (None, ``num_beams=1``).
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
     settings = {name: arguments[name] for name in SETTINGS if name in arguments}
+    given = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
     for name, value in given.items():
-        if not (name in MEANT or name in SETTINGS or asks_for_nothing(name, value)):
+        if name not in MEANT and not asks_for_nothing(name, value):
             raise ValueError(
                 f"{name}={value!r} has no meaning when a masked diffusion model is decoded; the arguments are "
-                f"{', '.join(sorted(MEANT))} and the fields of SamplerConfig: {', '.join(SETTINGS)}"
+                f"{', '.join(MEANT)} and the fields of SamplerConfig: {', '.join(SETTINGS)}"
             )
-    length = buffer_length(given, prompt_length)
-    if length is not None:
-        settings["max_new_tokens"] = length
+    if "max_new_tokens" in given:
+        settings["max_new_tokens"] = given["max_new_tokens"]  # SamplerConfig checks it
+    elif "max_length" in given:
+        settings["max_new_tokens"] = buffer_length(given["max_length"], prompt_length)
     if "do_sample" in given or "temperature" in given:
         settings["temperature"] = token_temperature(given.get("do_sample"), given.get("temperature"))
     return settings
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether ``value`` leaves the generation as it is."""
+    """Whether ``value`` leaves the generation as it is: None, False and empty lists do under any name."""
     if value is False or value is None or (isinstance(value, (list, tuple, dict)) and not value):
         return True
-    return name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ())
+    return name in WITHOUT_EFFECT or NEUTRAL.get(name) == value
 
 
-def buffer_length(given: Mapping[str, Any], prompt_length: int) -> Any:
-    """L from ``max_new_tokens``, else from ``max_length``, which counts the prompt; None if neither is given."""
-    if "max_new_tokens" in given:
-        return given["max_new_tokens"]  # SamplerConfig checks it
-    if "max_length" not in given:
-        return None
-    require_positive_int("max_length", given["max_length"])
-    if given["max_length"] <= prompt_length:
+def buffer_length(max_length: Any, prompt_length: int) -> int:
+    """What ``max_length``, which counts the prompt, leaves for the completion."""
+    if not isinstance(max_length, int) or max_length <= prompt_length:
         raise ValueError(
-            f"max_length={given['max_length']} counts the prompt, whose {prompt_length} tokens leave no room; "
-            "give max_new_tokens"
+            f"max_length must be an integer above the {prompt_length} tokens of the prompt, which it counts, got "
+            f"{max_length!r}; give max_new_tokens"
         )
-    return given["max_length"] - prompt_length
+    return max_length - prompt_length
 
 
 def token_temperature(do_sample: Any, temperature: Any) -> float:

@@ -8,7 +8,7 @@ context. Its expectation bounds the log-likelihood from below; for one token it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from math import comb
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def mask_patterns(length: int, mc_num: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,31 +55,26 @@ def loglikelihoods(
     share a forward. A pair's patterns depend on ``seed`` and its length alone, not on its neighbours.
     """
     totals = torch.zeros(len(pairs), dtype=torch.float64)
-
-    def copies() -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Index of the pair, masked positions (L,) bool, weight: the longest pairs first."""
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-        for i in order:
-            if pairs[i][1]:
-                masked, weights = mask_patterns(len(pairs[i][1]), mc_num, seed)
-                yield from ((i, m, w) for m, w in zip(masked, weights, strict=True))
-
-    stream = copies()
-    while chunk := list(islice(stream, mc_batch_size)):
-        width = max(len(pairs[i][0]) + len(pairs[i][1]) for i, _, _ in chunk)
-        ids = torch.full((len(chunk), width), padding_id)
-        masked = torch.zeros((len(chunk), width), dtype=torch.bool)
-        attention = torch.zeros((len(chunk), width), dtype=torch.bool)
-        for row, (i, where, _) in enumerate(chunk):
-            context, continuation = pairs[i]
-            size = len(context) + len(continuation)
-            ids[row, width - size :] = torch.tensor([*context, *continuation])
-            masked[row, width - len(continuation) :] = where
-            attention[row, width - size :] = True
-        logp = masked_log_probabilities(model, ids, masked, None if bool(attention.all()) else attention)
+    longest_first = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    copies = (
+        (i, masked, weight)
+        for i in longest_first
+        if pairs[i][1]
+        for masked, weight in zip(*mask_patterns(len(pairs[i][1]), mc_num, seed), strict=True)
+    )
+    while chunk := list(islice(copies, mc_batch_size)):
         owners = torch.tensor([i for i, _, _ in chunk])
-        totals.index_add_(0, owners, torch.stack([w for _, _, w in chunk]) * logp)
-    return [float(v) for v in totals]
+        ids = left_padded([torch.tensor([*pairs[i][0], *pairs[i][1]]) for i, _, _ in chunk], padding_id)
+        masked = left_padded([F.pad(m, (len(pairs[i][0]), 0)) for i, m, _ in chunk], False)
+        attention = left_padded([torch.ones(len(pairs[i][0]) + len(m), dtype=torch.bool) for i, m, _ in chunk], False)
+        logp = masked_log_probabilities(model, ids, masked, None if bool(attention.all()) else attention)
+        totals.index_add_(0, owners, torch.stack([weight for _, _, weight in chunk]) * logp)
+    return totals.tolist()
+
+
+def left_padded(rows: list[Tensor], value: int | bool) -> Tensor:
+    """(N, T): rows of different lengths with ``value`` to their left."""
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
 
 
 def masked_log_probabilities(model: Any, ids: Tensor, masked: Tensor, attention: Tensor | None) -> Tensor:
