@@ -17,6 +17,17 @@ import torch
 from torch import Tensor
 
 
+def forward_batch(tokens: Tensor, names: Sequence[str], ends: Sequence[int], prompt: Tensor | None = None) -> Any:
+    """What an algorithm reads of SGLang's, for blocks ``tokens`` (B, BL) that end at ``ends`` (B)."""
+    return SimpleNamespace(
+        batch_size=len(tokens),
+        input_ids=tokens.flatten(),
+        rids=list(names),
+        seq_lens_cpu=torch.tensor(ends),
+        dllm_prompt_mask=prompt,
+    )
+
+
 @dataclass
 class Request:
     rid: str
@@ -45,57 +56,34 @@ class Request:
 
 
 class Engine:
-    """``sees_future``: the model sees the masks to come, as a bidirectional model does in :class:`unmask.Sampler`;
-    else nothing beyond the active block, as in SGLang's block-causal models.
+    """``mixed``: full prompt blocks and blocks with masks share batches."""
 
-    ``mixed``: full prompt blocks and blocks with masks share batches.
-    """
-
-    def __init__(
-        self, algorithm: Any, model: Any, capacity: int = 64, sees_future: bool = True, mixed: bool = False
-    ) -> None:
-        self.algorithm, self.model, self.capacity = algorithm, model, capacity
-        self.sees_future, self.mixed = sees_future, mixed
+    def __init__(self, algorithm: Any, model: Any, capacity: int = 64, mixed: bool = False) -> None:
+        self.algorithm, self.model, self.capacity, self.mixed = algorithm, model, capacity, mixed
         self.block = algorithm.block_size
         self.batch: list[Request] = []
-        self.rounds = 0
 
-    def run(self, prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int], prefix: str = "") -> list[Request]:
+    def run(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> list[Request]:
         """Serve all prompts; with less capacity than prompts, some join as others leave."""
-        lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-        requests = [
-            Request(f"{prefix}{i}", list(prompt), n) for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))
-        ]
-        waiting = list(requests)
-        running: list[Request] = []
-        while waiting or running:
-            while waiting and len(running) < self.capacity:
-                running.append(waiting.pop(0))
-            self.round(running)
-            running = [r for r in running if not r.finished]
+        pairs = zip(prompts, max_new_tokens, strict=True)
+        requests = [Request(str(i), list(prompt), length) for i, (prompt, length) in enumerate(pairs)]
+        while waiting := [r for r in requests if not r.finished]:
+            self.round(waiting[: self.capacity])
         return requests
 
     def round(self, running: list[Request]) -> None:
         prompts = [r for r in running if r.prefix + self.block <= len(r.prompt)]
         self.batch = running if self.mixed else prompts or running
-        self.rounds += 1
-        tokens = [token for r in self.batch for token in self.block_of(r)]
-        forward_batch = SimpleNamespace(
-            batch_size=len(self.batch),
-            input_ids=torch.tensor(tokens, dtype=torch.int64),
-            rids=[r.rid for r in self.batch],
-            seq_lens_cpu=torch.tensor([r.prefix + self.block for r in self.batch]),
-            dllm_prompt_mask=self.prompt_mask(),
-        )
+        tokens = torch.tensor([self.block_of(r) for r in self.batch])
+        ends = [r.prefix + self.block for r in self.batch]
+        batch = forward_batch(tokens, [r.rid for r in self.batch], ends, self.prompt_mask())
         states = [r.state for r in self.batch] if self.algorithm.fdfo else None
-        result = self.algorithm.run(self, forward_batch, states)
+        result = self.algorithm.run(self, batch, states)
         self.first_out(*result[1:4]) if self.algorithm.fdfo else self.together(result[1])
 
     def block_of(self, r: Request) -> list[int]:
-        if r.partial is not None:
-            return r.partial
         begun = r.committed[r.prefix : r.prefix + self.block]
-        return begun + [self.model.mask_token_id] * (self.block - len(begun))
+        return r.partial or begun + [self.model.mask_token_id] * (self.block - len(begun))
 
     def prompt_mask(self) -> Tensor | None:
         if not any(self.model.mask_token_id in r.committed for r in self.batch):
@@ -103,26 +91,22 @@ class Engine:
         return torch.tensor([[r.prefix + i < len(r.committed) for i in range(self.block)] for r in self.batch])
 
     def forward(self, forward_batch: Any, pp_proxy_tensors: None) -> Any:
-        """Logits (B * block, V), every row in a forward of its own."""
+        """Logits (B * block, V), every row in a forward of its own. As in the Sampler, it sees the masks to come."""
         logits, mask = [], self.model.mask_token_id
-        for r, block in zip(self.batch, forward_batch.input_ids.view(-1, self.block), strict=True):
-            r.nfe += bool((block == mask).any())
-            total = len(r.prompt) + r.max_new_tokens
-            future = [mask] * (total - r.prefix - self.block) if self.sees_future else []
-            row = torch.cat((torch.tensor(r.committed[: r.prefix], dtype=torch.int64), block, torch.tensor(future)))
-            where = torch.arange(r.prefix, r.prefix + self.block)
+        for r, block in zip(self.batch, forward_batch.input_ids.view(-1, self.block).tolist(), strict=True):
+            r.nfe += mask in block
+            future = [mask] * (len(r.prompt) + r.max_new_tokens - r.prefix - self.block)
+            row = torch.tensor([r.committed[: r.prefix] + block + future])
             with torch.no_grad():
-                logits.append(self.model(row.long()[None], positions=where))
+                logits.append(self.model(row, positions=torch.arange(r.prefix, r.prefix + self.block)))
         return SimpleNamespace(logits_output=SimpleNamespace(full_logits=torch.cat(logits)), can_run_graph=False)
 
     def first_out(self, tokens: list[list[int]], accepted: list[int], states: list[Any]) -> None:
         for r, row, length, state in zip(self.batch, tokens, accepted, states, strict=True):
-            if length == 0:
-                r.partial, r.state = row, state
-                continue
-            assert (length, state) == (self.block, None)
-            r.partial, r.state = None, None
-            self.take(r, row)
+            assert (length, state is None) in ((0, False), (self.block, True))
+            r.partial, r.state = (None, None) if length else (row, state)
+            if length:
+                self.take(r, row)
 
     def together(self, tokens: list[Tensor]) -> None:
         for i, r in enumerate(self.batch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
 from sglang.srt.dllm.algorithm import get_algorithm
 from sglang.srt.dllm.config import DllmConfig
 
@@ -22,20 +21,6 @@ class DllmAlgorithm:
     def init_step_state(self, forward_batch: Any) -> list[Any]:
         return [None for _ in range(forward_batch.batch_size)]
 
-    @classmethod
-    def configure_server_args(cls, server_args: Any) -> None:
-        pass
-
-    @classmethod
-    def validate_request(cls, req: Any) -> str | None:
-        return None
-
-    def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[Any]) -> None:
-        pass
-
-    def max_steps(self, block_size: int) -> int:
-        return 1 + block_size
-
     def step(self, forward_batch: Any, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         raise NotImplementedError
 
@@ -43,33 +28,27 @@ class DllmAlgorithm:
         """Logits, tokens per row, accepted length per row, states per row, whether a graph ran."""
         if not self.fdfo:
             return self._blocks_together(model_runner, forward_batch)
-        carried = algo_states or [None] * forward_batch.batch_size
-        states = list(carried)
-        if any(state is None for state in carried):
+        states = list(algo_states or [None] * forward_batch.batch_size)
+        if any(state is None for state in states):
             fresh = self.init_step_state(forward_batch)
-            states = [new if old is None else old for old, new in zip(carried, fresh, strict=True)]
-        out = self._forward(model_runner, forward_batch, states)
+            states = [new if old is None else old for old, new in zip(states, fresh, strict=True)]
+        out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
         done = self.step(forward_batch, out.logits_output.full_logits, states)
         tokens = forward_batch.input_ids.view(forward_batch.batch_size, -1).tolist()
-        accepted = [self.block_size * bool(d) for d in done]
         left = [None if d else state for d, state in zip(done, states, strict=True)]
-        return out.logits_output, tokens, accepted, left, out.can_run_graph
+        return out.logits_output, tokens, [self.block_size * bool(d) for d in done], left, out.can_run_graph
 
     def _blocks_together(self, model_runner: Any, forward_batch: Any) -> tuple[Any, ...]:
         blocks = forward_batch.input_ids.view(forward_batch.batch_size, -1)
         given = forward_batch.dllm_prompt_mask
         starts = (blocks != self.mask_id if given is None else given).sum(dim=1).tolist()
         states = self.init_step_state(forward_batch)
-        out = self._forward(model_runner, forward_batch, states)
+        out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
         if min(starts) == self.block_size:  # nothing but prompt
             return out.logits_output, [], None, None, out.can_run_graph
-        for _ in range(self.max_steps(self.block_size)):
+        for _ in range(self.block_size + 1):
             if all(self.step(forward_batch, out.logits_output.full_logits, states)):
                 break
-            out = self._forward(model_runner, forward_batch, states)
+            out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
         tokens = [row[start:] for row, start in zip(blocks, starts, strict=True)]
         return out.logits_output, tokens, None, None, out.can_run_graph
-
-    def _forward(self, model_runner: Any, forward_batch: Any, states: list[Any]) -> Any:
-        self.prepare_inputs(model_runner, forward_batch, states)
-        return model_runner.forward(forward_batch, pp_proxy_tensors=None)
