@@ -49,6 +49,6 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert "| hops | `mine` | 1 | full | 0." in card
     assert "| hops | `threshold:0.9` |  | full | 0." in card
     for table in (output for line, output in outputs.items() if "lm_eval" in line):
-        accuracy = re.search(r"\|hops\|Yaml *\|answer\| *0\|exact_match\|↑ *\|([0-9.]+)\|", table)
+        accuracy = re.search(r"\|hops *\|Yaml *\|answer\| *0\|exact_match\|↑ *\| *([0-9.]+)\|", table)
         assert accuracy is not None
         assert float(accuracy[1]) > 0.8
