@@ -27,7 +27,7 @@ ALLOWED = {
     "integrations": JUDGING,
     "pretraining": {"models", "tasks", "commit"},
     "benchmarking": DECODING | {"training"},
-    "testing": {"models"},
+    "testing": set(),
     "plots": set(),
     "cli": JUDGING | {"training", "integrations", "plots", "pretraining", "benchmarking"},
     "__main__": {"cli"},

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 
 import unmask
 from unmask.cli import main
 from unmask.evaluation.results import read_csv
+from unmask.testing import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "real-models.md"
@@ -132,7 +132,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in ROWS.items():
         (root / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, kind in STAND_INS.items():
-        stand_ins.WRITERS[kind](root / "models" / name, seed=len(name))
+        write_checkpoint(kind, root / "models" / name, seed=len(name))
     return root
 
 
@@ -142,8 +142,8 @@ def run(command: str, folder: Path) -> None:
     if program == "unmask":
         assert main(arguments) == 0, command
         return
-    if program == "python" and arguments[0].startswith("tests/"):
-        words = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    if program == "python" and arguments[:2] == ["-m", "unmask.testing"]:
+        words = [sys.executable, *arguments]
     elif program == "accelerate":
         words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments]
     else:

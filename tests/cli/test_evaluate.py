@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 import torch
 
 from unmask import Policy, PolicyConfig
@@ -17,6 +16,7 @@ from unmask.cli import main
 from unmask.cli.evaluate import split_label
 from unmask.cli.options import parse_pairs, parse_value
 from unmask.evaluation.results import read_csv
+from unmask.testing import write_checkpoint
 
 SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--policies", "threshold:0.5")
 
@@ -38,7 +38,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def llada(tmp_path: Path) -> str:
-    return str(stand_ins.write_llada(tmp_path / "llada"))
+    return str(write_checkpoint("llada", tmp_path / "llada"))
 
 
 @pytest.fixture

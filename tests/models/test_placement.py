@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 import torch
 
 from unmask import Sampler, load_model
 from unmask.cli import main
 from unmask.models import placement
 from unmask.models.loading import checked_device
+from unmask.testing import write_checkpoint
 
 pytest.importorskip("accelerate")
 
@@ -31,12 +31,12 @@ MAPS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def llada(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_ins.write_llada(tmp_path_factory.mktemp("llada"), layers=3)
+    return write_checkpoint("llada", tmp_path_factory.mktemp("llada"), layers=3)
 
 
 @pytest.fixture(scope="module")
 def dream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_ins.write_dream(tmp_path_factory.mktemp("dream"), layers=3)
+    return write_checkpoint("dream", tmp_path_factory.mktemp("dream"), layers=3)
 
 
 def ids() -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_generation_is_that_of_the_whole_model(dream: Path, cache: str) -> None:
 
 def test_masked_language_models_are_split_by_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    folder = stand_ins.write_modernbert(tmp_path / "m", layers=3)
+    folder = write_checkpoint("modernbert", tmp_path / "m", layers=3)
     whole = load_model(folder)
     parts = ("model.embeddings", *(f"model.layers.{i}" for i in range(3)), "model.final_norm", "head", "decoder")
     for where in ({"": "cpu"}, "auto", {**dict.fromkeys(parts, "cpu"), "model.layers.1": "disk"}):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 import torch
 from fresh_process import run_python
 
 from unmask import Sampler, load_model
 from unmask.models import Transformer, load_tokenizer
 from unmask.models.masked_lm import MaskedLM
+from unmask.testing import FORMATS, write_checkpoint
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,10 +23,10 @@ IDS = torch.tensor([[5, 9, 300, 41, 7, 7, 250]])
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("stand-ins")
-    return {name: write(root / name) for name, write in stand_ins.WRITERS.items()}
+    return {name: write_checkpoint(name, root / name) for name in FORMATS}
 
 
-@pytest.mark.parametrize("name", stand_ins.WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_folder_is_what_the_hub_would_give(folders: dict[str, Path], name: str) -> None:
     folder = folders[name]
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -40,7 +40,7 @@ def test_the_folder_is_what_the_hub_would_give(folders: dict[str, Path], name: s
     assert model.dtype == (torch.float32 if name == "modernbert" else torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", stand_ins.WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_tokenizer_and_model_agree(folders: dict[str, Path], name: str) -> None:
     """Special tokens, the chat template, and that text survives a round trip."""
     model, tokenizer = load_model(folders[name]), load_tokenizer(folders[name])
@@ -71,7 +71,7 @@ def test_transformers_reads_the_tokenizer_the_same(folders: dict[str, Path], nam
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", stand_ins.WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_precisions(folders: dict[str, Path], name: str, dtype: torch.dtype) -> None:
     model = load_model(folders[name], dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -80,7 +80,7 @@ def test_precisions(folders: dict[str, Path], name: str, dtype: torch.dtype) -> 
     assert error < {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}[dtype]
 
 
-@pytest.mark.parametrize("name", stand_ins.WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_from_a_question_to_text(folders: dict[str, Path], name: str) -> None:
     sampler = Sampler.from_pretrained(
         str(folders[name]), policy="confidence:8", dtype=torch.float32, chat_template=True
@@ -121,7 +121,7 @@ print(status("VmHWM") - before, sum(p.numel() * p.element_size() for p in model.
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
-    return stand_ins.write_llada(folder, shards=6, hidden=1024, heads=8, layers=8, mlp=3072)
+    return write_checkpoint("llada", folder, shards=6, hidden=1024, heads=8, layers=8, mlp=3072)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory through /proc")
@@ -184,7 +184,7 @@ def test_mixtures_of_experts_are_refused(tmp_path: Path, config: dict[str, Any])
 
 def test_a_dense_model_that_counts_its_experts_as_none_loads(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "dense"
-    stand_ins.write_llada(folder)
+    write_checkpoint("llada", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_experts": 0}))
     assert torch.equal(load_model(folder)(IDS), load_model(folders["llada"])(IDS))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 import torch
 
 from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
@@ -15,6 +14,7 @@ from unmask.evaluation import evaluate
 from unmask.models import load_model, load_tokenizer
 from unmask.sampling.prompts import ChatTokenizer, describe_prompts, text_ids, with_chat_template
 from unmask.tasks import GSM8K, Hops
+from unmask.testing import write_checkpoint
 
 pytest.importorskip("transformers")
 
@@ -25,7 +25,7 @@ ROWS = [{"question": f"What is {i} + 1?", "answer": f"So.\n#### {i + 1}"} for i 
 
 @pytest.fixture(scope="module")
 def llada(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_ins.write_llada(tmp_path_factory.mktemp("llada"), dtype=torch.float32)
+    return write_checkpoint("llada", tmp_path_factory.mktemp("llada"), dtype=torch.float32)
 
 
 @pytest.fixture

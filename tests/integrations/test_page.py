@@ -1,0 +1,54 @@
+"""What docs/integrations.md tells users to type works, in its order, in one empty folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unmask
+
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join(filter(None, (str(Path(unmask.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    offline = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    variables = {**os.environ, **offline, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_block_runs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    has_harness = importlib.util.find_spec("lm_eval") is not None
+    outputs = {}
+    for language, text in re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
+        if language == "python":
+            outputs[text] = run([sys.executable, "-c", text], tmp_path)
+        elif language == "yaml":
+            (tmp_path / "hops.yaml").write_text(text)
+        else:
+            assert language == "sh"
+            for line in text.splitlines():
+                program, *arguments = shlex.split(line)
+                command = {"python": [sys.executable], "unmask": [sys.executable, "-m", "unmask"]}[program]
+                if has_harness or "lm_eval" not in line:
+                    outputs[line] = run([*command, *arguments], tmp_path)
+    (streamed,) = [output for text, output in outputs.items() if "TextStreamer" in text]
+    assert re.fullmatch(r"[a-zA-Z]+#[A-Z]\n", streamed)
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert "| hops | `mine` | 1 | full | 0." in card
+    assert "| hops | `threshold:0.9` |  | full | 0." in card
+    for table in (output for line, output in outputs.items() if "lm_eval" in line):
+        accuracy = re.search(r"\|hops *\|Yaml *\|answer\| *0\|exact_match\|↑ *\| *([0-9.]+)\|", table)
+        assert accuracy is not None
+        assert float(accuracy[1]) > 0.8

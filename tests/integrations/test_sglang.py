@@ -1,0 +1,405 @@
+"""The algorithm for SGLang decodes as the Sampler does, keeps SGLang's contract, and is found and configured by it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fresh_process import run_python
+from sglang_engine import Engine, Request, forward_batch
+from sglang_modules import VARIABLE, importable_sglang
+from torch import Tensor
+
+from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, load_model, load_tokenizer
+from unmask.integrations.sglang import REGISTRY, RegistryFinder, register
+from unmask.integrations.sglang.requests import BatchMemory, BlockState, Progress
+from unmask.tasks import Hops
+
+BLOCK, TOTAL = 8, 40
+VOCAB, MASK = 30, 29
+RELEASED = pytest.param(
+    "released", marks=pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no sglang 0.5.23")
+)
+
+
+@pytest.fixture(params=["stub", RELEASED])
+def sglang(request: pytest.FixtureRequest) -> Iterator[str]:
+    """``import sglang`` works, and the algorithm is registered as the plugin registers it; which sglang it is."""
+    with importable_sglang(request.param):
+        register()
+        yield request.param
+
+
+@pytest.fixture(params=[True, False], ids=["fdfo", "sync"])
+def fdfo(request: pytest.FixtureRequest) -> bool:
+    """Both of SGLang's modes."""
+    return request.param
+
+
+@cache
+def tiny() -> Any:
+    return load_model("tiny").eval()
+
+
+@cache
+def prompts() -> list[list[int]]:
+    """Of whole blocks and of parts of one."""
+    tokenizer = load_tokenizer("tiny")
+    problems = Hops().problems(6, seed=7)
+    return [tokenizer.encode(p.prompt)[-n:] for p, n in zip(problems, [3, 16, 8, 11, 17, 1], strict=True)]
+
+
+def named(settings: dict[str, Any], folder: Path, **config: Any) -> dict[str, Any]:
+    """``settings`` with "learned" replaced by a policy saved in ``folder``."""
+    if settings.get("policy") != "learned":
+        return settings
+    learned(**config).save_pretrained(folder)
+    return settings | {"policy": str(folder)}
+
+
+def learned(**config: Any) -> Policy:
+    """The packaged policy for blocks, made to look at the active block alone.
+
+    Made more sensitive to the time, so that miscounted steps show. ``config`` may give it more inputs, whose weights
+    are random.
+    """
+    packaged = Policy.from_pretrained("tiny-blocks")
+    changes = {"context": "block", "alpha_conditioned": False, "trained_alphas": None, **config}
+    policy, known = Policy(replace(packaged.config, **changes)), packaged.state_dict()
+    torch.manual_seed(0)
+    for name, value in policy.state_dict().items():
+        if name not in known or known[name].shape != value.shape:
+            value.normal_(std=0.3)
+        if name in known:
+            value[..., : known[name].shape[-1]] = known[name]
+        if name.startswith("time_mlp.2"):
+            value.mul_(3.0)
+    return policy.eval()
+
+
+def make_algorithm(settings: dict[str, Any], fdfo: bool = True, block: int = BLOCK, mask: int = MASK) -> Any:
+    """The registered algorithm, as SGLang would make it."""
+    from sglang.srt.dllm.algorithm import get_algorithm
+    from sglang.srt.dllm.config import DllmConfig
+
+    return get_algorithm(DllmConfig("Unmask", settings, block, mask, 64, fdfo))
+
+
+def serve(settings: dict[str, Any], fdfo: bool, total: int = TOTAL, **engine: Any) -> list[Request]:
+    algorithm = make_algorithm(settings, fdfo, mask=tiny().mask_token_id)
+    fitting = [p[: total - 1] for p in prompts()]
+    return Engine(algorithm, tiny(), **engine).run(fitting, [total - len(p) for p in fitting])
+
+
+GREEDY = {"policy": "learned", "actions": "greedy"}
+RULES = ("threshold:0.9", "factor:1", "entropy-bound:0.1", "entropy-threshold:0.45", "margin:20", "confidence:20")
+EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    *(({"policy": rule}, {}) for rule in RULES),
+    ({"policy": "klass:0.2,0.5", "max_new_tokens": BLOCK}, {}),  # it starts afresh in each block
+    ({"policy": "threshold:0.5", "temperature": 0.8}, {}),
+    ({"policy": "random:20", "temperature": 0.8}, {}),
+    (GREEDY, {}),
+    (GREEDY, {"num_confidences": 3}),
+    (GREEDY | {"alpha": 30.0}, {"alpha_conditioned": True}),
+    ({"policy": "learned", "actions": "bernoulli-argmax", "policy_temperature": 1.5, "temperature": 0.5}, {}),
+    # The draw of STOP is keyed by where a buffer begins.
+    ({"policy": "learned", "actions": "dpls", "policy_temperature": 1.5, "max_new_tokens": BLOCK}, {}),
+]
+
+
+@pytest.mark.parametrize(("settings", "config"), EQUAL)
+def test_completions_forwards_and_draws_are_the_samplers(
+    sglang: str, fdfo: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], config: Any
+) -> None:
+    """``Sampler.infill`` counts blocks and positions from the start of the sequence, as SGLang does."""
+    monkeypatch.setattr(BlockState, "key", property(lambda state: int(state.request)))  # as Sampler keys a row
+    settings = {"seed": 5, "max_new_tokens": TOTAL, **settings}
+    total = settings["max_new_tokens"]
+    policy = learned(**config) if settings["policy"] == "learned" else settings["policy"]
+    decoding = {name: value for name, value in settings.items() if name not in ("policy", "max_new_tokens")}
+    sampler = Sampler(tiny(), None, policy, SamplerConfig(block_length=BLOCK, deterministic=True, **decoding))
+    rows = [p[: total - 1] + [tiny().mask_token_id] * (total - len(p[: total - 1])) for p in prompts()]
+    expected = sampler.infill(torch.tensor(rows))
+    served = serve(named(settings, tmp_path, **config), fdfo, total)
+    assert [r.committed[:total] for r in served] == expected.sequences.tolist()
+    assert [r.nfe for r in served] == expected.steps.tolist()
+    assert len({tuple(r.completion) for r in served}) > 3
+    assert expected.steps.max() > total / BLOCK  # not just one forward a block
+
+
+def test_the_time_is_steps_over_the_completions_length(sglang: str, fdfo: bool, tmp_path: Path) -> None:
+    settings = named(GREEDY, tmp_path)
+    nfe = [[r.nfe for r in serve(settings | {"max_new_tokens": n}, fdfo)] for n in (TOTAL, 10 * TOTAL)]
+    assert nfe[0] != nfe[1]
+
+
+@pytest.mark.parametrize("policy", ["threshold:0.9", "confidence:15", "klass:0.6,0.5", "random:15", "learned"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["prompts-apart", "full-rows-among-others"])
+def test_requests_that_join_and_leave_do_not_change_each_other(
+    sglang: str, fdfo: bool, tmp_path: Path, policy: str, mixed: bool
+) -> None:
+    """Also in inference mode, as SGLang's scheduler runs it, with an algorithm that was made outside of it."""
+    settings = named({"policy": policy, "max_new_tokens": TOTAL, "temperature": 0.7}, tmp_path)
+    algorithm = make_algorithm(settings, fdfo, mask=tiny().mask_token_id)
+    lengths = [24, 8, 16, 24, 13, 1]
+    with torch.inference_mode():
+        crowded = Engine(algorithm, tiny(), capacity=3, mixed=mixed).run(prompts(), lengths)
+    for prompt, length, request in zip(prompts(), lengths, crowded, strict=True):
+        engine = Engine(make_algorithm(settings, fdfo, mask=tiny().mask_token_id), tiny())
+        alone = Request(request.rid, prompt, length)
+        while not alone.finished:
+            engine.round([alone])
+        assert (request.completion, request.nfe) == (alone.completion, alone.nfe)
+    assert len({r.nfe for r in crowded}) > 2
+
+
+POLICIES: list[dict[str, Any]] = [
+    {"policy": "threshold:1"},
+    {"policy": "threshold:0.1", "temperature": 1.0},
+    {"policy": "entropy-bound:0"},
+    {"policy": "klass:0.2,0.5"},
+    {"policy": "random:2", "max_new_tokens": 16},
+    {"policy": "learned", "actions": "bernoulli-argmax", "policy_scale": 0.01, "max_new_tokens": 16},
+    {"policy": "learned", "actions": "dpls", "max_new_tokens": 16},
+]
+
+
+def batch_of(tokens: Tensor, **more: Any) -> Any:
+    return forward_batch(tokens, "abcdefghijklmnop"[: len(tokens)], [BLOCK] * len(tokens), **more)
+
+
+@pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s["policy"])
+def test_every_step_unmasks_at_least_one_and_only_masks(sglang: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A block is done one forward after it has filled, and that forward is no step."""
+    algorithm = make_algorithm(named(settings, tmp_path))
+    tokens = torch.randint(0, MASK, (6, BLOCK))
+    masked = torch.rand(6, BLOCK) < 0.7
+    masked[0], masked[1] = True, False  # a fresh block, and one that is full already
+    tokens[masked] = MASK
+    batch = batch_of(tokens)
+    states, done = algorithm.init_step_state(batch), [False]
+    counts = torch.zeros(6, dtype=torch.int64)
+    while not all(done):
+        before = tokens.clone()
+        logits = torch.randn(6 * BLOCK, VOCAB) * 2
+        logits[:, MASK] = 50.0  # the mask token must never be chosen
+        done = algorithm.step(batch, logits, states)
+        tokens = batch.input_ids.view(6, BLOCK)
+        left = before == MASK
+        counts += left.any(dim=1)
+        assert done == (~left.any(dim=1)).tolist()
+        assert torch.equal(tokens[~left], before[~left])
+        assert ((tokens != MASK) & left).any(dim=1).tolist() == left.any(dim=1).tolist()
+    assert [state.steps for state in states] == counts.tolist()
+
+
+def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None:
+    """SGLang then says which positions are the prompt's."""
+    mask = tiny().mask_token_id
+    engine = Engine(make_algorithm({"policy": "threshold:0.9"}, fdfo, mask=mask), tiny())
+    (served,) = engine.run([[5, mask, 6, 7, 8, mask, 9, 4, 3, mask, 6]], [13])  # it asserts that prompts come back
+    assert len(served.completion) == 13
+    assert mask not in served.completion
+
+
+@pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s["policy"])
+def test_no_tensor_work_and_no_wait_per_row(sglang: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A step takes the same operations for 2 rows and for 12, in an old batch and in one in a new order."""
+    algorithm = make_algorithm(named(settings, tmp_path))
+
+    def operations(rows: int) -> Counter[str]:
+        batch, logits = batch_of(torch.full((rows, BLOCK), MASK)), torch.randn(rows * BLOCK, VOCAB)
+        states = algorithm.init_step_state(batch)
+        algorithm.step(batch, logits, states)
+        with torch.profiler.profile() as profile:
+            algorithm.step(batch, logits, states)
+            algorithm.step(batch, logits, states[::-1])
+        views = ("aten::select", "aten::as_strided", "aten::unsqueeze")  # they cost the device nothing
+        return Counter(event.name for event in profile.events() if event.name not in views)
+
+    operations(2)  # whatever is prepared once
+    few, many = operations(2), operations(12)
+    assert few == many
+    assert few["unmask::unmask_"] == 2
+    assert few["aten::item"] == few["aten::nonzero"] == 0  # the host waits for the answer alone
+
+
+def test_undefined_logits_end_the_block_loudly_and_leave_other_rows_alone(
+    sglang: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    algorithm = make_algorithm({"policy": "threshold:0.9"})
+    batch, logits = batch_of(torch.full((2, BLOCK), MASK)), torch.randn(2 * BLOCK, VOCAB)
+    logits[:BLOCK, 3] = float("nan")
+    states = algorithm.init_step_state(batch)
+    with caplog.at_level(logging.ERROR):
+        assert algorithm.step(batch, logits, states) == [True, False]
+    assert "request a: the model's logits are undefined" in caplog.text
+    assert batch.input_ids[:BLOCK].tolist() == [MASK] * BLOCK
+    assert (batch.input_ids[BLOCK:] != MASK).any()
+    assert [s.steps for s in states] == [0, 1]
+
+
+def test_batches_without_requests_and_of_another_sglang(sglang: str) -> None:
+    algorithm = make_algorithm({})
+    assert algorithm.step(batch_of(torch.zeros((0, BLOCK), dtype=torch.int64)), torch.zeros(0, VOCAB), []) == []
+    batch = batch_of(torch.full((2, BLOCK), MASK))
+    batch.rids = None
+    with pytest.raises(RuntimeError, match=r"rids and seq_lens_cpu of its 2 requests, as SGLang 0.5.23 makes them"):
+        algorithm.init_step_state(batch)
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "before"),
+    [
+        ([("a", 16, 3)], ("a", 24), 3),  # the next block continues the count
+        ([("a", 16, 3), ("a", 24, 2)], ("a", 32), 5),
+        ([("a", 16, 3), ("a", 24, 2)], ("a", 24), 3),  # a block begun again counts from its start
+        ([("a", 16, 3)], ("b", 24), 0),
+        ([("a", 24, 3)], ("a", 16), 0),  # an id used again is another request
+        ([("a", 24, 3)], ("a", 40), 0),
+        ([("a", 8, 1), ("b", 8, 1), ("a", 8, 1), ("c", 8, 1)], ("b", 16), 0),  # not heard of for longest: forgotten
+        ([("a", 8, 1), ("b", 8, 1), ("a", 8, 1), ("c", 8, 1)], ("a", 16), 1),
+    ],
+)
+def test_steps_of_earlier_blocks(steps: list[tuple[str, int, int]], asked: tuple[str, int], before: int) -> None:
+    progress = Progress(8, capacity=2)
+    for request, end, count in steps:
+        state = progress.enter(request, end)
+        progress.enter(request, 8)  # entering changes nothing
+        for _ in range(count):
+            progress.advance(state)
+    assert progress.enter(*asked) == BlockState(*asked, before=before)
+
+
+def test_keys_are_the_same_everywhere_and_differ_between_requests() -> None:
+    assert BlockState("request-1", 8).key == BlockState("request-1", 99).key == 2651162329
+    assert len({BlockState(str(i), 8).key for i in range(1000)}) == 1000
+
+
+def test_memory_follows_its_request() -> None:
+    memory, (a, b, c) = BatchMemory(), (BlockState(name, 8) for name in "abc")
+    batch = memory.gather([a, b])
+    batch |= {"x": torch.tensor([1.0, 2.0]), "note": "not a tensor"}  # type: ignore[dict-item]
+    memory.scatter()
+    assert memory.gather([a, b]) is batch
+    batch["x"].add_(10)
+    memory.scatter()
+    assert memory.gather([c, b])["x"].tolist() == [0.0, 12.0]
+    memory.scatter()
+    assert memory.gather([b, a, c])["x"].tolist() == [12.0, 11.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"treshold": 0.9}, ValueError, r"unknown keys \['treshold'\]; known keys are policy, max_new_tokens"),
+        ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'. Did you mean threshold:0.9"),
+        ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
+        ({"policy": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
+        ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
+        ({"max_new_tokens": 0}, ValueError, "algorithm config: .*max_new_tokens"),
+        ({"actions": "greedy"}, ValueError, "actions means nothing to the policy 'threshold:0.9'"),
+        ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
+        ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "must be a multiple of the 3 blocks .*, got 8"),
+        ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, "policy 'tiny-blocks' has context=\"full\""),
+        ({"policy": "learned"}, ValueError, "reads the time, steps taken / max_new_tokens: .* must set max_new_tokens"),
+        ({"policy": "learned", "max_new_tokens": 24, "alpha": 1.0}, ValueError, "alpha=1.0 was given, but policy"),
+        ({"policy": "learned", "max_new_tokens": 24, "actions": "bernoulli"}, ValueError, "may unmask nothing"),
+    ],
+)
+def test_bad_configurations_are_refused(
+    sglang: str, tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make_algorithm(named(settings, tmp_path))
+
+
+def test_what_learned_policies_need_to_know(sglang: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = named({"policy": "learned", "max_new_tokens": 32}, tmp_path)
+    make_algorithm(settings)
+    assert "trained on blocks" not in caplog.text
+    make_algorithm(settings, block=4)
+    assert "was trained on blocks of 8 tokens and will decode blocks of 4" in caplog.text
+    Policy(PolicyConfig(hidden_size=16, ffn_size=16, context="block", zero_time=True)).save_pretrained(tmp_path)
+    make_algorithm({"policy": str(tmp_path)})  # one that ignores the time needs no length
+
+
+def test_the_configuration_file_is_sglangs(sglang: str, tmp_path: Path) -> None:
+    from sglang.srt.dllm.algorithm import get_algorithm_cls
+    from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+
+    file = tmp_path / "unmask.yaml"
+    args = SimpleNamespace(
+        dllm_algorithm="Unmask", dllm_algorithm_config=str(file), dllm_fdfo=True, max_running_requests=4,
+        model_path="model", revision=None,
+    )  # fmt: skip
+    file.write_text("policy: entropy-bound:0.1\nblock_size: 16\nmax_new_tokens: 64\nseed: 3\n")
+    get_algorithm_cls("Unmask").configure_server_args(args)
+    algorithm = DllmAlgorithm.from_server_args(args)
+    assert (algorithm.block_size, algorithm.mask_id, algorithm.fdfo) == (16, 156895, True)
+    policy, sampling = algorithm.settings.policy, algorithm.settings.sampling
+    assert (policy.spec, sampling.seed, sampling.max_new_tokens) == ("entropy-bound:0.1", 3, 64)
+    file.write_text("policy: confidence:8\n")
+    with pytest.raises(ValueError, match="must set max_new_tokens"):  # before the model is loaded
+        get_algorithm_cls("Unmask").configure_server_args(args)
+    args.dllm_algorithm_config = None
+    plain = DllmAlgorithm.from_server_args(args)
+    assert (plain.settings.policy.spec, plain.block_size) == ("threshold:0.9", 32)
+
+
+def declared() -> EntryPoint:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["sglang.srt.plugins"].items()
+    return EntryPoint(name, value, "sglang.srt.plugins")
+
+
+def test_registering_imports_nothing_and_leaves_no_trace() -> None:
+    assert declared().load() is register
+    with importable_sglang("stub"):
+        register()
+        register()
+        assert REGISTRY not in sys.modules
+        assert sum(isinstance(finder, RegistryFinder) for finder in sys.meta_path) == 1
+        import sglang.srt.dllm.algorithm as registry
+
+        assert list(registry.algo_name_to_cls) == ["Unmask"]
+        assert not any(isinstance(finder, RegistryFinder) for finder in sys.meta_path)
+        registry.algo_name_to_cls.clear()
+        register()  # after the registry was imported
+        assert list(registry.algo_name_to_cls) == ["Unmask"]
+    light = "from unmask.integrations.sglang import register\nregister()\nimport sys\nprint('torch' in sys.modules)"
+    assert run_python(light).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("sglang", [RELEASED], indirect=True)
+def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sglang.srt.plugins as plugins
+
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [e for e in [declared()] if e.group == group])
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, RegistryFinder)]
+    plugins.load_plugins()
+    from sglang.srt.dllm.algorithm import get_algorithm
+    from sglang.srt.dllm.config import DllmConfig
+
+    theirs = get_algorithm(DllmConfig("LowConfidence", {"threshold": 0.6}, BLOCK, MASK, 16, True))
+    ours = make_algorithm({"policy": "threshold:0.6"})
+    batches = [batch_of(torch.full((16, BLOCK), MASK)) for _ in range(2)]
+    states, done = ours.init_step_state(batches[0]), [False]
+    while not all(done):
+        logits = torch.randn(16 * BLOCK, VOCAB) * 4
+        logits[:, MASK] = -50.0
+        done = ours.step(batches[0], logits, states)
+        assert done == theirs.step(batches[1], logits, [None] * 16)
+        assert torch.equal(batches[0].input_ids, batches[1].input_ids)

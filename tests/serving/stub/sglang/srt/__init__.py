@@ -1,1 +1,0 @@
-"""Stand-in; see the README beside it."""

@@ -1,5 +1,0 @@
-"""What transformers runs for ``model.generate(..., custom_generate=THIS_REPOSITORY, trust_remote_code=True)``."""
-
-from unmask.huggingface import generate
-
-__all__ = ["generate"]

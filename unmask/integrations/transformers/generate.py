@@ -1,0 +1,216 @@
+"""``generate`` on transformers' models by the one Sampler: as a function, and as ``custom_generate`` in both forms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
+from unmask.models.base import ModelBase, real_positions
+from unmask.models.masked_lm import MaskedLM
+from unmask.policies.base import UnmaskingPolicy
+from unmask.sampling.result import GenerationResult, first_stop
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.streaming import Streamer
+
+FROM_TRANSFORMERS = ("use_cache", "cache", "past_key_values", "logits_to_keep")
+"""What transformers prepares for an autoregressive loop and hands to a callable; nothing here has a use for it."""
+
+FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
+"""Processors and criteria that transformers makes of the configuration, which is read here itself."""
+
+
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    generation_config: Any = None,
+    streamer: Streamer | None = None,
+    policy: str | UnmaskingPolicy | None = None,
+    mask_token_id: int | None = None,
+    tokenizer: Any = None,
+    **arguments: Any,
+) -> Tensor | GenerationResult:
+    """Complete ``inputs`` (B, P) int64 by unmasking, with the arguments of transformers' ``generate``.
+
+    Also the ``generate`` of the repository :data:`unmask.integrations.transformers.CUSTOM_GENERATE`.
+
+    Args:
+        model: a transformers masked language model, a model of :func:`unmask.load_model`, or a Sampler, whose policy
+            and config are then the defaults.
+        inputs: prompt ids, or ``input_ids=``; left-padded with ``attention_mask=``.
+        generation_config: a GenerationConfig; arguments given beside it win.
+        streamer: see :meth:`unmask.Sampler.generate`.
+        policy: a name such as "threshold:0.9", or an object.
+        mask_token_id: of a transformers model; None: the tokenizer's, else that of the model's config.
+        tokenizer: asked for ``mask_token_id`` alone.
+        **arguments: see :func:`sampler_settings`; also ``eos_token_id``, ``pad_token_id``, ``num_return_sequences``
+            and ``return_dict_in_generate``.
+
+    Returns:
+        (B, P + N) int64, N as long as the longest completion with its end of sequence; what follows a row's end of
+        sequence is padding. With ``return_dict_in_generate=True`` the GenerationResult, ``sequences`` as just said.
+
+    Raises:
+        ValueError: an argument without a meaning here, or a bad value; it is named.
+    """
+    if generation_config is not None:
+        arguments = {**fields_of(generation_config), **arguments}
+    ids = arguments.pop("input_ids", None)
+    prompts = ids if inputs is None else inputs
+    if not isinstance(prompts, Tensor):
+        raise TypeError(f"inputs must be an int64 tensor (B, P) of token ids, got {type(prompts).__name__}")
+    copies = arguments.pop("num_return_sequences", None) or 1
+    if not isinstance(copies, int) or copies < 1:
+        raise ValueError(f"num_return_sequences must be a positive integer, got {copies!r}")
+    attention = arguments.pop("attention_mask", None)
+    if copies > 1:
+        prompts = prompts.repeat_interleave(copies, dim=0)
+        attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
+    if mask_token_id is None:
+        mask_token_id = getattr(tokenizer, "mask_token_id", None)
+    return run(model, prompts, attention, streamer, policy, mask_token_id, arguments)
+
+
+def custom_generate(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    generation_config: Any = None,
+    streamer: Streamer | None = None,
+    policy: str | UnmaskingPolicy | None = None,
+    mask_token_id: int | None = None,
+    **arguments: Any,
+) -> Tensor | GenerationResult:
+    """The same for ``model.generate(..., custom_generate=custom_generate)``: transformers prepares, this decodes.
+
+    ``policy``, ``mask_token_id`` and the fields of SamplerConfig (``block_length=8``) are given to ``model.generate``.
+    It keeps a ``streamer`` to itself, so that has to be bound: ``functools.partial(custom_generate, streamer=...)``.
+    transformers' default ``top_k=50`` counts as not given: the tokens are sampled from the whole distribution.
+
+    Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
+    """
+    defaults = type(generation_config)._get_default_generation_params()
+    config = {n: v for n, v in fields_of(generation_config).items() if n not in defaults or v != defaults[n]}
+    # The rows are repeated already, and the length is prepared: it counts the prompt.
+    config |= {"num_return_sequences": None, "max_new_tokens": None, "max_length": generation_config.max_length}
+    arguments = {name: value for name, value in arguments.items() if name not in FROM_TRANSFORMERS}
+    attention = arguments.pop("attention_mask", None)
+    arguments |= {"logits_processor": foreign(logits_processor), "stopping_criteria": foreign(stopping_criteria)}
+    return run(model, input_ids, attention, streamer, policy, mask_token_id, {**config, **arguments})
+
+
+# transformers hands over only the arguments that it finds in the signature.
+_signature = inspect.signature(custom_generate)
+_own = list(_signature.parameters.values())
+_fields = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in SETTINGS if "cache" not in n]
+custom_generate.__signature__ = _signature.replace(parameters=[*_own[:-1], *_fields, _own[-1]])  # type: ignore[attr-defined]
+
+
+def foreign(hooks: Sequence[Any] | None) -> list[str]:
+    """The classes of those that transformers did not make of the configuration."""
+    return [type(hook).__name__ for hook in hooks or () if type(hook).__name__ not in FROM_CONFIG]
+
+
+def fields_of(generation_config: Any) -> dict[str, Any]:
+    """The public fields of a GenerationConfig."""
+    return {name: value for name, value in generation_config.to_dict().items() if not name.startswith("_")}
+
+
+def run(
+    model: Any,
+    prompts: Tensor,
+    attention: Tensor | None,
+    streamer: Streamer | None,
+    policy: str | UnmaskingPolicy | None,
+    mask_token_id: int | None,
+    arguments: dict[str, Any],
+) -> Tensor | GenerationResult:
+    """Decode ``prompts`` (B, P) with arguments named as transformers names them, and return what it would."""
+    eos, pad = (single_id(name, arguments.pop(name, None)) for name in ("eos_token_id", "pad_token_id"))
+    as_result = arguments.pop("return_dict_in_generate", None)
+    check_inputs(prompts, attention, arguments.pop("position_ids", None), arguments.pop("token_type_ids", None))
+    settings = sampler_settings(arguments, prompts.shape[1])
+    sampler = as_sampler(model, policy, mask_token_id, eos)
+    result = sampler.generate(prompts, attention, streamer=streamer, **settings)
+    if sampler.config.updated(settings).stop_at_eos:
+        result = replace(result, sequences=trimmed(result, prompts.shape[1], sampler.stop_ids, pad))
+    return result if as_result else result.sequences
+
+
+def check_inputs(
+    prompts: Tensor, attention: Tensor | None, position_ids: Tensor | None, token_type_ids: Tensor | None
+) -> None:
+    """Refuse positions other than those the models here use, and a second segment: what is generated has one only."""
+    real = torch.ones_like(prompts) if attention is None else attention
+    if position_ids is not None and bool(((position_ids != real_positions(real)) & real.bool()).any()):
+        raise ValueError("position_ids must count the real tokens of each row from 0; others are not supported")
+    if token_type_ids is not None and bool(token_type_ids.any()):
+        raise ValueError("token_type_ids must be all 0; prompts of several segments are not supported")
+
+
+def as_sampler(
+    model: Any, policy: str | UnmaskingPolicy | None, mask_token_id: int | None, eos_token_id: int | None
+) -> Sampler:
+    """A Sampler for a transformers model, a model of this project, or a Sampler; ValueError for ids that contradict."""
+    if not isinstance(model, (Sampler, ModelBase)):
+        return Sampler(wrap(model, mask_token_id, eos_token_id), None, policy)
+    inner = model.model if isinstance(model, Sampler) else model
+    for name, value in (("mask_token_id", mask_token_id), ("eos_token_id", eos_token_id)):
+        if value is not None and value != getattr(inner, name):
+            raise ValueError(
+                f"{name}={value} is not the model's, which is {getattr(inner, name)}; load_model(..., {name}={value})"
+            )
+    if not isinstance(model, Sampler):
+        return Sampler(model, None, policy)
+    return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
+
+
+def wrap(model: Any, mask_token_id: int | None, eos_token_id: int | None) -> MaskedLM:
+    """``model`` of transformers behind the model interface; nothing is copied."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise TypeError(
+            f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
+        )
+    mask, eos, sep, pad = (
+        single_id(name, getattr(config, name, None))
+        for name in ("mask_token_id", "eos_token_id", "sep_token_id", "pad_token_id")
+    )
+    mask = mask if mask_token_id is None else mask_token_id
+    if mask is None:
+        raise ValueError(
+            f"mask_token_id is needed: the config of {type(model).__name__} names none; "
+            "give mask_token_id=tokenizer.mask_token_id"
+        )
+    return MaskedLM(model, mask, next((i for i in (eos_token_id, eos, sep) if i is not None), None), pad)
+
+
+def single_id(name: str, value: Any) -> int | None:
+    """An id given as such or as a list of one, as transformers allows."""
+    if isinstance(value, Tensor):
+        value = value.flatten().tolist()
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            raise ValueError(f"{name} must be one id, got {list(value)}")
+        value = value[0] if value else None
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
+def trimmed(result: GenerationResult, prompt_length: int, stop_ids: Sequence[int], pad_token_id: int | None) -> Tensor:
+    """(B, P + N) int64: sequences cut after the longest completion, padding behind a row's first end of sequence."""
+    ends = first_stop(result.completions, stop_ids)[:, None] + 1  # (B, 1) one past a row's end of sequence
+    index = torch.arange(result.completions.shape[1], device=ends.device)
+    sequences = result.sequences.clone()
+    if stop_ids:
+        pad = stop_ids[0] if pad_token_id is None else pad_token_id
+        sequences[:, prompt_length:].masked_fill_(index >= ends, pad)
+    longest = min(int(ends.max()), len(index)) if len(ends) else 0
+    return sequences[:, : prompt_length + longest]

@@ -1,4 +1,0 @@
-"""lm-evaluation-harness: the Sampler as a model of it; ``python -m unmask.lm_eval`` is its command line.
-
-In Python, importing :mod:`unmask.lm_eval.model` registers the model under the name "unmask".
-"""

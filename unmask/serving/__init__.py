@@ -1,1 +1,0 @@
-"""Unmasking policies inside serving engines. Nothing here is imported by the rest of the package."""
