@@ -1,4 +1,4 @@
-"""The measurements behind ``unmask bench`` and the scripts in ``benchmarks/``."""
+"""The measurements behind ``unmask bench`` and ``benchmarks/run.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SUITES = ("topk_confidence", "policy_forward", "step", "generation", "rollouts",
 
 
 def suite(name: str) -> Any:
-    """The module whose ``comparisons(device, quick)`` lists what is timed for ``name``."""
+    """The module whose ``comparisons(device, quick)`` yields what is timed for ``name``."""
     if name not in SUITES:
         raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(SUITES)}")
     return import_module(f"unmask.benchmarking.{name}")

@@ -1,26 +1,22 @@
-"""What it costs to launch denoising steps: kernel by kernel, as a CUDA graph each, or as one loop on the device."""
+"""Decoding by captured steps against decoding kernel by kernel, and what the bare forwards take. On CUDA only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from unmask.benchmarking.policy_forward import BLOCK, LENGTH
-from unmask.benchmarking.rollouts import confident_policy
+from unmask.benchmarking.calls import Captured, Contender
+from unmask.benchmarking.policy_forward import BLOCK, LENGTH, confident_policy
 from unmask.benchmarking.timing import Comparison
 from unmask.models import Transformer, TransformerConfig
 from unmask.policies import Policy, UnmaskingPolicy, make_policy
-from unmask.sampling import GenerationResult, Sampler, SamplerConfig
-from unmask.sampling.capture import Backend, CudaGraphs
-from unmask.sampling.graph import StepGraphs
+from unmask.sampling import Sampler, SamplerConfig
+from unmask.sampling.graphs import Capture, CudaCapture, StepGraphs
 
 PROMPT = 64
-STEPS = 64
-GOAL = 1 / 1.02
-"""Of the bare forward's time, as the ratio that the table shows."""
+CONFIG = SamplerConfig(LENGTH, BLOCK, actions="greedy", stop_at_eos=False, cuda_graphs=False)
 
 
 def llada_config(layers: int = 32, hidden: int = 4096) -> TransformerConfig:
@@ -61,108 +57,69 @@ def random_prompt(model: Transformer) -> Tensor:
     return torch.randint(0, low, (1, PROMPT), generator=torch.Generator().manual_seed(1))
 
 
-class Decoding:
-    """One prompt, decoded by one policy in several ways. ``graphs`` makes what a sampler captures with."""
-
-    def __init__(self, model: Transformer, policy: UnmaskingPolicy, config: SamplerConfig, graphs: Any) -> None:
-        self.model, self.prompt = model, random_prompt(model)
-        self.samplers = {
-            "eager": Sampler(model, None, policy, config.updated({"cuda_graphs": False})),
-            "graph per step": Sampler(model, None, policy, config),
-            "unmask": Sampler(model, None, policy, config),
-        }
-        self.samplers["graph per step"].graphs = graphs(loops=False)
-        self.samplers["unmask"].graphs = graphs(loops=True)
-        self.whole = policy.full_context
-        self.steps = int(self.generate("eager").steps)
-
-    def generate(self, name: str) -> GenerationResult:
-        return self.samplers[name].generate(self.prompt)
-
-    @torch.no_grad()
-    def forward(self) -> Any:
-        """What the model computes in each step: logits of the buffer, or of a block if the policy reads no more."""
-        if self.whole:
-            return self.model(self.tokens, None, positions=slice(PROMPT, None))
-        return self.model(self.tokens, None, positions=self.block)
-
-    def bare(self, backend: Backend) -> Callable[[], None]:
-        """As many forwards as a generation takes, each one replay and nothing between them."""
-        device = self.model.device
-        self.tokens = self.generate("eager").sequences.clone()
-        self.block = torch.arange(PROMPT, PROMPT + BLOCK, device=device)
-        backend.warm_up(self.forward)
-        captured = backend.capture(self.forward)
-
-        def run() -> None:
-            for _ in range(self.steps):
-                captured.replay()
-
-        return run
-
-    def check(self) -> None:
-        """All ways give the same tokens in as many steps; three times, so that everything is captured."""
-        want = self.generate("eager")
-        for name in ("graph per step", "unmask"):
-            for _ in range(3):
-                got = self.generate(name)
-                assert torch.equal(got.sequences, want.sequences), f"{name}: other tokens than eager"
-                assert torch.equal(got.steps, want.steps), f"{name}: other steps than eager"
-            graphs = self.samplers[name].graphs
-            assert graphs is not None
-            assert any(s.captured for s in graphs.steps.values()), f"{name}: nothing was captured"
-
-
 @torch.no_grad()
-def telling_policy(model: Transformer, config: SamplerConfig) -> Policy:
+def telling_policy(model: Transformer) -> Policy:
     """A learned policy that unmasks about a quarter of a block in a step, however confident ``model`` is.
 
     Its logit is 0 at the upper quartile of those in a first generation.
     """
     policy = confident_policy(torch.device(model.device))
-    sampler = Sampler(model, None, policy, config.updated({"cuda_graphs": False, "record": True}))
-    seen = sampler.generate(random_prompt(model)).trajectory
+    seen = Sampler(model, None, policy, CONFIG).generate(random_prompt(model), record=True).trajectory
     assert seen is not None
     logits = policy(seen.mask[0], seen.confidence[0], seen.time)
     policy.output_proj.bias.sub_(logits[seen.allowed[0]].quantile(0.75))
     return policy
 
 
-def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
-    """A buffer of 256 in blocks of 32 on a random bfloat16 model of LLaDA-8B's shape; only on CUDA, nothing elsewhere.
+def comparison(model: Transformer, policy: UnmaskingPolicy, capture: Capture) -> Comparison:
+    """One prompt, decoded in both ways, and as many bare forwards as that takes, each one replay."""
+    prompt, eager = random_prompt(model), Sampler(model, None, policy, CONFIG)
+    ours = Sampler(model, None, policy, CONFIG.updated({"cuda_graphs": True}))
+    graphs = ours.graphs = StepGraphs(capture)
+    result = eager.generate(prompt)
+    steps = int(result.steps)
+    block = torch.arange(PROMPT, PROMPT + BLOCK, device=result.sequences.device)
+    positions = slice(PROMPT, None) if policy.full_context else block
+    forward = Captured(lambda: model(result.sequences, None, positions=positions), capture, 1)
 
-    Times are of whole generations of one prompt; the bare forward is replayed as often as a generation takes steps.
-    """
-    if device.type != "cuda":
-        return []
-    shape = llada_config(layers=2, hidden=1024) if quick else llada_config()
-    model = random_transformer(shape, device, torch.bfloat16)
-    config = SamplerConfig(
-        max_new_tokens=LENGTH, block_length=BLOCK, actions="greedy", stop_at_eos=False, cuda_graphs=True
+    def captured() -> tuple[Tensor, Tensor]:
+        found = ours.generate(prompt)
+        assert any(step.replay for step in graphs.steps.values()), "nothing was captured"
+        return found.sequences, found.steps
+
+    def kernel_by_kernel() -> tuple[Tensor, Tensor]:
+        found = eager.generate(prompt)
+        return found.sequences, found.steps
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(steps):
+            forward()
+
+    def agree(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> None:
+        assert torch.equal(got[0], want[0]), "other tokens than eager"
+        assert torch.equal(got[1], want[1]), "other steps than eager"
+
+    c = model.config
+    return Comparison(
+        "graphs",
+        f"{policy.spec}, {c.num_layers} layers of {c.hidden_size}, {steps} forwards of {PROMPT + LENGTH} tokens",
+        {
+            "unmask": Contender(captured),
+            "eager": Contender(kernel_by_kernel),
+            "bare forward": Contender(bare, part=True),
+        },
+        agree,
+        goals={"limit_share": 1 / 1.02},
+        floor="bare forward",
+        counts={name: {"forwards": float(steps)} for name in ("unmask", "eager", "bare forward")},
     )
 
-    def graphs(loops: bool) -> StepGraphs:
-        return StepGraphs(CudaGraphs(model.device), loops=loops)
 
-    out = []
-    for name, policy in (
-        (f"confidence:{STEPS}", make_policy(f"confidence:{STEPS}")),
-        ("learned", telling_policy(model, config)),
-    ):
-        decoding = Decoding(model, policy, config, graphs)
-        contenders: dict[str, Callable[[], Any]] = {"bare forward": decoding.bare(CudaGraphs(model.device))}
-        for way in ("unmask", "graph per step", "eager"):
-            contenders[way] = lambda way=way, d=decoding: d.generate(way)  # type: ignore[misc]
-        out.append(
-            Comparison(
-                "graphs",
-                f"{name}, {shape.num_layers} layers of {shape.hidden_size}, {decoding.steps} forwards of "
-                f"{PROMPT + LENGTH} tokens, bfloat16",
-                contenders,
-                decoding.check,
-                baseline="bare forward",
-                goal=GOAL,
-                counts={way: {"forwards": float(decoding.steps)} for way in contenders},
-            )
-        )
-    return out
+def comparisons(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
+    """A buffer of 256 in blocks of 32 on a random bfloat16 model of LLaDA-8B's shape; nothing elsewhere than on CUDA."""
+    if device.type != "cuda":
+        return
+    model = random_transformer(llada_config(2, 1024) if quick else llada_config(), device, torch.bfloat16)
+    for policy in (make_policy("confidence:64"), telling_policy(model)):
+        yield comparison(model, policy, CudaCapture(device))

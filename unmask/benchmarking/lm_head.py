@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask import ops
+from unmask.benchmarking.calls import Contender
 from unmask.benchmarking.policy_forward import BLOCK, LENGTH
 from unmask.benchmarking.timing import Comparison
 from unmask.benchmarking.topk_confidence import VOCAB
@@ -35,38 +36,34 @@ def all_rows(hidden: Tensor, weight: Tensor, rows: Tensor) -> Found:
     return found.confidence[:, 0], found.token[:, 0]
 
 
-def same(ours: Callable[[], Found], theirs: Callable[[], Found], tolerance: float) -> None:
+def agree(tolerance: float, got: Found, want: Found) -> None:
     """Products of another shape round differently, so a token may differ where two are nearly as probable."""
-    (confidence, token), (wanted, wanted_token) = ours(), theirs()
-    error = (confidence - wanted).abs().max().item()
+    error = (got[0] - want[0]).abs().max().item()
     assert error < tolerance, f"confidences differ by {error}"
-    equal = (token == wanted_token).float().mean().item()
+    equal = (got[1] == want[1]).float().mean().item()
     assert equal > 0.9, f"{equal:.0%} of the tokens are the same"
-    assert float(wanted.max()) > 0.01, "the confidences are too flat to tell anything"
+    assert float(want[0].max()) > 0.01, "the confidences are too flat to tell anything"
 
 
-def comparisons(device: torch.device, quick: bool = False) -> list[Comparison]:
+def comparisons(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
     """256 hidden states against LLaDA's head: the 32 rows of a block, and the 128 masked half-way through."""
-    hidden_size, vocab = (512, 16_384) if quick else (HIDDEN, VOCAB)
-    out = []
+    size, vocab = (512, 16_384) if quick else (HIDDEN, VOCAB)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
         torch.manual_seed(0)
-        hidden = torch.randn(LENGTH, hidden_size, device=device).to(dtype)
-        weight = torch.empty(vocab, hidden_size, device=device, dtype=dtype).normal_(std=3 / hidden_size**0.5)
-        for name, rows in (
-            ("active block", torch.arange(BLOCK, 2 * BLOCK, device=device)),
-            ("masked positions", torch.randperm(LENGTH, device=device)[: LENGTH // 2].sort().values),
-        ):
-            ours, theirs = partial(few_rows, hidden, weight, rows), partial(all_rows, hidden, weight, rows)
-            out.append(
-                Comparison(
-                    "lm_head",
-                    f"{name}: {len(rows)} of {LENGTH} rows, {hidden_size} x {vocab} "
-                    f"{str(dtype).removeprefix('torch.')}",
-                    {"unmask": ours, "eager": theirs},
-                    partial(same, ours, theirs, tolerance),
-                    bytes_moved=weight.nbytes,
-                    flops=2 * len(rows) * hidden_size * vocab,
-                )
+        hidden = torch.randn(LENGTH, size, device=device).to(dtype)
+        weight = torch.empty(vocab, size, device=device, dtype=dtype).normal_(std=3 / size**0.5)
+        block = torch.arange(BLOCK, 2 * BLOCK, device=device)
+        masked = torch.randperm(LENGTH, device=device)[: LENGTH // 2].sort().values
+        for name, rows in (("active block", block), ("masked positions", masked)):
+            kind = str(dtype).removeprefix("torch.")
+            yield Comparison(
+                "lm_head",
+                f"{name}: {len(rows)} of {LENGTH} rows, {size} x {vocab} {kind}",
+                {
+                    "unmask": Contender(partial(few_rows, hidden, weight, rows)),
+                    "eager": Contender(partial(all_rows, hidden, weight, rows)),
+                },
+                partial(agree, tolerance),
+                bytes_moved=weight.nbytes,
+                flops=2 * len(rows) * size * vocab,
             )
-    return out

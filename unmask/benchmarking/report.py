@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from unmask.benchmarking.timing import Machine, Timing
+from unmask.benchmarking.timing import Machine, Timing, duration
 
 
 def print_report(timings: Sequence[Timing], machine: Machine, console: Any = None) -> None:
@@ -56,10 +56,9 @@ def remarks(t: Timing) -> list[str]:
         first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
         said.append(f"{t.counts[first] / t.seconds:,.0f} {first}/s")
     if t.contender == "unmask" and t.limit_share is not None:
-        what = "matrix products and attention" if t.limit == "products" else f"of {t.limit} limit"
-        said.append(f"{t.limit_share:.0%} {what}")
-    if t.goal is not None and t.ratio is not None:
-        said.append(f"goal {t.goal:g}x {'reached' if t.ratio >= t.goal else 'missed'}")
+        said.append(share(t.limit, t.limit_share))
+    if t.goal:
+        said.append(f"goal {t.goal} {'reached' if t.reached else 'missed'}")
     if t.setup_seconds is not None and t.setup_seconds >= 0.5 and "compiled" in t.contender:
         said.append(f"compiled in {t.setup_seconds:.0f} s, not counted")
     if t.note:
@@ -67,9 +66,6 @@ def remarks(t: Timing) -> list[str]:
     return said
 
 
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+def share(limit: str, value: float) -> str:
+    """A share above 1 says no more than that what was measured as the limit is none."""
+    return f"above the measured {limit} limit" if value > 1 else f"{value:.0%} of {limit} limit"
