@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unmask import __version__
 from unmask.benchmarking import suite
-from unmask.benchmarking.calls import Call, Contender, Flushed, Unavailable, calls_in, first_line, on_device
+from unmask.benchmarking.calls import Call, Flushed
 from unmask.commit import package_commit
+from unmask.ops import build_info
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Of the host: what has passed, or what this process had of it, for a core that others use too."""
@@ -27,20 +31,21 @@ class Comparison:
 
     name: str
     setting: str
-    contenders: Mapping[str, Contender]
+    contenders: Mapping[str, Call]
     agree: Callable[[Any, Any], None]
-    """Raises AssertionError if an output differs from that of ``reference``."""
+    """Raises AssertionError if an output (first) differs from that of ``baseline`` (second, None if there is none)."""
+    compared: Mapping[str, Call] = field(default_factory=dict)
+    """What gives the output to compare, for contenders whose own is random."""
+    parts: Sequence[str] = ()
+    """Contenders that do only a part of the work, for orientation: they are not compared and get no ratio."""
     baseline: str = "eager"
     """The contender over which ratios are taken."""
-    reference: str = "eager"
     goals: Mapping[str, float] = field(default_factory=dict)
     """What "unmask" has to reach: at least a "ratio" or "limit_share", at most "seconds"."""
-    bytes_moved: int = 0
+    bytes_moved: float = 0
     """Least bytes that must pass through memory; 0 where memory is not what binds."""
-    flops: float | Callable[[], float] = 0
-    """Floating-point operations that must be done, or what says so after the calls."""
-    calls: int = 0
-    """Kernels or operator calls that the work takes at least; 0 where their cost cannot matter."""
+    flops: float = 0
+    """Floating-point operations that must be done."""
     floor: str | None = None
     """A contender that does a part of the work which nothing can save: its time is the limit."""
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -49,28 +54,24 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender's time in one comparison, in seconds (median), and how it stands."""
+    """One contender's time in one comparison, and how it stands."""
 
     name: str
     setting: str
     contender: str
-    seconds: float | None
-    """None if it was not timed: ``note`` says why."""
-    ratio: float | None
-    """Baseline's time / this time; None for a part of the work and for what was not timed."""
-    goal: str | None
-    limit: str
-    """What binds: "memory", "arithmetic", "call overhead", a contender that is the floor; empty if unknown."""
-    limit_share: float | None
+    seconds: float | None = None
+    """The median; None if it was not timed: ``note`` says why."""
+    ratio: float | None = None
+    """Baseline's time / this time; None for a part of the work."""
+    goal: str | None = None
+    """What "unmask" had to reach, and whether it did."""
+    limit: str = ""
+    """What binds: "memory", "arithmetic" or the contender that is the floor; empty if unknown."""
+    limit_share: float | None = None
     """Time that the limit alone would take / this time."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """What one call produced or took."""
-    setup_seconds: float | None = None
-    """What its first call took, in which it may be compiled or captured."""
     note: str = ""
-    """Why it was not timed."""
-    reached: bool | None = None
-    """Whether the goal was; None without one."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class Stopwatch:
     """Seconds for each contender."""
 
     def once(self, call: Call, inner: int = 1) -> float:
-        """Seconds of the work over ``inner`` calls. On CUDA by events, so the host's launches overlap as in real use."""
+        """Seconds of the work over ``inner`` calls; on CUDA by events, so that launches overlap as in real use."""
         if isinstance(call, Flushed):
             return self.once(call.whole, inner) - self.once(call.flushes, inner)
-        now, times = CLOCKS[self.clock], inner * calls_in(call)
+        now, times = CLOCKS[self.clock], inner * getattr(call, "calls", 1)
         if self.device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -101,13 +102,13 @@ class Stopwatch:
         return (now() - started) / times
 
     def samples(self, calls: Mapping[str, Call]) -> dict[str, list[float]]:
-        """Seconds that each call takes for the work, in turns, at least three times each."""
+        """Seconds that each call takes for the work, in turns, at least three times each after one to warm up."""
         inner = {}
         taken: dict[str, list[float]] = {name: [] for name in calls}
         for name, call in calls.items():
             call()
             once = max(self.once(call), 1e-7)
-            inner[name] = max(1, min(1000, round(0.02 / (once * calls_in(call)))))
+            inner[name] = max(1, min(1000, round(0.02 / (once * getattr(call, "calls", 1)))))
             if inner[name] == 1:
                 taken[name].append(once)
         deadline = time.perf_counter() + self.budget * len(calls)
@@ -116,149 +117,106 @@ class Stopwatch:
                 taken[name].append(self.once(call, inner[name]))
         return taken
 
-    def medians(self, calls: Mapping[str, Call]) -> dict[str, float]:
-        return {name: statistics.median(values) for name, values in self.samples(calls).items()}
-
-    def fastest(self, call: Call) -> float:
-        """Seconds of the fastest call: what the machine can do, whatever else runs on it now."""
-        return min(self.samples({"": call})[""])
-
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine does at best, measured in the same run."""
+    """What the machine does at best, measured in the same run by the fastest call, whatever else runs on it."""
 
     bandwidth: float
     """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
     rate: float
     """Float32 operations per second of a large matrix product."""
-    overhead: float
-    """Seconds of the smallest operator call (CPU) or of the smallest kernel in a graph (CUDA)."""
 
     @classmethod
     def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
-        cuda, watch = device.type == "cuda", Stopwatch(device, clock, 0.5)
+        cuda, size = device.type == "cuda", 4096 if device.type == "cuda" else 1024
         x = torch.randn(2**28 if cuda else 2**26, device=device)
         y = torch.empty_like(x) if cuda else x
-        bandwidth = (2 * x.nbytes if cuda else x.nbytes) / watch.fastest(lambda: y.copy_(x) if cuda else x.sum())
-        size = 4096 if cuda else 1024
-        a, b, one = (torch.randn(n, n, device=device) for n in (size, size, 1))
-        rate = 2 * size**3 / watch.fastest(lambda: a @ b)
-        return cls(bandwidth, rate, watch.fastest(on_device(lambda: one.add_(1.0), device)))
+        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+        calls = {"memory": lambda: y.copy_(x) if cuda else x.sum(), "product": lambda: a @ b}
+        taken = Stopwatch(device, clock, 0.5).samples(calls)
+        return cls((1 + cuda) * x.nbytes / min(taken["memory"]), 2 * size**3 / min(taken["product"]))
 
 
 def measure(
-    suites: Sequence[str],
-    watch: Stopwatch,
-    machine: Machine,
-    quick: bool = False,
-    keep: Callable[[list[Timing]], None] = lambda timings: None,
+    suites: Iterable[str], watch: Stopwatch, machine: Machine, quick: bool, keep: Callable[[list[Timing]], Any]
 ) -> tuple[list[Timing], list[str]]:
-    """All rows of ``suites``, and what failed in words. ``keep`` gets the rows so far after every comparison."""
+    """All rows of ``suites``, and what failed, in words. ``keep`` gets the rows so far after every comparison."""
     timings: list[Timing] = []
     failures = []
     for name in suites:
         try:
-            for comparison in suite(name).comparisons(watch.device, quick):
-                try:
-                    rows = run(comparison, watch, machine)
-                except RuntimeError as error:  # of the device, such as no memory left: the other rows still count
-                    failures.append(f"{comparison.name}, {comparison.setting}: {error}")
-                    continue
+            for comparison in suite(name)(watch.device, quick):
+                rows = run(comparison, watch, machine)
                 timings += rows
-                wrong = [t for t in rows if t.note and not t.note.startswith("unavailable")]
+                wrong = [t for t in rows if t.note and (t.contender == "unmask" or "outputs differ" in t.note)]
                 failures += [f"{t.name}, {t.setting}, {t.contender}: {t.note}" for t in wrong]
                 keep(timings)
-        except RuntimeError as error:
+        except RuntimeError as error:  # such as no memory left for the inputs: the other suites still count
             failures.append(f"{name}: {error}")
     return timings, failures
 
 
 def run(comparison: Comparison, watch: Stopwatch, machine: Machine) -> list[Timing]:
-    """Compare the outputs, then time the contenders; one whose output differs, or that has none, is not timed."""
-    setup, notes = {}, {}
-    ordered = sorted(comparison.contenders.items(), key=lambda item: item[0] != comparison.reference)
-    want: Any = None
-    for name, contender in ordered:
-        started = time.perf_counter()
+    """Compare the outputs, then time the contenders. One whose output differs, or that has none, is not timed."""
+    c, notes = comparison, {}
+    compared = {**c.contenders, **c.compared}
+    want = compared[c.baseline]() if c.baseline in compared else None
+    for name, call in compared.items():
         try:
-            got = (contender.compared or contender.call)()
-            if name == comparison.reference:
-                want = got
-            elif not contender.part:
-                comparison.agree(got, want)
-        except AssertionError as difference:
-            notes[name] = f"outputs differ: {difference}"
-        except Unavailable as reason:
-            notes[name] = f"unavailable: {first_line(reason)}"
-        setup[name] = time.perf_counter() - started
-    seconds = watch.medians({n: c.call for n, c in comparison.contenders.items() if n not in notes})
-    binding, bound = limit(comparison, machine, seconds)
+            got = want if name == c.baseline else call()
+            if name not in c.parts:
+                c.agree(got, want)
+        except (AssertionError, RuntimeError) as error:  # an error of a compiler, or no memory
+            what = "outputs differ" if isinstance(error, AssertionError) else "unavailable"
+            notes[name] = f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
+    taken = watch.samples({name: call for name, call in c.contenders.items() if name not in notes})
+    seconds = {name: statistics.median(values) for name, values in taken.items()}
+    limit, bound = binding(c, machine, seconds)
     timings = []
-    for name, contender in comparison.contenders.items():
-        took = seconds.get(name)
-        base = None if contender.part else seconds.get(comparison.baseline)
-        share = bound / took if took and bound else None
-        found = {"seconds": took, "ratio": base / took if took and base else None, "limit_share": share}
-        goals = comparison.goals if took and name == "unmask" else {}
-        timings.append(
-            Timing(
-                name=comparison.name,
-                setting=comparison.setting,
-                contender=name,
-                seconds=took,
-                ratio=found["ratio"],
-                goal=" and ".join(goal_text(kind, value) for kind, value in goals.items()) or None,
-                limit=binding if share else "",
-                limit_share=share,
-                counts=dict(comparison.counts.get(name, {})) if took else {},
-                setup_seconds=setup[name] if took else None,
-                note=notes.get(name, ""),
-                reached=all(reaches(kind, found[kind], value) for kind, value in goals.items()) if goals else None,
-            )
-        )
+    for name in c.contenders:
+        row = Timing(c.name, c.setting, name, note=notes.get(name, ""))
+        if took := seconds.get(name):
+            base = None if name in c.parts else seconds.get(c.baseline)
+            row = replace(row, seconds=took, counts=c.counts.get(name, {}), ratio=base / took if base else None)
+            row = replace(row, limit=limit, limit_share=bound / took) if bound else row
+            row = replace(row, goal=judged(row, c.goals)) if name == "unmask" else row
+        timings.append(row)
     return timings
 
 
-def reaches(kind: str, found: float | None, goal: float) -> bool:
-    """Whether ``found`` reaches a goal of :attr:`Comparison.goals`."""
-    return found is not None and (found <= goal if kind == "seconds" else found >= goal)
+def judged(t: Timing, goals: Mapping[str, float]) -> str | None:
+    """Each of ``Comparison.goals``, and whether it was reached; None without any."""
+    words = {"seconds": duration, "ratio": "{:g}x".format, "limit_share": "{:.0%} of the limit".format}
+    said = []
+    for name, goal in goals.items():
+        found = getattr(t, name) or 0.0
+        reached = found <= goal if name == "seconds" else found >= goal
+        said.append(f"{words[name](goal)} {'reached' if reached else 'missed'}")
+    return ", ".join(said) or None
 
 
-def goal_text(kind: str, goal: float) -> str:
-    """A goal as tables show it."""
-    return {"seconds": duration(goal), "ratio": f"{goal:g}x", "limit_share": f"{goal:.0%} of the limit"}[kind]
-
-
-def limit(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:
+def binding(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:
     """What binds, and the seconds it alone would take; 0 if nothing is known."""
     if comparison.floor is not None:
         return comparison.floor, seconds.get(comparison.floor, 0.0)
-    flops = comparison.flops() if callable(comparison.flops) else comparison.flops
-    limits = {
-        "memory": comparison.bytes_moved / machine.bandwidth,
-        "arithmetic": flops / machine.rate,
-        "call overhead": comparison.calls * machine.overhead,
-    }
-    binding = max(limits, key=limits.__getitem__)
-    return binding, limits[binding]
+    limits = {"memory": comparison.bytes_moved / machine.bandwidth, "arithmetic": comparison.flops / machine.rate}
+    return max(limits.items(), key=lambda limit: limit[1])
 
 
 def duration(seconds: float) -> str:
     """Three digits and a unit."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= f), (1e-9, "ns"))
+    return f"{seconds / factor:.3g} {unit}"
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Where the numbers come from: device, threads, versions, commit."""
-    from unmask import __version__
-    from unmask.ops import build_info
-
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    cpu = named[1] if named else platform.processor() or platform.machine()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": str(torch.get_num_threads()),
         "isa": str(build_info()["cpu_isa"]),
         "torch": torch.__version__,
@@ -267,26 +225,44 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) -> None:
     """One row per timing, the environment repeated in each; what was counted gets two columns, per call and second."""
+    rows: list[dict[str, Any]] = []
+    for t in timings:
+        rates = {f"{name}/s": value / t.seconds for name, value in t.counts.items() if t.seconds}
+        rows.append({**asdict(t), **t.counts, **rates, **info})
+        del rows[-1]["counts"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    digits = {"seconds": ".4g", "ratio": ".3g", "limit_share": ".3f", "setup_seconds": ".3g"}
-    names = [f.name for f in fields(Timing) if f.name != "counts"]
-    counted = list(dict.fromkeys(name for t in timings for name in t.counts))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*names, *counted, *(f"{name}/s" for name in counted), *info])
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        for t in timings:
-            values = {name: getattr(t, name) for name in names if getattr(t, name) is not None}
-            row = {name: format(value, digits.get(name, "")) for name, value in values.items()}
-            row |= {name: f"{value:g}" for name, value in t.counts.items()}
-            row |= {f"{name}/s": f"{value / t.seconds:.4g}" for name, value in t.counts.items() if t.seconds}
-            writer.writerow({**row, **info})
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def report(timings: Sequence[Timing], machine: Machine) -> Iterator[str]:
+    """Lines: what each contender takes, and how many times as long as unmask, if it does all of the work."""
+    for (name, setting), rows in groupby(timings, key=lambda t: (t.name, t.setting)):
+        yield f"\n{name}: {setting}"
+        ours = None
+        for t in rows:
+            ours = t.seconds if t.contender == "unmask" else ours
+            factor = f"{t.seconds / ours:.1f}x" if ours and t.seconds and t.ratio else ""
+            took = duration(t.seconds) if t.seconds else "-"
+            yield f"  {t.contender:<20} {took:>9} {factor:>8}  {'; '.join(remarks(t))}".rstrip()
+    yield "\nA limit's share is the time that it alone would take over the time taken. Measured here:"
+    yield f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.rate / 1e9:.0f} GFLOP/s float32."
+
+
+def remarks(t: Timing) -> Iterator[str]:
+    """What there is to say of a row beside its time."""
+    if t.seconds and t.counts:
+        first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
+        yield f"{t.counts[first] / t.seconds:,.0f} {first}/s"
+    if t.contender == "unmask" and t.limit_share is not None:
+        # A share above 1 says no more than that what was measured as the limit is none.
+        above = f"above the measured {t.limit} limit"
+        yield above if t.limit_share > 1 else f"{t.limit_share:.0%} of {t.limit} limit"
+    if t.goal:
+        yield f"goal {t.goal}"
+    if t.note:
+        yield t.note
