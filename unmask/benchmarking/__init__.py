@@ -1,15 +1,20 @@
-"""The measurements behind ``unmask bench`` and the scripts in ``benchmarks/``."""
+"""The measurements behind ``unmask bench`` and ``benchmarks/run.py``."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-SUITES = ("topk_confidence", "policy_forward", "step", "generation", "rollouts", "lm_head", "graphs")
+SUITES = {
+    **dict.fromkeys(("topk_confidence", "policy_forward", "lm_head"), "operations"),
+    "step": "step",
+    **dict.fromkeys(("generation", "rollouts", "graphs"), "decoding"),
+}
+"""The modules that they are in."""
 
 
 def suite(name: str) -> Any:
-    """The module whose ``comparisons(device, quick)`` lists what is timed for ``name``."""
+    """The function (device, quick) that yields the comparisons of ``name``."""
     if name not in SUITES:
         raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(SUITES)}")
-    return import_module(f"unmask.benchmarking.{name}")
+    return getattr(import_module(f"unmask.benchmarking.{SUITES[name]}"), name)

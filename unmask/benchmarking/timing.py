@@ -1,265 +1,222 @@
-"""Fair timings: contenders interleaved in one run, outputs compared first, medians reported."""
+"""Fair timings: outputs compared first, contenders timed in turns, medians reported."""
 
 from __future__ import annotations
 
 import csv
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from unmask.benchmarking.captured import Call, calls_in, on_device
+from unmask import __version__
+from unmask.benchmarking import suite
+from unmask.benchmarking.calls import Call, Flushed
 from unmask.commit import package_commit
+from unmask.ops import build_info
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Of the host: what has passed, or what this process had of it, for a core that others use too."""
 
 
-class Unavailable(Exception):
-    """A baseline cannot run on this machine; the message says why."""
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A baseline that has to be made first, such as compiled code, and may not exist on this machine."""
-
-    prepare: Callable[[], Call]
-    """Raises :class:`Unavailable` with the reason."""
-    check: Callable[[Call], None]
-    """Raises AssertionError if the outputs of what was prepared differ from those of the others."""
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What is timed: the same work done by several contenders on the same inputs.
-
-    ``check`` raises AssertionError if the contenders' outputs differ; no ratio is given for work that differs.
-    """
+    """What is timed: the same work done by several contenders on the same inputs."""
 
     name: str
     setting: str
     contenders: Mapping[str, Call]
-    check: Call
+    agree: Callable[[Any, Any], None]
+    """Raises AssertionError if an output (first) differs from that of ``baseline`` (second, None if there is none)."""
+    compared: Mapping[str, Call] = field(default_factory=dict)
+    """What gives the output to compare, for contenders whose own is random."""
+    parts: Sequence[str] = ()
+    """Contenders that do only a part of the work, for orientation: they are not compared and get no ratio."""
     baseline: str = "eager"
-    goal: float | None = None
-    """Ratio to reach over the baseline; None if none is set."""
-    bytes_moved: int | None = None
-    """Least bytes that must pass through memory; None where memory is not what binds."""
-    flops: int | None = None
+    """The contender over which ratios are taken."""
+    goals: Mapping[str, float] = field(default_factory=dict)
+    """What "unmask" has to reach: at least a "ratio" or "limit_share", at most "seconds"."""
+    bytes_moved: float = 0
+    """Least bytes that must pass through memory; 0 where memory is not what binds."""
+    flops: float = 0
     """Floating-point operations that must be done."""
+    floor: str | None = None
+    """A contender that does a part of the work which nothing can save: its time is the limit."""
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By contender, what its latest call produced or took, such as {"tokens": 512}; kept up to date by the calls."""
-    calls: int | None = None
-    """Kernels or operator calls that the work takes at least; None where their cost cannot matter."""
-    flops_counted: tuple[str, float] | None = None
-    """In place of ``flops``: a count of "unmask" and how many operations each of it needs."""
-    extras: Mapping[str, Extra] = field(default_factory=dict)
-    """Further baselines, by name."""
-    yardsticks: frozenset[str] = frozenset()
-    """Contenders that do only a part of the work, for orientation: they get no ratio."""
-    floor: str | None = None
-    """A yardstick that does the matrix products alone: its time is the limit."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender's time in one comparison, in seconds (median), and how it stands."""
+    """One contender's time in one comparison, and how it stands."""
 
     name: str
     setting: str
     contender: str
-    seconds: float | None
-    """None if it was not timed: ``note`` says why."""
-    ratio: float | None
-    """Baseline's time / this time; None for yardsticks and what was not timed."""
-    goal: float | None
-    limit: str
-    """What binds: "memory", "arithmetic", "call overhead", "products", empty if unknown."""
-    limit_share: float | None
+    seconds: float | None = None
+    """The median; None if it was not timed: ``note`` says why."""
+    ratio: float | None = None
+    """Baseline's time / this time; None for a part of the work."""
+    goal: str | None = None
+    """What "unmask" had to reach, and whether it did."""
+    limit: str = ""
+    """What binds: "memory", "arithmetic" or the contender that is the floor; empty if unknown."""
+    limit_share: float | None = None
     """Time that the limit alone would take / this time."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """What one call produced or took."""
-    setup_seconds: float | None = None
-    """What preparing it took before it was timed, such as compiling."""
     note: str = ""
-    """Why it was not timed."""
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times calls on a device by one of ``CLOCKS``."""
+
+    device: torch.device
+    clock: str = "wall"
+    budget: float = 1.0
+    """Seconds for each contender."""
+
+    def once(self, call: Call, inner: int = 1) -> float:
+        """Seconds of the work over ``inner`` calls; on CUDA by events, so that launches overlap as in real use."""
+        if isinstance(call, Flushed):
+            return self.once(call.whole, inner) - self.once(call.flushes, inner)
+        now, times = CLOCKS[self.clock], inner * getattr(call, "calls", 1)
+        if self.device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(inner):
+                call()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / times
+        started = now()
+        for _ in range(inner):
+            call()
+        return (now() - started) / times
+
+    def samples(self, calls: Mapping[str, Call]) -> dict[str, list[float]]:
+        """Seconds that each call takes for the work, in turns, at least three times each after one to warm up."""
+        inner = {}
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for name, call in calls.items():
+            call()
+            once = max(self.once(call), 1e-7)
+            inner[name] = max(1, min(1000, round(0.02 / (once * getattr(call, "calls", 1)))))
+            if inner[name] == 1:
+                taken[name].append(once)
+        deadline = time.perf_counter() + self.budget * len(calls)
+        while time.perf_counter() < deadline or min(map(len, taken.values())) < 3:
+            for name, call in calls.items():
+                taken[name].append(self.once(call, inner[name]))
+        return taken
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine does at best, measured in the same run."""
+    """What the machine does at best, measured in the same run by the fastest call, whatever else runs on it."""
 
     bandwidth: float
-    """Bytes per second."""
+    """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
     rate: float
-    """Float32 operations per second."""
-    overhead: float
-    """Seconds of the smallest operator call (CPU) or of the smallest kernel in a graph (CUDA)."""
+    """Float32 operations per second of a large matrix product."""
 
     @classmethod
     def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
-        return cls(memory_bandwidth(device, clock), arithmetic_rate(device, clock), call_overhead(device, clock))
+        cuda, size = device.type == "cuda", 4096 if device.type == "cuda" else 1024
+        x = torch.randn(2**28 if cuda else 2**26, device=device)
+        y = torch.empty_like(x) if cuda else x
+        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+        calls = {"memory": lambda: y.copy_(x) if cuda else x.sum(), "product": lambda: a @ b}
+        taken = Stopwatch(device, clock, 0.5).samples(calls)
+        return cls((1 + cuda) * x.nbytes / min(taken["memory"]), 2 * size**3 / min(taken["product"]))
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_once(call: Call, inner: int, device: torch.device, clock: str = "wall") -> float:
-    """Seconds of the work over ``inner`` calls; on CUDA by events, so the host's launches overlap as in real use."""
-    now, times = CLOCKS[clock], inner * calls_in(call)
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(inner):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / times
-    started = now()
-    for _ in range(inner):
-        call()
-    return (now() - started) / times
-
-
-def medians(
-    contenders: Mapping[str, Call], device: torch.device, budget: float = 2.0, clock: str = "wall"
-) -> dict[str, float]:
-    """Median seconds that each contender takes for the work, measured in turns within about ``budget`` seconds each."""
-    return {name: statistics.median(values) for name, values in samples(contenders, device, budget, clock).items()}
-
-
-def fastest(call: Call, device: torch.device, budget: float, clock: str = "wall") -> float:
-    """Seconds of the fastest call: what the machine can do, whatever else runs on it now."""
-    return min(samples({"": call}, device, budget, clock)[""])
-
-
-def samples(
-    contenders: Mapping[str, Call], device: torch.device, budget: float, clock: str = "wall"
-) -> dict[str, list[float]]:
-    """Seconds that each contender takes for the work, in turns, at least three times each."""
-    inner = {}
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, call in contenders.items():
-        call()
-        synchronize(device)
-        once = max(time_once(call, 1, device, clock), 1e-7)
-        inner[name] = max(1, min(1000, round(0.02 / (once * calls_in(call)))))
-        if inner[name] == 1:
-            taken[name].append(once)
-    deadline = time.perf_counter() + budget * len(contenders)
-    while time.perf_counter() < deadline or min(map(len, taken.values())) < 3:
-        for name, call in contenders.items():
-            taken[name].append(time_once(call, inner[name], device, clock))
-    return taken
-
-
-def memory_bandwidth(device: torch.device, clock: str = "wall") -> float:
-    """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
-    count = 2**30 // 4 if device.type == "cuda" else 2**26
-    x = torch.randn(count, device=device)
-    if device.type == "cuda":
-        y = torch.empty_like(x)
-        return 2 * x.nbytes / fastest(lambda: y.copy_(x), device, 0.5, clock)
-    return x.nbytes / fastest(x.sum, device, 0.5, clock)
-
-
-def arithmetic_rate(device: torch.device, clock: str = "wall") -> float:
-    """Float32 operations per second of a large matrix product."""
-    size = 4096 if device.type == "cuda" else 1024
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    return 2 * size**3 / fastest(lambda: a @ b, device, 0.5, clock)
-
-
-def call_overhead(device: torch.device, clock: str = "wall") -> float:
-    """Seconds of an operator call on one element, back to back; on CUDA without the host's part in it."""
-    x = torch.zeros(1, device=device)
-    return fastest(on_device(lambda: x.add_(1.0), device), device, 0.2, clock)
-
-
-def run(
-    comparison: Comparison, device: torch.device, machine: Machine, budget: float = 2.0, clock: str = "wall"
-) -> list[Timing]:
-    """Check the outputs, then time all contenders, ``budget`` seconds each, by one of ``CLOCKS``.
-
-    Raises AssertionError if outputs differ. An extra whose outputs differ, or that is not available, is left out and
-    its row says why.
-    """
-    comparison.check()
-    contenders, setup, notes = dict(comparison.contenders), {}, {}
-    for name, extra in comparison.extras.items():
-        started = time.perf_counter()
+def measure(
+    suites: Iterable[str], watch: Stopwatch, machine: Machine, quick: bool, keep: Callable[[list[Timing]], Any]
+) -> tuple[list[Timing], list[str]]:
+    """All rows of ``suites``, and what failed, in words. ``keep`` gets the rows so far after every comparison."""
+    timings: list[Timing] = []
+    failures = []
+    for name in suites:
         try:
-            call = extra.prepare()
-            extra.check(call)
-        except (Unavailable, RuntimeError) as reason:
-            notes[name] = f"unavailable: {first_line(reason)}"
-        except AssertionError as difference:
-            notes[name] = f"outputs differ: {difference}"
-        else:
-            contenders[name], setup[name] = call, time.perf_counter() - started
-    seconds = medians(contenders, device, budget, clock)
-    binding, bound = limit(comparison, machine, seconds)
-    baseline = seconds.get(comparison.baseline)
-    rows = [
-        Timing(
-            name=comparison.name,
-            setting=comparison.setting,
-            contender=name,
-            seconds=value,
-            ratio=None if baseline is None or name in comparison.yardsticks else baseline / value,
-            goal=comparison.goal if name == "unmask" else None,
-            limit=binding if bound else "",
-            limit_share=bound / value if bound else None,
-            counts=dict(comparison.counts.get(name, {})),
-            setup_seconds=setup.get(name),
-        )
-        for name, value in seconds.items()
-    ]
-    missing = [
-        Timing(comparison.name, comparison.setting, name, None, None, None, "", None, note=note)
-        for name, note in notes.items()
-    ]
-    partial = [t for t in rows if t.contender in comparison.yardsticks]
-    return [t for t in rows if t not in partial] + missing + partial
+            for comparison in suite(name)(watch.device, quick):
+                rows = run(comparison, watch, machine)
+                timings += rows
+                wrong = [t for t in rows if t.note and (t.contender == "unmask" or "outputs differ" in t.note)]
+                failures += [f"{t.name}, {t.setting}, {t.contender}: {t.note}" for t in wrong]
+                keep(timings)
+        except RuntimeError as error:  # such as no memory left for the inputs: the other suites still count
+            failures.append(f"{name}: {error}")
+    return timings, failures
 
 
-def limit(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:
+def run(comparison: Comparison, watch: Stopwatch, machine: Machine) -> list[Timing]:
+    """Compare the outputs, then time the contenders. One whose output differs, or that has none, is not timed."""
+    c, notes = comparison, {}
+    compared = {**c.contenders, **c.compared}
+    want = compared[c.baseline]() if c.baseline in compared else None
+    for name, call in compared.items():
+        try:
+            got = want if name == c.baseline else call()
+            if name not in c.parts:
+                c.agree(got, want)
+        except (AssertionError, RuntimeError) as error:  # an error of a compiler, or no memory
+            what = "outputs differ" if isinstance(error, AssertionError) else "unavailable"
+            notes[name] = f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
+    taken = watch.samples({name: call for name, call in c.contenders.items() if name not in notes})
+    seconds = {name: statistics.median(values) for name, values in taken.items()}
+    limit, bound = binding(c, machine, seconds)
+    timings = []
+    for name in c.contenders:
+        row = Timing(c.name, c.setting, name, note=notes.get(name, ""))
+        if took := seconds.get(name):
+            base = None if name in c.parts else seconds.get(c.baseline)
+            row = replace(row, seconds=took, counts=c.counts.get(name, {}), ratio=base / took if base else None)
+            row = replace(row, limit=limit, limit_share=bound / took) if bound else row
+            row = replace(row, goal=judged(row, c.goals)) if name == "unmask" else row
+        timings.append(row)
+    return timings
+
+
+def judged(t: Timing, goals: Mapping[str, float]) -> str | None:
+    """Each of ``Comparison.goals``, and whether it was reached; None without any."""
+    words = {"seconds": duration, "ratio": "{:g}x".format, "limit_share": "{:.0%} of the limit".format}
+    said = []
+    for name, goal in goals.items():
+        found = getattr(t, name) or 0.0
+        reached = found <= goal if name == "seconds" else found >= goal
+        said.append(f"{words[name](goal)} {'reached' if reached else 'missed'}")
+    return ", ".join(said) or None
+
+
+def binding(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:
     """What binds, and the seconds it alone would take; 0 if nothing is known."""
     if comparison.floor is not None:
-        return "products", seconds[comparison.floor]
-    flops = float(comparison.flops or 0)
-    if comparison.flops_counted is not None:
-        counted, each = comparison.flops_counted
-        flops = comparison.counts["unmask"][counted] * each
-    limits = {
-        "memory": (comparison.bytes_moved or 0) / machine.bandwidth,
-        "arithmetic": flops / machine.rate,
-        "call overhead": (comparison.calls or 0) * machine.overhead,
-    }
-    binding = max(limits, key=limits.__getitem__)
-    return binding, limits[binding]
+        return comparison.floor, seconds.get(comparison.floor, 0.0)
+    limits = {"memory": comparison.bytes_moved / machine.bandwidth, "arithmetic": comparison.flops / machine.rate}
+    return max(limits.items(), key=lambda limit: limit[1])
 
 
-def first_line(error: BaseException, length: int = 100) -> str:
-    """What an error says, cut to one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:length]
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= f), (1e-9, "ns"))
+    return f"{seconds / factor:.3g} {unit}"
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Where the numbers come from: device, threads, versions, commit."""
-    from unmask import __version__
-    from unmask.ops import build_info
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    cpu = named[1] if named else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": str(torch.get_num_threads()),
         "isa": str(build_info()["cpu_isa"]),
         "torch": torch.__version__,
@@ -268,32 +225,44 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) -> None:
     """One row per timing, the environment repeated in each; what was counted gets two columns, per call and second."""
+    rows: list[dict[str, Any]] = []
+    for t in timings:
+        rates = {f"{name}/s": value / t.seconds for name, value in t.counts.items() if t.seconds}
+        rows.append({**asdict(t), **t.counts, **rates, **info})
+        del rows[-1]["counts"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = ["name", "setting", "contender", "seconds", "ratio", "goal", "limit", "limit_share"]
-        counted = list(dict.fromkeys(name for t in timings for name in t.counts))
-        writer.writerow(names + counted + [f"{name}/s" for name in counted] + ["setup_seconds", "note"] + list(info))
-        for t in timings:
-            numbers = [_digits(t.seconds, 4), _digits(t.ratio, 3), "" if t.goal is None else t.goal]
-            share = "" if t.limit_share is None else f"{t.limit_share:.3f}"
-            counts = [f"{t.counts[name]:g}" if name in t.counts else "" for name in counted]
-            rates = [f"{t.counts[name] / t.seconds:.4g}" if name in t.counts and t.seconds else "" for name in counted]
-            made = [_digits(t.setup_seconds, 3), t.note]
-            writer.writerow(
-                [t.name, t.setting, t.contender, *numbers, t.limit, share, *counts, *rates, *made, *info.values()]
-            )
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def _digits(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
+def report(timings: Sequence[Timing], machine: Machine) -> Iterator[str]:
+    """Lines: what each contender takes, and how many times as long as unmask, if it does all of the work."""
+    for (name, setting), rows in groupby(timings, key=lambda t: (t.name, t.setting)):
+        yield f"\n{name}: {setting}"
+        ours = None
+        for t in rows:
+            ours = t.seconds if t.contender == "unmask" else ours
+            factor = f"{t.seconds / ours:.1f}x" if ours and t.seconds and t.ratio else ""
+            took = duration(t.seconds) if t.seconds else "-"
+            yield f"  {t.contender:<20} {took:>9} {factor:>8}  {'; '.join(remarks(t))}".rstrip()
+    yield "\nA limit's share is the time that it alone would take over the time taken. Measured here:"
+    yield f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.rate / 1e9:.0f} GFLOP/s float32."
+
+
+def remarks(t: Timing) -> Iterator[str]:
+    """What there is to say of a row beside its time."""
+    if t.seconds and t.counts:
+        first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
+        yield f"{t.counts[first] / t.seconds:,.0f} {first}/s"
+    if t.contender == "unmask" and t.limit_share is not None:
+        # A share above 1 says no more than that what was measured as the limit is none.
+        above = f"above the measured {t.limit} limit"
+        yield above if t.limit_share > 1 else f"{t.limit_share:.0%} of {t.limit} limit"
+    if t.goal:
+        yield f"goal {t.goal}"
+    if t.note:
+        yield t.note

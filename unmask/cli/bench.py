@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from unmask.benchmarking import suite, timing
-    from unmask.benchmarking.report import print_report
     from unmask.models.loading import checked_device
     from unmask.sampling.config import require_positive_int
 
     names = args.suites or SUITES
-    modules = [suite(name) for name in names]
+    for name in names:
+        suite(name)  # an unknown one is refused before anything is measured
     if args.threads is not None:
         require_positive_int("--threads", args.threads)
         torch.set_num_threads(args.threads)
@@ -67,33 +67,19 @@ def run(args: argparse.Namespace) -> int:
     info = {**timing.environment(device), "clock": clock}
     if not args.json:
         print(", ".join(f"{key} {value}" for key, value in info.items() if value))
+
+    def keep(rows: list[timing.Timing]) -> None:
+        if args.output:  # as far as they go: whatever stops this later, these rows are kept
+            timing.write_csv(args.output, rows, info)
+
     machine = timing.Machine.measure(device, clock)
-    timings: list[timing.Timing] = []
-    failures: list[str] = []
-    for name, module in zip(names, modules, strict=True):
-        try:
-            comparisons = module.comparisons(device, quick=not args.full)
-        except RuntimeError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        for comparison in comparisons:
-            try:
-                rows = timing.run(comparison, device, machine, args.seconds, clock)
-            except AssertionError as error:
-                failures.append(f"{comparison.name}, {comparison.setting}: outputs differ, not timed: {error}")
-            except RuntimeError as error:  # of the device, such as no memory left: the other rows still count
-                failures.append(f"{comparison.name}, {comparison.setting}: {error}")
-            else:
-                timings += rows
-                differing = [t for t in rows if t.note.startswith("outputs differ")]
-                failures += [f"{t.name}, {t.setting}, {t.contender}: {t.note}" for t in differing]
-                if args.output:  # as far as they go: whatever stops this later, these rows are kept
-                    timing.write_csv(args.output, timings, info)
+    watch = timing.Stopwatch(device, clock, args.seconds)
+    timings, failures = timing.measure(names, watch, machine, not args.full, keep)
     if args.json:
-        report = {"environment": info, "limits": asdict(machine), "timings": [asdict(t) for t in timings]}
-        print(json.dumps({**report, "failures": failures}, indent=1))
+        found = {"environment": info, "limits": asdict(machine), "timings": [asdict(t) for t in timings]}
+        print(json.dumps({**found, "failures": failures}, indent=1))
     else:
-        print_report(timings, machine)
+        print("\n".join(timing.report(timings, machine)))
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
