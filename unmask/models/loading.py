@@ -10,6 +10,10 @@ import torch
 
 from unmask.models import dream, llada, native, placement
 from unmask.models.base import ModelBase
+from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
+from unmask.models.tokenizer import FILE_NAME, CharTokenizer
+from unmask.models.transformer import Transformer
+from unmask.models.unsupported import has_experts, refuse_unsupported
 from unmask.models.weights import (
     CONFIG,
     DTYPES,
@@ -19,10 +23,6 @@ from unmask.models.weights import (
     save_model,
     stream_weights,
 )
-from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
-from unmask.models.tokenizer import FILE_NAME, CharTokenizer
-from unmask.models.transformer import Transformer
-from unmask.models.unsupported import has_experts, refuse_unsupported
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 

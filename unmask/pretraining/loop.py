@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unmask.models.weights import save_model
 from unmask.models.loading import load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.weights import save_model
 from unmask.pretraining.config import Recipe
 from unmask.pretraining.optimizer import Muon
 

@@ -1,8 +1,12 @@
-"""How near each measured operation comes to the machine's limit, drawn from the rows of the benchmarks."""
+"""How near each measured operation comes to the machine's limit, drawn from the rows of the benchmarks.
+
+python benchmarks/roofline.py ROWS.csv ... FIGURE
+"""
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,3 +76,7 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=160)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    plot(read_rows([Path(path) for path in sys.argv[1:-1]]), Path(sys.argv[-1]))

@@ -1,8 +1,13 @@
-"""Rollouts per second and forwards saved over the batch size, drawn from the rows of the rollout benchmark."""
+"""Rollouts per second and forwards saved over the batch size, drawn from the rows of the rollout benchmark.
+
+python benchmarks/rollout_curve.py ROWS.csv FIGURE
+"""
 
 from __future__ import annotations
 
+import csv
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,3 +86,8 @@ def rate(row: Row) -> float:
 def forwards(row: Row) -> float:
     """Rows that the model saw, for each rollout."""
     return float(row["row forwards"]) / float(row["rollouts"])
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], newline="", encoding="utf-8") as file:
+        plot(list(csv.DictReader(file)), Path(sys.argv[2]))

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scripts_as_modules import load_script
 
 from unmask.benchmarking.timing import Timing, write_csv
-from unmask.plots.rollouts import curves, forwards, plot, rate
-from unmask.plots.roofline import read_rows
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+read_rows = load_script(FOLDER / "roofline.py").read_rows
+SCRIPT = load_script(FOLDER / "rollout_curve.py")
+curves, forwards, plot, rate = SCRIPT.curves, SCRIPT.forwards, SCRIPT.plot, SCRIPT.rate
 
 
 def timing(batch: int, regime: str, contender: str, seconds: float, ratio: float, rows: int) -> Timing:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scripts_as_modules import load_script
 
 from unmask.benchmarking.timing import Timing, write_csv
-from unmask.plots.roofline import limited, plot, read_rows
+
+SCRIPT = load_script(Path(__file__).parents[2] / "benchmarks" / "roofline.py")
+limited, plot, read_rows = SCRIPT.limited, SCRIPT.plot, SCRIPT.read_rows
 
 TIMINGS = [
     Timing("topk", "256 rows", "unmask", 0.01, 20.0, 25.0, "memory", 0.8),
