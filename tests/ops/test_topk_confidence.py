@@ -51,6 +51,7 @@ def test_matches_float64(vocab: int, dtype: torch.dtype, device: torch.device) -
     for k in (1, 2, 8, 50, 64):
         if k <= vocab:
             compare(logits, device, k)
+    compare(logits, device, logsumexp=False, entropy=False)
     for temperature in (0.05, 0.7, 1.0, 30.0):
         counter = torch.randint(0, 2**31, (*logits.shape[:1], 3))
         compare(logits, device, temperature=temperature, seed=77, counter=counter)
