@@ -148,7 +148,8 @@ def extension() -> dict[str, Any]:
         # torch leaves this None when it was itself built without CUDA.
         cpp_extension.CUDA_HOME = str(home)
         cxx += ["-DUNMASK_WITH_CUDA", f'-DUNMASK_CUDA_ARCHS="{" ".join(archs)}"']
-        compile_args["nvcc"] = [standard, *BUILD["nvcc_flags"], "-Xcompiler=-fPIC", *gencode(archs)]
+        threads = f"--threads={len(archs)}"  # architectures at a time
+        compile_args["nvcc"] = [standard, *BUILD["nvcc_flags"], threads, "-Xcompiler=-fPIC", *gencode(archs)]
         files += cuda_files
         link += [f"-L{cuda_library_dir(home)}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     # CppExtension even with .cu files: CUDAExtension refuses a CPU-only torch and links libraries that one lacks.
