@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from unmask.sampling.config import SamplerConfig, require_positive_int
+from unmask.config import PositiveInt, checked
+from unmask.sampling.config import SamplerConfig
 
 SETTINGS = tuple(f.name for f in fields(SamplerConfig) if f.name not in ("max_new_tokens", "temperature"))
 """Fields of SamplerConfig that transformers has no name for: they pass through under their own."""
@@ -68,13 +69,13 @@ def buffer_length(given: Mapping[str, Any], prompt_length: int) -> Any:
         return given["max_new_tokens"]  # SamplerConfig checks it
     if "max_length" not in given:
         return None
-    require_positive_int("max_length", given["max_length"])
-    if given["max_length"] <= prompt_length:
+    length = checked("max_length", given["max_length"], PositiveInt)
+    if length <= prompt_length:
         raise ValueError(
-            f"max_length={given['max_length']} counts the prompt, whose {prompt_length} tokens leave no room; "
+            f"max_length={length} counts the prompt, whose {prompt_length} tokens leave no room; "
             "give max_new_tokens"
         )
-    return given["max_length"] - prompt_length
+    return length - prompt_length
 
 
 def token_temperature(do_sample: Any, temperature: Any) -> float:

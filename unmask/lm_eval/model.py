@@ -14,12 +14,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from unmask.config import PositiveInt, checked
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.huggingface.arguments import sampler_settings
 from unmask.lm_eval.likelihood import loglikelihoods
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.heuristics import ConfidenceSteps
-from unmask.sampling.config import SamplerConfig, require_positive_int
+from unmask.sampling.config import SamplerConfig
 from unmask.sampling.prompts import text_ids
 from unmask.sampling.sampler import Sampler
 
@@ -86,10 +87,7 @@ class UnmaskLM(TemplateLM):
         refused = sorted({"temperature", "record", "stop_at_eos"} & set(settings))
         if refused:
             raise ValueError(f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs")
-        require_positive_int("max_new_tokens", settings.get("max_new_tokens", 1))
-        blocks = settings.get("block_length")
-        one_block = max(blocks, 1) if isinstance(blocks, int) else 1
-        SamplerConfig().updated({"block_length": None, **settings, "max_new_tokens": one_block})
+        SamplerConfig().updated(settings)
         model = load_model(pretrained, found_device(device), dtype, trust_remote_code, revision)
         self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code, None if tokenizer else revision)
         self.sampler = Sampler(model, self.tokenizer, policy)
@@ -278,8 +276,7 @@ def found_device(device: str | None) -> str:
 def positive(name: str, value: Any) -> int:
     """A number from the command line; ValueError for what is none, such as "auto"."""
     number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    require_positive_int(name, number)
-    return int(number)
+    return int(checked(name, number, PositiveInt))
 
 
 def sequence_numbers(requests: Sequence[Any]) -> list[int]:
