@@ -37,6 +37,13 @@ Range = Annotated[tuple[NonNegative, ...], AfterValidator(ordered)]
 # Strict: a bool is no number and a text no number either; what files and command lines say is parsed before.
 CHECKS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
+WORDS = {
+    "value_error": "{error}", "int_type": "an integer", "float_type": "a number", "bool_type": "true or false",
+    "string_type": "a text", "tuple_type": "a list", "dict_type": "a mapping", "greater_than_equal": "at least {ge:g}",
+    "too_short": "a list of at least {min_length}",
+}  # fmt: skip
+"""What was expected, for pydantic's types of errors; its own words for all others."""
+
 
 class UnknownName(TypeError, ValueError):
     """A name that a configuration does not have: as an argument a TypeError, in a file a ValueError."""
@@ -137,6 +144,10 @@ def described(name: str, errors: list[Any]) -> str:
         return str(first["ctx"]["error"])
     if first["type"].startswith("missing"):
         return f"{name} is missing"
-    said = [str(entry["ctx"]["error"]) if entry["type"] == "value_error" else entry["msg"] for entry in errors]
-    wanted = dict.fromkeys(text.removeprefix("Input should be ") for text in said)
+    wanted = dict.fromkeys(
+        WORDS[entry["type"]].format(**entry.get("ctx", {}))
+        if entry["type"] in WORDS
+        else entry["msg"].rpartition(" should be ")[2]
+        for entry in errors
+    )
     return f"{name} must be {' or '.join(wanted)}, got {first['input']!r}"

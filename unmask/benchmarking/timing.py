@@ -7,9 +7,10 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -227,6 +228,28 @@ def run(
     ]
     partial = [t for t in rows if t.contender in comparison.yardsticks]
     return [t for t in rows if t not in partial] + missing + partial
+
+
+def run_all(
+    suites: Mapping[str, Any], device: torch.device, machine: Machine, budget: float, clock: str, quick: bool
+) -> Iterator[tuple[list[Timing], list[str]]]:
+    """The rows of each comparison of ``suites``, and what went wrong with it: one failure does not stop the others."""
+    for name, module in suites.items():
+        try:
+            comparisons = module.comparisons(device, quick=quick)
+        except RuntimeError as error:
+            yield [], [f"{name}: {error}"]
+            continue
+        for comparison in comparisons:
+            title = f"{comparison.name}, {comparison.setting}"
+            try:
+                rows = run(comparison, device, machine, budget, clock)
+            except AssertionError as error:
+                yield [], [f"{title}: outputs differ, not timed: {error}"]
+            except RuntimeError as error:  # of the device, such as no memory left
+                yield [], [f"{title}: {error}"]
+            else:
+                yield rows, [f"{title}, {t.contender}: {t.note}" for t in rows if t.note.startswith("outputs differ")]
 
 
 def limit(comparison: Comparison, machine: Machine, seconds: Mapping[str, float]) -> tuple[str, float]:

@@ -72,8 +72,7 @@ def buffer_length(given: Mapping[str, Any], prompt_length: int) -> Any:
     length = checked("max_length", given["max_length"], PositiveInt)
     if length <= prompt_length:
         raise ValueError(
-            f"max_length={length} counts the prompt, whose {prompt_length} tokens leave no room; "
-            "give max_new_tokens"
+            f"max_length={length} counts the prompt, whose {prompt_length} tokens leave no room; give max_new_tokens"
         )
     return length - prompt_length
 
