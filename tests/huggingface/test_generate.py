@@ -136,7 +136,6 @@ def test_several_completions_of_a_prompt(model: Any, form: str) -> None:
         ({"do_sample": True, "top_k": 7}, "top_k=7 has no meaning"),
         ({"repetition_penalty": 1.5}, "repetition_penalty=1.5 has no meaning"),
         ({"max_time": 2.0}, "max_time=2.0 has no meaning"),
-        ({"max_new_tokens": 10, "block_length": 4}, "max_new_tokens=10 is not divisible by block_length=4"),
         ({"policy": "treshold:0.9"}, "unknown policy 'treshold:0.9'"),
         ({"eos_token_id": [3, 5]}, r"eos_token_id must be one id, got \[3, 5\]"),
         ({"token_type_ids": torch.ones(2, 6, dtype=torch.int64)}, "token_type_ids must be all 0"),

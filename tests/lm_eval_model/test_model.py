@@ -214,11 +214,11 @@ def test_loglikelihoods_and_greedy_flags(model: UnmaskLM) -> None:
 
 def test_refusals() -> None:
     for arguments, message in (
-        ({"batch_size": "auto"}, "batch_size must be a positive integer, got 'auto'"),
+        ({"batch_size": "auto"}, "batch_size must be an integer, got 'auto'"),
         ({"max_batch_size": 8}, "max_batch_size=8 goes with automatic batch sizes"),
         ({"temperature": 0.5}, "model_args has no temperature"),
-        ({"cache": "some"}, "cache must be one of none, prefix, dual"),
-        ({"mc_num": 0}, "mc_num must be a positive integer, got 0"),
+        ({"cache": "some"}, "cache must be 'none', 'prefix' or 'dual', got 'some'"),
+        ({"mc_num": 0}, "mc_num must be at least 1, got 0"),
         ({"policy": "treshold:0.9"}, "unknown policy 'treshold:0.9'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -153,9 +153,9 @@ def test_damaged_own_checkpoints(own: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 3}, "unknown policy configuration keys: depth"),
+        ({"depth": 3}, r"unknown PolicyConfig fields \['depth'\]"),
         ({"hidden_size": 24}, "has shape"),
-        ({"hidden_size": "wide"}, "hidden_size must be a positive integer"),
+        ({"hidden_size": "wide"}, "hidden_size must be an integer, got 'wide'"),
         ({"context": "all"}, "context must be"),
         ({"format_version": 2}, "format_version must be 1, got 2"),
         ({"model_type": "bert"}, "model_type must be 'unmask-policy', got 'bert'"),
@@ -171,7 +171,7 @@ def test_wrong_own_configurations(values: dict, message: str, own: Path) -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 3}, "unknown policy configuration keys: depth"),
+        ({"depth": 3}, r"unknown PolicyConfig fields \['depth'\]"),
         ({"hidden_size": 64}, r"hidden_size 64 \(tensors: 128\)"),
         ({"num_heads": 8}, "state num_heads in config.json"),
         ({"num_heads": 3}, "multiple of 2"),

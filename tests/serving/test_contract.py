@@ -219,15 +219,14 @@ def test_a_forward_batch_of_another_sglang_is_refused(sglang: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"treshold": 0.9}, ValueError, r"unknown keys \['treshold'\]; known keys are policy, max_new_tokens"),
+        ({"treshold": 0.9}, ValueError, r"unknown keys of the algorithm config \['treshold'\]; known are policy, max_new_tokens"),
         ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'. Did you mean threshold:0.9"),
         ({"policy": "threshold:2"}, ValueError, "LAMBDA must be a number from 0 to 1, got 2.0"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"policy": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
-        ({"temperature": -1}, ValueError, "algorithm config: temperature must be a finite number >= 0, got -1"),
-        ({"max_new_tokens": 20}, ValueError, "max_new_tokens=20 is not divisible by block_length=8"),
-        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be a positive integer, got 0"),
-        ({"seed": -1}, ValueError, "seed must be an integer"),
+        ({"temperature": -1}, ValueError, "algorithm config: temperature must be at least 0, got -1"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"actions": "greedy"}, ValueError, "actions means nothing to the policy 'threshold:0.9'"),
         ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
         (
