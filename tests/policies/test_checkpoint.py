@@ -259,6 +259,7 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.copytree(folder_path, tmp_path / "uploaded")
             return f"https://hub/{repo_id}/{commit_message}"
 
+    card = hub.ModelCard
     fake_hub(monkeypatch, HfApi=HfApi, ModelCardData=hub.ModelCardData)
     policy = Policy(PolicyConfig(hidden_size=16, num_heads=1, ffn_size=16))
     with pytest.raises(ValueError, match="base_model must be a hub id"):
@@ -270,7 +271,7 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(
         Policy.from_pretrained(tmp_path / "uploaded").packed_weights().packed, policy.packed_weights().packed
     )
-    assert hub.ModelCard.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"
+    assert card.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"
 
 
 def test_a_packaged_name_wins_over_a_folder(tmp_path, monkeypatch):

@@ -219,7 +219,11 @@ def test_a_forward_batch_of_another_sglang_is_refused(sglang: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"treshold": 0.9}, ValueError, r"unknown keys of the algorithm config \['treshold'\]; known are policy, max_new_tokens"),
+        (
+            {"treshold": 0.9},
+            ValueError,
+            r"unknown keys of the algorithm config \['treshold'\]; known are policy, max_new_tokens",
+        ),
         ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'. Did you mean threshold:0.9"),
         ({"policy": "threshold:2"}, ValueError, "LAMBDA must be a number from 0 to 1, got 2.0"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),

@@ -8,8 +8,8 @@ from torch import Tensor
 from unmask import ops
 from unmask.benchmarking.captured import library
 from unmask.benchmarking.timing import Comparison
+from unmask.policies.config import PolicyConfig
 from unmask.policies.learned import Policy
-from unmask.policies.network import PolicyConfig
 
 LENGTH, BLOCK = 256, 32
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unmask.benchmarking.timing import Comparison
 from unmask.models import load_model, load_tokenizer
+from unmask.policies.config import PolicyConfig
 from unmask.policies.learned import Policy
-from unmask.policies.network import PolicyConfig
 from unmask.sampling import Sampler, SamplerConfig
 from unmask.sampling.result import first_eos
 from unmask.tasks import make_task

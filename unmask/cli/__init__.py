@@ -64,7 +64,7 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
     keep_freed_memory()
     try:
         command = getattr(import_module(f"unmask.cli.{name}"), name.capitalize())
-        return parse(command, arguments, f"unmask {name}").run()
+        return int(parse(command, arguments, f"unmask {name}").run())
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0

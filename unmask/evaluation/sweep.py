@@ -52,7 +52,7 @@ OnRow = Callable[[Job, int], None]
 
 
 def measure(
-    jobs: Sequence[Job], output: Path | None = None, completions: Path | None = None, on_row: OnRow | None = None
+    jobs: Sequence[Job], output: Path | None = None, completions: Path | None = None, on_row: OnRow = lambda *_: None
 ) -> Iterator[Evaluation]:
     """A row for each job: one of the CSV file ``output`` if it measures the same, else made now and written there.
 
@@ -62,7 +62,7 @@ def measure(
     for job in jobs:
         check_samples(job.samples, job.sampler.config, job.sampler)
     for job in jobs:
-        tell = partial(on_row, job) if on_row else lambda finished: None
+        tell = partial(on_row, job)
         tell(0)
         row = job.row(known)
         if row is None:

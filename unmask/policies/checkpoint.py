@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
-from unmask.policies.network import PolicyConfig, PolicyNetwork, rotary_frequencies
+from unmask.policies.config import PolicyConfig
+from unmask.policies.network import PolicyNetwork, rotary_frequencies
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

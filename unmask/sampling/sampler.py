@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.models.placement import DeviceMap
 from unmask.policies.base import Observation, UnmaskingPolicy
-from unmask.policies.network import PolicyConfig
+from unmask.policies.config import PolicyConfig
 from unmask.policies.registry import make_policy
 from unmask.sampling.batch import Batch, EagerBatch, GraphedBatch, why_no_graphs
 from unmask.sampling.canvas import POISONED, Canvas
