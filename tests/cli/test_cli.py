@@ -57,7 +57,17 @@ def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_sampler() -> None:
-    words = ["a", "--cache", "dual", "--cache-refresh", "4", "--block-length", "full", "--deterministic", "--no-stop-at-eos"]
+    words = [
+        "a",
+        "--cache",
+        "dual",
+        "--cache-refresh",
+        "4",
+        "--block-length",
+        "full",
+        "--deterministic",
+        "--no-stop-at-eos",
+    ]
     command = parse(Generate, [*words, "--temperature", "1", "b"], "unmask generate")
     assert (command.prompts, command.loading.model, command.prompting.chat_template) == (("a", "b"), "tiny", None)
     overrides = given(command.decoding, SamplerConfig)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import (
     TYPE_CHECKING,
@@ -115,41 +114,31 @@ def given(options: Any, kind: type[Config]) -> dict[str, Any]:
 
 def parse(kind: type[Kind], arguments: Sequence[str], prog: str) -> Kind:
     """The ``kind`` that ``arguments`` spell. Raises ValueError for what they may not say, SystemExit after --help."""
+
+    def ask(**settings: Any) -> Any:
+        return tyro.cli(kind, args=arguments, prog=prog, config=STYLE, registry=REGISTRY, **settings)
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            made, unknown = tyro.cli(
-                kind, args=arguments, prog=prog, return_unknown_args=True, config=STYLE, registry=REGISTRY
-            )
+            made, rest = ask(return_unknown_args=True)
+            if rest and kind.REST and not any(word.startswith("-") for word in rest):
+                return made.updated({kind.REST: (*getattr(made, kind.REST), *rest)})
+            return ask() if rest else made
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(reason(stop, said.getvalue())) from None
-    if unknown and kind.REST and not any(word.startswith("-") for word in unknown):
-        return made.updated({kind.REST: (*getattr(made, kind.REST), *unknown)})
-    if unknown:
-        known = [f"--{name.replace('_', '-')}" for name in option_names(kind)]
-        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.75)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    return made
 
 
 def reason(stop: SystemExit, printed: str) -> str:
-    """Why tyro stopped: what a configuration said, else the first part of the box that it printed, in one line."""
+    """Why tyro stopped: what a configuration said, else the text in the box that it printed, in one line."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, ValueError):
             return str(cause)
         cause = cause.__context__
-    rows = [row.strip("│ ") for row in printed.splitlines()[1:]]
-    end = next((i for i, row in enumerate(rows) if row.startswith(("─", "╰"))), len(rows))
-    return " ".join(rows[:end])
-
-
-def option_names(kind: Any) -> list[str]:
-    """All options of ``kind`` and of the groups in it."""
-    hints: Mapping[str, Any] = get_type_hints(kind)
-    nested = {f.name: hints[f.name] for f in fields(kind) if hasattr(hints[f.name], "__dataclass_fields__")}
-    own = [f.name for f in fields(kind) if f.name not in nested]
-    return own + [name for group in nested.values() for name in option_names(group)]
+    rows = [row.strip("│╭╮╰╯─ ") for row in printed.splitlines()[1:]]
+    text = " ".join(filter(None, rows)).partition(" For full helptext")[0]
+    close = re.search(r" (?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+)", text)
+    return f"{text[: close.start()]}; did you mean {close[1]}?" if close else text

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from unmask.config import Positive, PositiveInt
 from unmask.models.config_values import CheckpointConfig, Raw, read
 from unmask.models.transformer import TransformerConfig
@@ -17,17 +19,15 @@ MODEL_TYPE = "Dream"
 class DreamConfig(CheckpointConfig, kw_only=True):
     """Keys of Qwen2.5's configuration."""
 
-    vocab_size: PositiveInt
     hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
+    num_layers: PositiveInt = Field(alias="num_hidden_layers")
+    num_heads: PositiveInt = Field(alias="num_attention_heads")
+    num_kv_heads: PositiveInt | None = Field(None, alias="num_key_value_heads")
     intermediate_size: PositiveInt
     max_position_embeddings: PositiveInt
-    num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
     rms_norm_eps: Positive = 1e-6
-    rope_theta: Positive | None = None
-    tie_word_embeddings: bool = False
+    tie_embeddings: bool = Field(False, alias="tie_word_embeddings")
+    head_dim: PositiveInt | None = None
     layer_types: tuple[Literal["full_attention"], ...] = ()
     hidden_act: Literal["silu"] = "silu"
     use_sliding_window: Literal[False] = False
@@ -35,7 +35,7 @@ class DreamConfig(CheckpointConfig, kw_only=True):
     mlp_bias: Literal[False] = False
 
     def __post_init__(self) -> None:
-        if self.head_dim not in (None, own := self.hidden_size // self.num_attention_heads):
+        if self.head_dim not in (None, own := self.hidden_size // self.num_heads):
             raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {self.head_dim}")
 
 
@@ -54,24 +54,7 @@ LAYER = {
 
 def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming the key for anything this decoder does not implement."""
-    c = read(DreamConfig, raw)
-    return TransformerConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        num_layers=c.num_hidden_layers,
-        num_heads=c.num_attention_heads,
-        num_kv_heads=c.num_key_value_heads,
-        intermediate_size=c.intermediate_size,
-        mask_token_id=c.mask_token_id,
-        eos_token_id=c.eos_token_id,
-        pad_token_id=c.pad_token_id,
-        max_position_embeddings=c.max_position_embeddings,
-        rms_norm_eps=c.rms_norm_eps,
-        rope_theta=c.rope_theta or (c.rope_parameters or {}).get("rope_theta", 10_000.0),
-        qkv_bias=True,
-        tie_embeddings=c.tie_word_embeddings,
-        logits_shift=1,
-    )
+    return read(DreamConfig, raw).transformer(qkv_bias=True, logits_shift=1)
 
 
 def weight_names(config: TransformerConfig) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from unmask.config import Positive, PositiveInt
 from unmask.models.config_values import CheckpointConfig, Raw, read
 from unmask.models.transformer import TransformerConfig
@@ -14,20 +16,17 @@ MODEL_TYPE = "llada"
 class LLaDAConfig(CheckpointConfig, kw_only=True):
     """The published modelling code has many switches; the last ones here are as its checkpoints have them."""
 
-    d_model: PositiveInt
-    n_heads: PositiveInt
-    n_layers: PositiveInt
-    vocab_size: PositiveInt
-    max_sequence_length: PositiveInt
-    embedding_size: PositiveInt | None = None
-    n_kv_heads: PositiveInt | None = None
+    hidden_size: PositiveInt = Field(alias="d_model")
+    num_layers: PositiveInt = Field(alias="n_layers")
+    num_heads: PositiveInt = Field(alias="n_heads")
+    num_kv_heads: PositiveInt | None = Field(None, alias="n_kv_heads")
     multi_query_attention: bool = False
-    mlp_hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = Field(None, alias="mlp_hidden_size")
     mlp_ratio: Positive = 4.0
-    rms_norm_eps: Positive = 1e-5
-    rope_theta: Positive = 10_000.0
-    include_qkv_bias: bool = False
-    weight_tying: bool = False
+    embedding_size: PositiveInt | None = None
+    max_position_embeddings: PositiveInt = Field(alias="max_sequence_length")
+    qkv_bias: bool = Field(False, alias="include_qkv_bias")
+    tie_embeddings: bool = Field(False, alias="weight_tying")
     block_type: Literal["llama"] = "llama"
     block_group_size: Literal[1] = 1
     activation_type: Literal["silu"] = "silu"
@@ -60,22 +59,11 @@ BLOCK = {
 def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming the key for anything this decoder does not implement."""
     c = read(LLaDAConfig, raw)
-    return TransformerConfig(
+    return c.transformer(
         # The embedding may be padded beyond the vocabulary; the logits are as wide as the embedding.
         vocab_size=c.embedding_size or c.vocab_size,
-        hidden_size=c.d_model,
-        num_layers=c.n_layers,
-        num_heads=c.n_heads,
-        num_kv_heads=c.n_kv_heads or (1 if c.multi_query_attention else c.n_heads),
-        intermediate_size=c.mlp_hidden_size or int(c.mlp_ratio * c.d_model),
-        mask_token_id=c.mask_token_id,
-        eos_token_id=c.eos_token_id,
-        pad_token_id=c.pad_token_id,
-        max_position_embeddings=c.max_sequence_length,
-        rms_norm_eps=c.rms_norm_eps,
-        rope_theta=c.rope_theta,
-        qkv_bias=c.include_qkv_bias,
-        tie_embeddings=c.weight_tying,
+        num_kv_heads=c.num_kv_heads or (1 if c.multi_query_attention else c.num_heads),
+        intermediate_size=c.intermediate_size or int(c.mlp_ratio * c.hidden_size),
     )
 
 
