@@ -61,16 +61,16 @@ def equal_effort(regime: str, alpha: str) -> Run:
     return Run(f"long-{regime}-{alpha}", f"tiny-dial-{regime}", (f"alpha={alpha}", policy()))
 
 
-NARROW = ("alpha=[0,10]", "max_steps=420", "learning_rate=0.0005")
+NARROW = ("alpha=[0,10]", "iterations=420", "learning_rate=0.0005")
 DIALS = {
     "range 0 to 10": Run("narrow-full-0", "tiny-dial-full", NARROW),
-    **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "dial_learning_rate=5"))
+    **{f"rate x5:seed {s}": Run(f"dial5-full-{s}", "tiny-dial-full", (f"seed={s}", "alpha_lr_multiplier=5"))
        for s in range(3)},
     **{f"32 prompts:seed {s}": Run(f"big-full-{s}", "tiny-dial-full", (f"seed={s}", "per_device_train_batch_size=256"))
        for s in range(2)},
 }  # fmt: skip
 IMITATION = Run("full-imitation", "quickstart", ("imitation_steps=139",))  # all iterations but the last
-NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "max_steps=110"))
+NO_EXPERT = Run("full-noexpert", "quickstart", ("expert=null", "imitation_steps=0", "iterations=110"))
 ABLATIONS = {
     "additive": Run("full-additive", "quickstart", ("reward=additive", "alpha=1")),
     "dpls": Run("full-dpls", "quickstart", ("actions=dpls", "eval_actions=dpls")),

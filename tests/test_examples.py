@@ -11,9 +11,9 @@ import pytest
 from scripts_as_modules import load_script
 
 import unmask
-from unmask.cli.options import parse_pairs
 from unmask.evaluation.results import read_csv
 from unmask.training import TrainerConfig
+from unmask.training.config_files import parse_pairs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "study.py"
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from unmask import evaluation, models, ops, policies, sampling, tasks, training
     from unmask.evaluation.evaluate import evaluate
     from unmask.models.loading import load_model, load_tokenizer
+    from unmask.policies.config import PolicyConfig
     from unmask.policies.learned import Policy
-    from unmask.policies.network import PolicyConfig
     from unmask.sampling.config import SamplerConfig
     from unmask.sampling.result import GenerationResult
     from unmask.sampling.sampler import Sampler
@@ -27,7 +27,7 @@ _HOME = {
     "SamplerConfig": "unmask.sampling.config",
     "GenerationResult": "unmask.sampling.result",
     "Policy": "unmask.policies.learned",
-    "PolicyConfig": "unmask.policies.network",
+    "PolicyConfig": "unmask.policies.config",
     "load_model": "unmask.models.loading",
     "load_tokenizer": "unmask.models.loading",
     "evaluate": "unmask.evaluation.evaluate",

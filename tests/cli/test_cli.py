@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
+from unmask import __version__
 from unmask.benchmarking.timing import Comparison
-from unmask.cli import main, options
+from unmask.cli import COMMANDS, main
+from unmask.cli.generate import Generate
+from unmask.cli.parsing import given, parse
 from unmask.evaluation.results import read_csv
+from unmask.sampling.config import SamplerConfig
+from unmask.training.config import TrainerConfig
 
 
 def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
@@ -51,15 +56,30 @@ def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
     assert len(by_file.stdout.splitlines()) == 2
 
 
-def test_options_of_the_cache_reach_the_sampler() -> None:
-    parser = argparse.ArgumentParser()
-    options.add_model_options(parser)
-    options.add_decoding_options(parser)
-    args = parser.parse_args(["--cache", "dual", "--cache-refresh", "4"])
-    config = options.make_sampler(args, "threshold:0.9").config
-    assert (config.cache, config.cache_refresh) == ("dual", 4)
-    config = options.make_sampler(parser.parse_args([]), "threshold:0.9").config
-    assert (config.cache, config.cache_refresh) == ("none", None)
+def test_options_reach_the_sampler() -> None:
+    words = [
+        "a",
+        "--cache",
+        "dual",
+        "--cache-refresh",
+        "4",
+        "--block-length",
+        "full",
+        "--deterministic",
+        "--no-stop-at-eos",
+    ]
+    command = parse(Generate, [*words, "--temperature", "1", "b"], "unmask generate")
+    assert (command.prompts, command.loading.model, command.prompting.chat_template) == (("a", "b"), "tiny", None)
+    overrides = given(command.decoding, SamplerConfig)
+    assert overrides == {
+        "cache": "dual", "cache_refresh": 4, "block_length": "full", "deterministic": True, "stop_at_eos": False,
+        "temperature": 1,
+    }  # fmt: skip
+    config = command.loading.sampler("threshold:0.9", overrides).config
+    assert config == SamplerConfig(
+        24, None, temperature=1.0, cache="dual", cache_refresh=4, deterministic=True, stop_at_eos=False
+    )
+    assert given(parse(Generate, [], "").decoding, SamplerConfig) == {}
 
 
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
@@ -74,7 +94,25 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
     [
         (["generate", "aBbC:a=", "--policy", "treshold:0.9"], "treshold"),
         (["generate", "hello!"], "which the tokenizer does not know"),
-        (["generate", "aBbC:a=", "--max-new-tokens", "20", "--block-length", "8"], "not divisible by block_length=8"),
+        (
+            ["generate", "aBbC:a=", "--max-new-tokens", "0", "--actions", "x"],
+            "max_new_tokens must be at least 1, got 0",
+        ),
+        (
+            ["generate", "a", "--blok-length", "8"],
+            "unrecognized arguments: --blok-length 8; did you mean --block-length?",
+        ),
+        (["generate", "a", "--dtype", "int8"], "dtype must be 'float32', 'bfloat16' or 'float16', got 'int8'"),
+        (["generate", "a", "--policy"], "Missing value for argument '--policy'"),
+        (["trian"], "unmask: unknown command 'trian'; did you mean train?"),
+        ([], "unmask: no command given; commands are generate, train"),
+        (["push", "folder"], "REPO-ID"),
+        (["plot"], "sources must be a list of at least 1"),
+        (["train", "quickstart", "alpha=-1"], "unmask train: command line: alpha must be at least 0 or a list, got -1"),
+        (["train", "quickstart", "--alpha", "x"], "command line: alpha must be a number or a list, got 'x'"),
+        (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),
+        (["train", "quickstart", "max_steps=1"], "max_steps is now called iterations"),
+        (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
         (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
         (["generate", "aBbC:a=", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
         (["evaluate", "--task", "sum"], "unknown task 'sum'"),
@@ -193,19 +231,46 @@ def test_info_names_versions_and_instruction_set(capsys: pytest.CaptureFixture[s
     assert "tiny" in info["packaged models"]
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["evaluate"], ["plot"], ["bench"], ["info"]])
-def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
-    assert stop.value.code == 0
-    assert "usage: unmask" in capsys.readouterr().out
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {command:<10}{about}\n" in printed for command, about in COMMANDS.items())
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unmask {__version__}\n"
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: unmask {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "missing", "said"),
+    [
+        ("generate", SamplerConfig, {"record"}, "--cache-refresh INT Also recompute everything every so many steps"),
+        ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {none,prefix,dual} Reuse of keys and values"),
+        (
+            "train",
+            TrainerConfig,
+            set(),
+            "--expert-block-length INT Tokens per block of the experts; divides block_length.",
+        ),
+    ],
+)
+def test_help_is_what_the_fields_say(
+    command: str, kind: type, missing: set[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert {f.name for f in fields(kind) if f"--{f.name.replace('_', '-')}" not in printed} == missing
+    assert said in printed
 
 
 def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "quickstart", "--threads", "1", "alpha=-1"]) == 2
-    assert "alpha must be a finite number >= 0, got -1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["train", "quickstart", "--threads", "1", "--oops"])
+    assert main(["train", "quickstart", "seed=3", "--threads", "1", "alpha=-1"]) == 2
+    assert "alpha must be at least 0 or a list, got -1" in capsys.readouterr().err
+    assert main(["train", "quickstart", "--threads", "1", "--oops"]) == 2
     assert "unrecognized arguments: --oops" in capsys.readouterr().err
 
 
@@ -232,7 +297,6 @@ def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.Captur
 def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("huggingface_hub")
     from unmask import Policy
-    from unmask.training.config import TrainerConfig
     from unmask.training.record import training_record, write_training
 
     settings = {"alpha": 0.25, "output_dir": str(tmp_path), "task": "hops"}
@@ -254,7 +318,7 @@ def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| task | `hops` |" in card
     assert str(tmp_path) not in card
     assert main([*command, "--training", "quickstart"]) == 2
-    assert "training.json differs in alpha; leave the option out" in capsys.readouterr().err
+    assert "training.json differs in alpha; leave it out" in capsys.readouterr().err
     assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 2
     assert "training.json the policy was trained on tiny" in capsys.readouterr().err
     # What a program put in place of a setting is not told by that setting, nor is a folder of this machine.
@@ -281,7 +345,6 @@ def test_lines_of_the_training_log() -> None:
 
 def test_training_ends_with_a_command_that_runs() -> None:
     from unmask.cli.train import trial
-    from unmask.training.config import TrainerConfig
 
     assert trial(TrainerConfig(output_dir="runs/a b")) == "unmask generate --policy 'runs/a b/policy'"
     there = TrainerConfig(model="GSAI-ML/LLaDA-8B-Instruct", output_dir="runs/x")
@@ -291,22 +354,18 @@ def test_training_ends_with_a_command_that_runs() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("generate --block-length x", "argument --block-length: expected a number of tokens or \"full\", got 'x'"),
-        ("generate --device-map {", "argument --device-map: the value is neither JSON nor YAML"),
+        ("generate --block-length x", "block_length must be an integer, got 'x'"),
+        ("generate --device-map {", "'{' is not valid YAML"),
         ("plot rows.csv --output figure", "--output figure needs an ending that says the format"),
-        ("plot rows.csv --max-nfe -1", "--max-nfe must be positive, got -1.0"),
-        ("generate a --delay -1", "--delay must be from 0 to 60 seconds, got -1.0"),
-        ("bench --threads 0", "--threads must be a positive integer, got 0"),
-        ("bench --seconds nan", "--seconds must be positive, got nan"),
+        ("plot rows.csv --max-nfe -1", "max_nfe must be greater than 0, got -1"),
+        ("generate a --delay -1", "delay must be at least 0, got -1"),
+        ("bench --threads 0", "threads must be at least 1, got 0"),
+        ("bench --seconds nan", "seconds must be a number, got 'nan'"),
         ("bench --device cuda", "this torch sees no CUDA device"),
     ],
 )
 def test_numbers_and_names_out_of_range(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "cuda" in command and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    try:
-        status = main(command.split())
-    except SystemExit as leaving:  # argparse's way
-        status = leaving.code  # type: ignore[assignment]
-    assert status == 2
+    assert main(command.split()) == 2
     assert message in capsys.readouterr().err

@@ -13,9 +13,8 @@ import torch
 
 from unmask import Policy, PolicyConfig
 from unmask.cli import main
-from unmask.cli.evaluate import split_label
-from unmask.cli.options import parse_pairs, parse_value
 from unmask.evaluation.results import read_csv
+from unmask.evaluation.sweep import split_label
 from unmask.testing import write_checkpoint
 
 SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--policies", "threshold:0.5")
@@ -25,14 +24,14 @@ SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--polic
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The task and policy of every row that is made rather than found."""
     rows: list[str] = []
-    evaluation = importlib.import_module("unmask.evaluation.evaluate")
-    evaluate = evaluation.evaluate
+    sweep = importlib.import_module("unmask.evaluation.sweep")
+    evaluate = sweep.evaluate
 
     def noting(sampler: Any, task: Any, *rest: Any, **more: Any) -> Any:
         rows.append(task.name)
         return evaluate(sampler, task, *rest, **more)
 
-    monkeypatch.setattr(evaluation, "evaluate", noting)
+    monkeypatch.setattr(sweep, "evaluate", noting)
     return rows
 
 
@@ -164,9 +163,9 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
             ["--samples", "3"],
             "samples=3 needs a temperature above 0, got 0: all samples of a problem would be the same",
         ),
-        (["--samples", "0", "--temperature", "1"], "--samples must be positive, got 0"),
-        (["--problems", "-3"], "--problems must be positive, got -3"),
-        (["--block-length", "4"], "--block-length 4 is not used here: --regimes lists block lengths"),
+        (["--samples", "0", "--temperature", "1"], "samples must be at least 1, got 0"),
+        (["--problems", "-3"], "problems must be at least 1, got -3"),
+        (["--block-length", "4"], "unrecognized arguments: --block-length 4"),
         (["--alphas", "1"], "--alphas was given, but none of the policies is conditioned on alpha"),
         (["--samples", "3", "--pass-at", "1", "4"], "--pass-at 4 needs between 1 and --samples 3 samples"),
         (["--task", "hops", "sum"], "unknown task 'sum'"),
@@ -174,6 +173,9 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--task", "gsm8k", "mbpp", "--task-options", "path=x"], "which task's path? Write gsm8k.path"),
         (["--output", "nowhere/rows.csv"], "--output nowhere/rows.csv must be a file in a folder that exists"),
         (["--completions", "/"], "--completions / must be a file in a folder that exists"),
+        (["--regimes", "8", "0"], "regimes must be at least 1 or 'full', got 0"),
+        (["--policies"], "policies must be a list of at least 1, got ()"),
+        (["--temperature", "-1"], "temperature must be at least 0, got -1"),
         (["--task-options", "path"], "'path' is not NAME=VALUE"),
         (["--chat-template"], "CharTokenizer has no chat template"),
         (["--system-prompt", "x"], "no chat template is in use"),
@@ -192,32 +194,3 @@ def test_a_folder_with_an_equals_sign_is_no_label(tmp_path: Path) -> None:
     folder = str(tmp_path / "a=1")
     assert split_label(folder) == (folder, folder)
     assert split_label("mine=runs/a=1") == ("mine", "runs/a=1")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("null", None), ("True", True), ("false", False), ("3", 3), ("-3", -3), ("3.0e-5", 3e-5), ("1e-3", 1e-3),
-        (".5", 0.5), ("[0, 10]", [0, 10]), ('{"a": [1]}', {"a": [1]}), ("{alpha_conditioned: true}",
-        {"alpha_conditioned": True}), ("[tensorboard]", ["tensorboard"]), ("threshold:0.9", "threshold:0.9"),
-        ("test.jsonl", "test.jsonl"), ('"3"', "3"), ("", ""), ("a=b", "a=b"), ("no", "no"), ("1_000", "1_000"),
-    ],
-)  # fmt: skip
-def test_values_of_settings(text: str, value: Any) -> None:
-    found = parse_value(text)
-    assert found == value
-    assert type(found) is type(value)
-    assert parse_pairs([f"x={text}"]) == {"x": value}
-
-
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        ("alpha", "'alpha' is not NAME=VALUE"),
-        ("=3", "'=3' is not"),
-        ("alpha=[1", r"'alpha=\[1': .* neither JSON nor YAML"),
-    ],
-)
-def test_pairs_that_are_none(pair: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_pairs([pair])

@@ -96,8 +96,12 @@ def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not rows of evaluations"):
         read_csv(tmp_path / "rows.csv")
     (tmp_path / "notes.txt").write_text("notes of mine\n")
-    with pytest.raises(ValueError, match="not rows of evaluations: there is a column 'notes of mine'"):
+    with pytest.raises(ValueError, match=r"not rows of evaluations: unknown columns \['notes of mine'\]"):
         read_csv(tmp_path / "notes.txt")
+    write_csv(tmp_path / "rows.csv", [ROW])
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace(",5.500,", ",many,"))
+    with pytest.raises(ValueError, match="not rows of evaluations: nfe: Input should be a valid number"):
+        read_csv(tmp_path / "rows.csv")
 
 
 def test_pass_at_k_by_hand() -> None:

@@ -175,9 +175,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ValueError,
         "trust_remote_code=True runs the code it brings",
     ),
-    "unknown key": (lambda f: edit_config(f, hidden=3), ValueError, r"unknown keys \['hidden'\]; known: \['eos_"),
-    "missing key": (lambda f: edit_config(f, num_heads="drop"), ValueError, r"config.json has no 'num_heads'"),
-    "bad value": (lambda f: edit_config(f, num_heads=5), ValueError, "hidden_size must be num_heads times an even"),
+    "unknown key": (lambda f: edit_config(f, hidden=3), ValueError, r"fields \['hidden'\]; did you mean hidden_size"),
+    "missing key": (lambda f: edit_config(f, num_heads="drop"), ValueError, "config.json: num_heads is missing"),
+    "bad value": (lambda f: edit_config(f, num_heads=5), ValueError, "hidden_size must be num_heads=5 times an even"),
     "bad defaults": (lambda f: edit_config(f, generation_defaults=[1]), ValueError, "generation_defaults must be"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),

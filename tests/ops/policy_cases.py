@@ -9,7 +9,8 @@ from on_reference import truth
 from torch import Tensor
 
 from unmask.ops import PolicyWeights, policy_forward
-from unmask.policies.network import PolicyConfig, PolicyNetwork
+from unmask.policies.config import PolicyConfig
+from unmask.policies.network import PolicyNetwork
 
 
 def random_network(hidden: int, heads: int, ffn: int, k: int, seed: int = 0, scale: float = 1.0) -> PolicyNetwork:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unmask.policies import files
+from unmask.policies.config import PolicyConfig
 from unmask.policies.files import CheckpointError
 from unmask.policies.learned import Policy
-from unmask.policies.network import PolicyConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -153,9 +153,9 @@ def test_damaged_own_checkpoints(own: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 3}, "unknown policy configuration keys: depth"),
+        ({"depth": 3}, r"unknown PolicyConfig fields \['depth'\]"),
         ({"hidden_size": 24}, "has shape"),
-        ({"hidden_size": "wide"}, "hidden_size must be a positive integer"),
+        ({"hidden_size": "wide"}, "hidden_size must be an integer, got 'wide'"),
         ({"context": "all"}, "context must be"),
         ({"format_version": 2}, "format_version must be 1, got 2"),
         ({"model_type": "bert"}, "model_type must be 'unmask-policy', got 'bert'"),
@@ -171,7 +171,7 @@ def test_wrong_own_configurations(values: dict, message: str, own: Path) -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"depth": 3}, "unknown policy configuration keys: depth"),
+        ({"depth": 3}, r"unknown PolicyConfig fields \['depth'\]"),
         ({"hidden_size": 64}, r"hidden_size 64 \(tensors: 128\)"),
         ({"num_heads": 8}, "state num_heads in config.json"),
         ({"num_heads": 3}, "multiple of 2"),
@@ -259,6 +259,7 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             shutil.copytree(folder_path, tmp_path / "uploaded")
             return f"https://hub/{repo_id}/{commit_message}"
 
+    card = hub.ModelCard
     fake_hub(monkeypatch, HfApi=HfApi, ModelCardData=hub.ModelCardData)
     policy = Policy(PolicyConfig(hidden_size=16, num_heads=1, ffn_size=16))
     with pytest.raises(ValueError, match="base_model must be a hub id"):
@@ -270,7 +271,7 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(
         Policy.from_pretrained(tmp_path / "uploaded").packed_weights().packed, policy.packed_weights().packed
     )
-    assert hub.ModelCard.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"
+    assert card.load(tmp_path / "uploaded" / "README.md").data.base_model == "some/model"
 
 
 def test_a_packaged_name_wins_over_a_folder(tmp_path, monkeypatch):

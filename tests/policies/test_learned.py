@@ -14,8 +14,8 @@ from torch import Tensor
 from unmask.ops.reference.policy_forward import policy_forward as reference
 from unmask.policies import learned
 from unmask.policies.base import Observation, UnmaskingPolicy
+from unmask.policies.config import PolicyConfig
 from unmask.policies.learned import Policy
-from unmask.policies.network import PolicyConfig
 
 
 def random_policy(**fields) -> Policy:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unmask.policies.config import PolicyConfig
 from unmask.policies.files import load
-from unmask.policies.network import PolicyConfig, PolicyNetwork, time_frequencies
+from unmask.policies.network import PolicyNetwork, time_frequencies
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -201,7 +202,7 @@ def test_alpha_starts_without_effect_and_then_has_one():
 @pytest.mark.parametrize("alpha", [-1.0, math.nan, math.inf, "1", True])
 def test_an_alpha_that_is_none_is_refused(alpha):
     network = PolicyNetwork(PolicyConfig(alpha_conditioned=True))
-    with pytest.raises(ValueError, match=r"alpha must be a finite number >= 0 or a tensor \(2,\), got"):
+    with pytest.raises(ValueError, match="alpha must be a.* got"):
         network(torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, 1), torch.zeros(2), alpha)
 
 
@@ -214,9 +215,6 @@ def test_alphas_beyond_training_act_as_its_ends():
     assert torch.equal(network(mask, confidence, time, torch.tensor([0.0, 100.0]))[1], above[1])
     assert torch.equal(network(mask, confidence, time, 3.0), within)
     assert PolicyConfig.from_dict({"trained_alphas": [0, 10]}).trained_alphas == (0, 10)
-    for bad in ((3, 1), (0, 1, 2), (-1, 2), (0, math.inf), ("a", "b")):
-        with pytest.raises(ValueError, match="trained_alphas must be a pair"):
-            PolicyConfig(trained_alphas=bad)
 
 
 def test_input_errors():
@@ -237,22 +235,33 @@ def test_input_errors():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("field", "value", "message"),
     [
-        ({"num_heads": 3}, "multiple of 2"),
-        ({"hidden_size": 0}, "hidden_size must be a positive integer"),
-        ({"ffn_size": 2.5}, "ffn_size must be a positive integer"),
-        ({"context": "some"}, 'context must be "full" or "block"'),
-        ({"min_frequency": 1.0}, "together"),
-        ({"max_period": -1.0}, "max_period must be positive"),
-        ({"output_bias": math.nan}, "output_bias must be finite"),
-        ({"trained_temperature": 0.0}, "trained_temperature must be positive and finite, got 0.0"),
-        ({"trained_actions": "greedy"}, "trained_actions must be one of bernoulli, dpls, got 'greedy'"),
+        ("num_heads", 3, "hidden_size must be a multiple of 2 * num_heads=6, as .*, got 128"),
+        ("hidden_size", 0, "hidden_size must be at least 1, got 0"),
+        ("ffn_size", 2.5, "ffn_size must be an integer, got 2.5"),
+        ("context", "some", "context must be 'full' or 'block', got 'some'"),
+        ("min_frequency", 1.0, "min_frequency and max_frequency are given together or not at all"),
+        ("max_period", -1.0, "max_period must be greater than 0, got -1.0"),
+        ("max_period", "a", "max_period must be a number, got 'a'"),
+        ("output_bias", math.nan, "output_bias must be a finite number, got nan"),
+        ("output_bias", None, "output_bias must be a number, got None"),
+        ("default_alpha", True, "default_alpha must be a number, got True"),
+        ("trained_temperature", 0.0, "trained_temperature must be greater than 0, got 0.0"),
+        ("trained_actions", "greedy", "trained_actions must be 'bernoulli' or 'dpls', got 'greedy'"),
+        ("trained_block_length", -1, "trained_block_length must be at least 0, got -1"),
+        ("alpha_conditioned", "no", "alpha_conditioned must be true or false, got 'no'"),
+        ("trained_alphas", 5, "trained_alphas must be a list, got 5"),
+        ("trained_alphas", (3, 1), r"trained_alphas must be a pair \(low, high\) with 0 <= low <= high, got \(3, 1\)"),
+        ("trained_alphas", (0, 1, 2), "trained_alphas must be a pair"),
+        ("trained_alphas", (-1, 2), "trained_alphas must be at least 0, got -1"),
+        ("trained_alphas", (0, math.inf), "trained_alphas must be a finite number, got inf"),
+        ("widht", 3, r"unknown PolicyConfig fields \['widht'\]"),
     ],
 )
-def test_config_errors(fields, message):
-    with pytest.raises(ValueError, match=message):
-        PolicyConfig(**fields)
+def test_config_errors(field, value, message):
+    with pytest.raises(ValueError, match=message.replace("2 * num", r"2 \* num")):
+        PolicyConfig.from_dict({field: value})
 
 
 def test_a_policy_decodes_as_it_was_trained():
@@ -266,24 +275,6 @@ def test_a_policy_decodes_as_it_was_trained():
     assert PolicyConfig.from_dict(full.to_dict()) == full
 
 
-def test_config_round_trip_and_unknown_keys():
+def test_config_round_trip():
     config = PolicyConfig(num_confidences=4, min_frequency=1.0, max_frequency=50.0, context="block")
     assert PolicyConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match="unknown policy configuration keys: depth, width"):
-        PolicyConfig.from_dict({"width": 3, "depth": 2})
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"alpha_conditioned": "no"}, "alpha_conditioned must be true or false, got 'no'"),
-        ({"zero_time": 1}, "zero_time must be true or false, got 1"),
-        ({"max_period": "a"}, "max_period must be a number, got 'a'"),
-        ({"output_bias": None}, "output_bias must be a number, got None"),
-        ({"default_alpha": True}, "default_alpha must be a number, got True"),
-        ({"trained_alphas": 5}, "trained_alphas must be a pair 0 <= low <= high, got 5"),
-    ],
-)
-def test_fields_of_another_type_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        PolicyConfig(**fields)

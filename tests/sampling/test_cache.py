@@ -290,10 +290,3 @@ def test_models_without_a_cache_refuse_it(cache: str) -> None:
         with pytest.raises(ValueError, match=message):
             call(torch.ones(1, 3, dtype=torch.int64))
     assert model.calls == 0
-
-
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="cache must be one of none, prefix, dual, got 'suffix'"):
-        SamplerConfig(cache="suffix")
-    with pytest.raises(ValueError, match="cache_refresh must be a positive integer, got 0"):
-        SamplerConfig(cache="dual", cache_refresh=0)

@@ -88,7 +88,11 @@ def test_a_row_of_padding_alone_takes_no_step() -> None:
             "input_ids must have at least one token",
         ),
         (lambda s: s.infill(torch.full((1, 2), MASK), max_new_tokens=4), ValueError, "max_new_tokens does not apply"),
-        (lambda s: s.infill(torch.full((1, 2), MASK), block_length=0), ValueError, "must be a positive integer, got 0"),
+        (
+            lambda s: s.infill(torch.full((1, 2), MASK), block_length=0),
+            ValueError,
+            "block_length must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_input_is_refused(call: object, error: type[Exception], message: str) -> None:

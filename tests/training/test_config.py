@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from unmask.training.config import TrainerConfig, packaged_configs
+from unmask.training.config_files import parse_pairs, parse_value
+from unmask.training.rewards import REWARDS
 
 SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "per_device_train_batch_size": 4}
 
@@ -15,57 +18,55 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rte": 1.0}, "unknown training setting 'learning_rte'; did you mean learning_rate?"),
+        ({"learning_rte": 1.0}, r"unknown TrainerConfig fields \['learning_rte'\]; did you mean learning_rate"),
+        ({"max_steps": 3}, "max_steps is now called iterations"),
+        ({"dial_learning_rate": 3}, "dial_learning_rate is now called alpha_lr_multiplier"),
         ({"num_generations": 1}, "num_generations must be at least 2: a group of 1 has nothing to compare with"),
-        ({"block_length": 7}, "max_new_tokens=24 is not divisible by block_length=7"),
         ({"per_device_train_batch_size": 5}, "per_device_train_batch_size=5 is not a multiple of num_generations=2"),
-        ({"reward": "best"}, "reward must be one of multiplicative, additive, plain, got 'best'"),
+        ({"reward": "best"}, "reward must be 'multiplicative', 'additive' or 'plain', got 'best'"),
         ({"alpha": [0, 10]}, "set policy: {alpha_conditioned: true}"),
-        ({"alpha": [3, 1], "policy": {"alpha_conditioned": True}}, "alpha must have 0 <= low < high"),
-        ({"alpha": -1}, "alpha must be a finite number >= 0, got -1"),
+        ({"alpha": [3, 1], "policy": {"alpha_conditioned": True}}, "alpha must be .* a pair .*low <= high, got"),
+        ({"alpha": -1}, "alpha must be at least 0 or a list, got -1"),
+        ({"alpha": None}, "alpha must be a number or a list, got None"),
+        ({"alpha": ["0", "3"]}, r"alpha must be a number, got \('0', '3'\)"),
         ({"expert": "treshold:0.9"}, "expert must be a heuristic"),
         ({"expert": ["threshold:0.9", "treshold:0.5"]}, "expert must be a heuristic .* got 'treshold:0.5'"),
-        ({"expert": ["threshold:0.9", 3]}, "expert must be a heuristic .* got 3"),
+        ({"expert": ["threshold:0.9", 3]}, r"expert must be a text, got \('threshold:0.9', 3\)"),
+        ({"expert": "threshold:abc"}, "expert: policy 'threshold:abc': 'abc' is not a number"),
         ({"expert": [], "imitation_steps": 1}, "imitation_steps=1 needs an expert"),
-        ({"expert": "threshold:0.9", "expert_block_length": 7}, "expert_block_length=7: .* not divisible"),
-        ({"policy": {"hiden_size": 3}}, "unknown policy configuration keys: hiden_size"),
-        ({"actions": "greedy"}, "actions must be one of bernoulli, dpls, got 'greedy'"),
-        ({"report_to": ["mlflow"]}, "report_to must be one of tensorboard, wandb, got 'mlflow'"),
-        ({"cache": "some"}, "cache must be one of none, prefix, dual, got 'some'"),
-        ({"max_steps": 0}, "max_steps must be a positive integer, got 0"),
-        ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0, got -1"),
-        ({"adam_beta2": 1.0}, r"adam_beta2 must be in \[0, 1\), got 1.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be a finite number >= 0, got nan"),
-        ({"learning_rate": "fast"}, "learning_rate must be a finite number >= 0, got 'fast'"),
-        ({"adam_beta1": "most"}, "adam_beta1 must be a finite number >= 0, got 'most'"),
-        ({"block_length": "full"}, "block_length must be a positive integer, got 'full'"),
-        ({"alpha": None}, "alpha must be a number or a pair .*, got None"),
-        ({"alpha": ["0", "3"]}, r"alpha must be a number or a pair .*, got \('0', '3'\)"),
-        ({"policy": "tiny"}, "policy must be a mapping of fields, got 'tiny'"),
-        ({"task_options": ["a"]}, "task_options must be a mapping of fields"),
+        ({"expert": "factor:1", "imitation_steps": 9, "iterations": 9}, "leaves nothing of iterations=9"),
+        ({"expert": "threshold:0.9", "expert_block_length": 24}, "=24 does not divide block_length=8"),
+        ({"expert": "threshold:0.9", "expert_block_length": 6}, "=6 does not divide block_length=8"),
+        ({"policy": {"hiden_size": 3}}, r"policy: unknown PolicyConfig fields \['hiden_size'\]; did you mean hidden"),
+        ({"policy": "tiny"}, "policy must be a mapping, got 'tiny'"),
+        ({"init_policy": "tiny", "policy": {"hidden_size": 64}}, "has its own shape, .* set policy to {}"),
+        ({"task_options": ["a"]}, "task_options must be a mapping"),
+        ({"actions": "greedy"}, "actions must be 'bernoulli' or 'dpls', got 'greedy'"),
+        ({"report_to": ["mlflow"]}, "report_to must be 'tensorboard' or 'wandb', got 'mlflow'"),
+        ({"cache": "some"}, "cache must be 'none', 'prefix' or 'dual', got 'some'"),
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
+        ({"adam_beta2": 1.0}, "adam_beta2 must be less than 1, got 1.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number, got nan"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"block_length": "half"}, "block_length must be an integer, got 'half'"),
         ({"model": None}, "model must be a text, got None"),
         ({"scale_rewards": "none"}, "scale_rewards must be true or false, got 'none'"),
         ({"balance_alphas": 1}, "balance_alphas must be true or false, got 1"),
-        (
-            {"init_policy": "tiny", "policy": {"hidden_size": 64}},
-            "init_policy='tiny' has its own shape, .* set policy to {}",
-        ),
-        ({"eval_alphas": 5}, "eval_alphas must be a list of numbers >= 0, got 5"),
-        ({"eval_alphas": [1, "a"]}, "eval_alphas must be a list of numbers >= 0"),
-        ({"eval_alphas": [-1]}, "eval_alphas must be a list of numbers >= 0"),
-        ({"eval_policy_temperature": 0}, "policy_temperature must be positive"),
+        ({"eval_alphas": 5}, "eval_alphas must be a list, got 5"),
+        ({"eval_alphas": [1, "a"]}, "eval_alphas must be a number, got 'a'"),
+        ({"eval_alphas": [-1]}, "eval_alphas must be at least 0, got -1"),
+        ({"eval_policy_temperature": 0}, "eval_policy_temperature must be greater than 0"),
         ({"rollout_batch_size": 1}, "rollout_batch_size=1 is less than a group of 2"),
-        ({"expert": "threshold:abc"}, "expert: policy 'threshold:abc': 'abc' is not a number"),
-        (
-            {"expert": "threshold:0.9", "expert_block_length": 24},
-            "expert_block_length=24 does not divide block_length=8",
-        ),
-        ({"expert": "threshold:0.9", "expert_block_length": 6}, "expert_block_length=6 does not divide block_length=8"),
     ],
 )
 def test_bad_settings(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainerConfig.from_dict({**SMALL, **change})
+
+
+def test_rewards_are_those_there_are() -> None:
+    assert get_args(get_type_hints(TrainerConfig)["reward"]) == tuple(REWARDS)
 
 
 def test_every_expert_counts_in_a_group() -> None:
@@ -101,35 +102,66 @@ def test_packaged_configurations_are_valid(name: str) -> None:
     assert TrainerConfig.from_dict(config.to_dict()) == config
 
 
-def test_overrides_replace_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        ("alpha: [", {}, "FILE: not valid YAML: "),
+        ("- 1\n- 2", {}, "FILE: expected a mapping of settings, got list"),
+        ("num_generations: many", {"alpha": 3}, "FILE: num_generations must be an integer, got 'many'"),
+        ("alpha: 3", {"alpha": "fast"}, "overrides: alpha must be a number or a list, got 'fast'"),
+        ("alpha: 3\nseed: -1", {"alpha": 4}, "FILE: seed must be at least 0, got -1"),
+        ("num_generations: 3", {}, "FILE: per_device_train_batch_size=16 is not a multiple of num_generations=3"),
+        ("alpha: 3", {"num_generations": 3}, "overrides: per_device_train_batch_size=16 is not a multiple of"),
+        ("extends: quickstart\nnum_generations: 3", {}, "FILE: per_device_train_batch_size=128 is not a multiple of"),
+    ],
+)
+def test_a_mistake_is_said_of_where_it_was_made(tmp_path: Path, content: str, overrides: dict, message: str) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("max_completion_length: 24\nblock_length: 8\nalpha: 3\n")
-    config = TrainerConfig.from_yaml(file, {"alpha": 0.3})
-    assert (config.alpha, config.block_length, config.max_completion_length) == (0.3, 8, 24)
+    file.write_text(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        TrainerConfig.from_yaml(file, overrides)
+    assert str(caught.value).startswith(message.replace("FILE", str(file)))
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_replace_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("max_completion_length: 24\nblock_length: full\nalpha: fast\n")
+    config = TrainerConfig.from_yaml(tmp_path / "run.yaml", {"alpha": 0.3})
+    assert (config.alpha, config.block_length, config.max_completion_length) == (0.3, None, 24)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("text", "value"),
     [
-        ("alpha: [", "not valid YAML"),
-        ("- 1\n- 2", "expected a mapping of settings, got list"),
-        ("alpha: fast", "alpha"),
-        ("num_generations: many", "num_generations must be a positive integer, got 'many'"),
+        ("null", None), ("True", True), ("false", False), ("3", 3), ("-3", -3), ("3.0e-5", 3e-5), ("1e-3", 1e-3),
+        (".5", 0.5), ("[0, 10]", [0, 10]), ('{"a": [1]}', {"a": [1]}), ("{alpha_conditioned: true}",
+        {"alpha_conditioned": True}), ("[tensorboard]", ["tensorboard"]), ("threshold:0.9", "threshold:0.9"),
+        ("test.jsonl", "test.jsonl"), ('"3"', "3"), ("", ""), ("a=b", "a=b"), ("You: hi", "You: hi"), ("* x", "* x"),
+        ("2024-01-01", "2024-01-01"), ("- 3", "- 3"),
     ],
+)  # fmt: skip
+def test_values_of_settings(text: str, value: Any) -> None:
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+    assert parse_pairs([f"x={text}"]) == {"x": value}
+    assert parse_pairs([f"output_dir={text}"], TrainerConfig) == {"output_dir": text}
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [("alpha", "'alpha' is not NAME=VALUE"), ("=3", "'=3' is not"), ("alpha=[1", r"'\[1' is not valid YAML: .*\S$")],
 )
-def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        TrainerConfig.from_yaml(file)
-    assert str(file) in str(caught.value)
+def test_pairs_that_are_none(pair: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_pairs([pair])
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("alpha: 3\nmax_steps: 7\npolicy: {hidden_size: 64}\n")
+    (tmp_path / "base.yaml").write_text("alpha: 3\niterations: 7\npolicy: {hidden_size: 64}\n")
     (tmp_path / "run.yaml").write_text("extends: base.yaml\nalpha: 1\npolicy: {ffn_size: 16}\n")
     config = TrainerConfig.from_yaml(tmp_path / "run.yaml", {"seed": 5})
-    assert (config.alpha, config.max_steps, config.seed) == (1, 7, 5)
+    assert (config.alpha, config.iterations, config.seed) == (1, 7, 5)
     assert config.policy == {"ffn_size": 16}  # settings are replaced whole
     (tmp_path / "packaged.yaml").write_text("extends: tiny-blocks\n")
     assert TrainerConfig.from_yaml(tmp_path / "packaged.yaml") == TrainerConfig.from_yaml("tiny-blocks")
@@ -148,7 +180,7 @@ def test_the_papers_runs_begin_as_the_paper_says(name: str) -> None:
     bias = config.policy_config().output_bias
     assert 1 / (1 + math.exp(-bias / config.policy_temperature)) == pytest.approx(0.12, abs=0.001)
     assert config.model.startswith("GSAI-ML/LLaDA" if name.startswith("llada") else "Dream-org/Dream")
-    assert (config.max_completion_length, config.alpha, config.max_steps) == (256, 3, 938)
+    assert (config.max_completion_length, config.alpha, config.iterations) == (256, 3, 938)
     assert config.block_length == (32 if name.endswith("blocks") else None)
     assert config.experts == (("threshold:0.9",) if name.endswith("expert") else ())
 
@@ -159,8 +191,8 @@ def test_missing_file_lists_the_packaged_ones() -> None:
 
 
 def test_learning_rate_schedule() -> None:
-    config = TrainerConfig(max_steps=110, warmup_steps=10, learning_rate=1.0)
+    config = TrainerConfig(iterations=110, warmup_steps=10, learning_rate=1.0)
     assert [config.learning_rate_at(i) for i in (0, 4, 9, 10, 60)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5])
     assert config.learning_rate_at(109) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
-    constant = TrainerConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, lr_scheduler_type="constant")
+    constant = TrainerConfig(iterations=110, warmup_steps=10, learning_rate=1.0, lr_scheduler_type="constant")
     assert constant.learning_rate_at(109) == 1.0

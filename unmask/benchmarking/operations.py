@@ -12,8 +12,8 @@ from torch import Tensor
 from unmask import ops
 from unmask.benchmarking.calls import Call, Flushed, compiled, copies, library, on_device
 from unmask.benchmarking.timing import Comparison
+from unmask.policies.config import PolicyConfig
 from unmask.policies.learned import Policy
-from unmask.policies.network import PolicyConfig
 
 VOCAB = 126_464  # LLaDA's
 LENGTH, BLOCK = 256, 32

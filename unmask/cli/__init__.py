@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-DESCRIPTION = "Decode masked diffusion language models with trained or hand-made unmasking policies."
-EPILOG = """first steps:
+COMMANDS = {
+    "generate": "complete prompts and watch the buffer fill in",
+    "train": "learn an unmasking policy by reinforcement learning",
+    "evaluate": "accuracy against forwards, policy by policy",
+    "plot": "draw accuracy over forwards, or training curves",
+    "push": "upload a learned policy to the hub, with a model card",
+    "bench": "what each operation costs here, against eager code",
+    "info": "what was built and what this machine has",
+}
+HELP = """usage: unmask [-h] [--version] COMMAND ...
+
+Decode masked diffusion language models with trained or hand-made unmasking policies.
+
+commands:
+{commands}
+
+options:
+  -h, --help  show this help, or that of a command
+  --version   show the version
+  --debug     (with any command) show a full traceback on errors
+
+first steps:
   unmask generate                      watch the packaged model fill its buffer
   unmask generate "cEaCfBeG:a="        complete a prompt of your own
   unmask train quickstart              train a policy in a few minutes
@@ -15,41 +36,42 @@ EPILOG = """first steps:
   unmask info                          what was built and what this machine has"""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; subcommand modules are light, heavy imports happen when one runs."""
-    from unmask import __version__
-    from unmask.cli import bench, evaluate, generate, info, plot, push, train
-
-    parser = argparse.ArgumentParser(
-        prog="unmask", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"unmask {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, train, evaluate, plot, push, bench, info):
-        module.add_parser(commands)
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends with a one-line message and exit status 2."""
-    from unmask.cli.memory import keep_freed_memory
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())))
+        return 0
+    if first == "--version":
+        from unmask import __version__
 
-    parser = build_parser()
-    args, rest = parser.parse_known_args(arguments)
-    if rest:  # argparse does not take up a list of positionals again after an option
-        if not (hasattr(args, "settings") and all("=" in item and not item.startswith("-") for item in rest)):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.settings += rest
+        print(f"unmask {__version__}")
+        return 0
+    if first not in COMMANDS:
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)} (unmask --help)"
+        print(f"unmask: {f'unknown command {first!r}' if first else 'no command given'}; {hint}", file=sys.stderr)
+        return 2
+    return run(first, [word for word in words[1:] if word != "--debug"], debug="--debug" in words)
+
+
+def run(name: str, arguments: Sequence[str], debug: bool) -> int:
+    """Run the command called ``name``; with ``debug``, errors are raised."""
+    from unmask.cli.memory import keep_freed_memory
+    from unmask.cli.parsing import parse
+
     keep_freed_memory()
     try:
-        return int(args.run(args) or 0)
+        command = getattr(import_module(f"unmask.cli.{name}"), name.capitalize())
+        return int(parse(command, arguments, f"unmask {name}").run())
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        if args.debug:
+        if debug:
             raise
-        print(f"unmask {args.command}: {error}", file=sys.stderr)
+        print(f"unmask {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

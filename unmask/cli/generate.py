@@ -2,101 +2,96 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
+import stat
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from unmask.cli.options import add_decoding_options, add_model_options, add_prompt_options, make_sampler
+from pydantic import Field
+from tyro.conf import Positional
 
-DESCRIPTION = """Complete prompts with a masked diffusion language model.
-
-In a terminal the buffer is drawn as it fills, one line per prompt; elsewhere only the results are printed.
-Prompts come from the command line, from --file (one per line; - is standard input) or from a pipe. Without
-any, a few problems of the packaged model's task are drawn."""
-
-EXAMPLES = """examples:
-  unmask generate "cEaCfBeG:a=" --policy threshold:0.7
-  unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
-  unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
-  echo "bCaBcDfEdG:a=" | unmask generate --json"""
+from unmask.cli.options import Decoding, Loading, Prompting
+from unmask.cli.parsing import Command, Flag, given
+from unmask.sampling.config import SamplerConfig
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "generate",
-        help="complete prompts and watch the buffer fill in",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("prompts", nargs="*", help="prompts to complete")
-    parser.add_argument("--file", help="read prompts from a file, one per line; - for standard input")
-    parser.add_argument(
-        "--policy", help="policy name or folder of a learned one (default: the model's own, else threshold:0.9)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per prompt")
-    parser.add_argument("--plain", action="store_true", help="no live view, also in a terminal")
-    parser.add_argument(
-        "--delay", type=float, default=0.08, metavar="S", help="pause per step of the live view (0.08 s)"
-    )
-    add_model_options(parser)
-    add_prompt_options(parser, "if the tokenizer has one")
-    add_decoding_options(parser)
-    parser.set_defaults(run=run)
+class Generate(Command):
+    """Complete prompts with a masked diffusion language model.
 
+    In a terminal the buffer is drawn as it fills, one line per prompt; elsewhere only the results are printed. Prompts
+    come from the command line, from --file or from a pipe. Without any, a few problems of the packaged model's task
+    are drawn.
 
-def run(args: argparse.Namespace) -> int:
-    from unmask.sampling.prompts import with_chat_template
+    examples:
+      unmask generate "cEaCfBeG:a=" --policy threshold:0.7
+      unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
+      unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
+      echo "bCaBcDfEdG:a=" | unmask generate --json
+    """
 
-    if not 0 <= args.delay < 60:
-        raise ValueError(f"--delay must be from 0 to 60 seconds, got {args.delay}")
-    sampler = make_sampler(args, args.policy)
-    sampler.tokenizer = with_chat_template(sampler.tokenizer, args.chat_template, args.system_prompt)
-    prompts = read_prompts(args)
-    if args.json or args.plain or not sys.stdout.isatty():
-        started = time.perf_counter()
-        result = sampler.generate(prompts)
-        elapsed = time.perf_counter() - started
-        print_results(prompts, result, elapsed, as_json=args.json)
-    else:
-        from unmask.cli.live import watch
+    REST = "prompts"
 
-        watch(sampler, prompts, delay=args.delay)
-    return 0
+    prompts: Positional[tuple[str, ...]] = ()
+    """Prompts to complete."""
+    file: str | None = None
+    """Read prompts from a file, one per line; - for standard input."""
+    policy: str | None = None
+    """Policy name, or folder of a learned one. None: the model's own, else threshold:0.9."""
+    json: Flag = False
+    """Print one JSON object per prompt."""
+    plain: Flag = False
+    """No live view, also in a terminal."""
+    delay: Annotated[float, Field(ge=0, lt=60)] = 0.08
+    """Pause per step of the live view, in seconds."""
+    loading: Loading = Loading()
+    prompting: Prompting = Prompting()
+    decoding: Decoding = Decoding()
 
+    def run(self) -> int:
+        from unmask.sampling.prompts import with_chat_template
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Prompts from arguments, file, pipe, or else some of the demo task."""
-    if args.prompts and args.file:
-        raise ValueError("give prompts on the command line or with --file, not both")
-    if args.prompts:
-        return list(args.prompts)
-    if args.file and args.file != "-":
-        lines = Path(args.file).read_text(encoding="utf-8-sig").splitlines()
-    elif args.file == "-" or has_piped_input():
-        lines = sys.stdin.read().splitlines()
-    elif args.model == "tiny":
-        from unmask.tasks.hops import Hops
+        sampler = self.loading.sampler(self.policy, given(self.decoding, SamplerConfig))
+        how = self.prompting
+        sampler.tokenizer = with_chat_template(sampler.tokenizer, how.chat_template, how.system_prompt)
+        prompts = self.read_prompts()
+        if self.json or self.plain or not sys.stdout.isatty():
+            started = time.perf_counter()
+            result = sampler.generate(prompts)
+            print_results(prompts, result, time.perf_counter() - started, self.json)
+        else:
+            from unmask.cli.live import watch
 
-        return [problem.prompt for problem in Hops().problems(6, seed=7)]
-    else:
-        lines = []
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(
-            'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
-        )
-    return prompts
+            watch(sampler, prompts, delay=self.delay)
+        return 0
+
+    def read_prompts(self) -> list[str]:
+        """Prompts from arguments, file, pipe, or else some of the demo task."""
+        if self.prompts and self.file:
+            raise ValueError("give prompts on the command line or with --file, not both")
+        if self.prompts:
+            return list(self.prompts)
+        lines: list[str] = []
+        if self.file == "-" or (self.file is None and has_piped_input()):
+            lines = sys.stdin.read().splitlines()
+        elif self.file is not None:
+            lines = Path(self.file).read_text(encoding="utf-8-sig").splitlines()
+        elif self.loading.model == "tiny":
+            from unmask.tasks.hops import Hops
+
+            lines = [problem.prompt for problem in Hops().problems(6, seed=7)]
+        prompts = [line for line in lines if line.strip()]
+        if not prompts:
+            raise ValueError(
+                'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
+            )
+        return prompts
 
 
 def has_piped_input() -> bool:
     """Whether standard input is a pipe or a file (and not a terminal, nor nothing at all)."""
-    import os
-    import stat
-
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -106,20 +101,14 @@ def has_piped_input() -> bool:
 
 def print_results(prompts: list[str], result: Any, elapsed: float, as_json: bool) -> None:
     rows = zip(prompts, result.texts, result.steps.tolist(), result.tokens_per_forward.tolist(), strict=True)
-    finished = result.finished.tolist()
-    for i, (prompt, text, steps, tpf) in enumerate(rows):
+    for (prompt, text, steps, tpf), finished in zip(rows, result.finished.tolist(), strict=True):
         if as_json:
-            row = {
-                "prompt": prompt,
-                "completion": text,
-                "steps": steps,
-                "tokens_per_forward": round(tpf, 4),
-                "finished": finished[i],
-            }
+            row = {"prompt": prompt, "completion": text, "steps": steps}
+            row |= {"tokens_per_forward": round(tpf, 4), "finished": finished}
             print(json.dumps(row, ensure_ascii=False))
         else:
             print(f"{prompt}{text}")
-            print(f"  {steps} forwards, {tpf:.2f} tokens per forward" + ("" if finished[i] else ", unfinished"))
+            print(f"  {steps} forwards, {tpf:.2f} tokens per forward" + ("" if finished else ", unfinished"))
     if not as_json:
         tokens = int(result.filled.sum())
         print(f"{len(prompts)} prompts, {tokens} tokens in {elapsed:.2f} s", file=sys.stderr)

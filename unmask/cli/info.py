@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from typing import Any
 
+from unmask.cli.parsing import Command, Flag
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("info", help="what was built and what this machine has", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
-    parser.set_defaults(run=run)
+
+class Info(Command):
+    """What was built and what this machine has."""
+
+    json: Flag = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        info = collect()
+        width = max(map(len, info))
+        print(json.dumps(info, indent=1) if self.json else "\n".join(f"{k:<{width}}  {v}" for k, v in info.items()))
+        return 0
 
 
 def collect() -> dict[str, Any]:
@@ -36,14 +43,3 @@ def collect() -> dict[str, Any]:
         "CUDA devices": ", ".join(devices) or "none found",
         "packaged models": ", ".join(packaged_models()),
     }
-
-
-def run(args: argparse.Namespace) -> int:
-    info = collect()
-    if args.json:
-        print(json.dumps(info, indent=1))
-        return 0
-    width = max(map(len, info))
-    for name, value in info.items():
-        print(f"{name:<{width}}  {value}")
-    return 0

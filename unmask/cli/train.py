@@ -2,67 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unmask.cli.options import parse_pairs, progress_bar
+from tyro.conf import Positional
 
-if TYPE_CHECKING:
-    from unmask.training.config import TrainerConfig
-
-DESCRIPTION = """Train an unmasking policy on a frozen language model by GRPO (arXiv 2512.09106).
-
-CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output folder
-receives config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward) and policy/ (the last), both ready for
-`unmask generate --policy`, `unmask evaluate --policies` and `unmask push`.
-
-Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once."""
-EXAMPLES = """examples:
-  unmask train quickstart                          a few minutes on a laptop
-  unmask train quickstart alpha=10 output_dir=runs/fast
-  unmask train quickstart --resume                 go on after the last checkpoint
-  unmask train --list                              the packaged configurations
-  unmask plot runs/quickstart                      draw the training curves
-  accelerate launch -m unmask train llada-full     several devices"""
+from unmask.cli.options import progress_bar
+from unmask.cli.parsing import Command, Flag, given, options_of
+from unmask.config import Config, PositiveInt
+from unmask.training.config import TrainerConfig, find_config, packaged_configs
+from unmask.training.config_files import parse_pairs
 
 COLUMNS = ("reward", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second")
 IMITATION = ("imitation_loss", "expert_accuracy", "expert_nfe")
 
+if TYPE_CHECKING:
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="learn an unmasking policy by reinforcement learning",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or packaged configuration")
-    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings that replace the file's")
-    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint in output_dir")
-    parser.add_argument("--list", action="store_true", help="print the packaged configurations and stop")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: its own choice)")
-    parser.add_argument("--debug", action="store_true", help="show a full traceback on errors")
-    parser.set_defaults(run=run)
+    class Replaced(Config): ...
+else:
+    Replaced = options_of(TrainerConfig, "Settings that replace the file's; NAME=VALUE is the same as --name VALUE.")
 
 
-def run(args: argparse.Namespace) -> int:
-    from unmask.training.config import TrainerConfig, find_config, packaged_configs
+class Train(Command):
+    """Train an unmasking policy on a frozen language model by GRPO (arXiv 2512.09106).
 
-    if args.list:
-        for name in packaged_configs():
-            first = find_config(name).read_text(encoding="utf-8").splitlines()[0]
-            print(f"{name:<18} {first.lstrip('# ')}")
+    CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
+    folder receives config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward) and policy/ (the last), both
+    ready for `unmask generate --policy`, `unmask evaluate --policies` and `unmask push`.
+
+    Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once.
+
+    examples:
+      unmask train quickstart                          a few minutes on a laptop
+      unmask train quickstart alpha=10 output_dir=runs/fast
+      unmask train quickstart --resume                 go on after the last checkpoint
+      unmask train --list                              the packaged configurations
+      unmask plot runs/quickstart                      draw the training curves
+      accelerate launch -m unmask train llada-full     several devices
+    """
+
+    REST = "settings"
+
+    config: Positional[str | None] = None
+    """YAML file or packaged configuration."""
+    settings: Positional[tuple[str, ...]] = ()
+    """NAME=VALUE pairs that replace the file's settings, of those below."""
+    resume: Flag = False
+    """Go on after the last checkpoint in output_dir."""
+    list: Flag = False
+    """Print the packaged configurations and stop."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch. None: its own choice."""
+    replaced: Replaced = Replaced()
+
+    def run(self) -> int:
+        if self.list:
+            for name in packaged_configs():
+                first = find_config(name).read_text(encoding="utf-8").splitlines()[0]
+                print(f"{name:<18} {first.lstrip('# ')}")
+            return 0
+        if self.config is None:
+            raise ValueError("which configuration? Give a YAML file or one of: " + ", ".join(packaged_configs()))
+        overrides = given(self.replaced, TrainerConfig) | parse_pairs(self.settings, TrainerConfig)
+        overrides |= {"resume_from_checkpoint": True} if self.resume else {}
+        train(TrainerConfig.from_yaml(self.config, overrides, "command line"), self.threads)
         return 0
-    if args.config is None:
-        raise ValueError("which configuration? Give a YAML file or one of: " + ", ".join(packaged_configs()))
-    overrides = parse_pairs(args.settings)
-    if args.resume:
-        overrides["resume_from_checkpoint"] = True
-    config = TrainerConfig.from_yaml(args.config, overrides)
-    train(config, args.threads)
-    return 0
 
 
 def train(config: TrainerConfig, threads: int | None) -> None:
@@ -77,7 +81,7 @@ def train(config: TrainerConfig, threads: int | None) -> None:
     trainer = Trainer(config)
     console = Console(stderr=True)
     with progress_bar(console=console, disable=not trainer.processes.is_main) as progress:
-        bar = progress.add_task("training", total=config.max_steps)
+        bar = progress.add_task("training", total=config.iterations)
 
         def on_log(iteration: int, values: dict[str, float]) -> None:
             progress.update(bar, completed=iteration)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from unmask.config import check_known
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.metrics import aup, mean
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
-OPTIONAL = ("alpha", "tokens_per_second", "unfinished")
-"""Numbers that a row may lack."""
+JSON = ("measures", "solved")
+ROWS = TypeAdapter(list[Evaluation])
 
 
 def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -29,8 +32,6 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
             for name, form in FORMATS.items():
                 row[name] = format(row[name], form)
             row["seconds"] = f"{evaluation.seconds:.1f}"
-            for name in OPTIONAL:
-                row[name] = "" if row[name] is None else repr(row[name])
             row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
             row["solved"] = json.dumps(evaluation.solved)
             writer.writerow(row)
@@ -39,24 +40,16 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 def read_csv(path: Path) -> list[Evaluation]:
     """Rows written by :func:`write_csv`; ValueError names a file that holds something else."""
-    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(
-        ("block_length", "length", "problems", "seed", "samples"), int
-    )
-    kinds |= {
-        "measures": json.loads,
-        "solved": json.loads,
-        "learned": "True".__eq__,
-    }
-    kinds |= dict.fromkeys((*FORMATS, "seconds", "policy_scale"), float)
-    kinds |= dict.fromkeys(OPTIONAL, lambda v: float(v) if v else None)
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        known = {f.name for f in fields(Evaluation)}
-        if unknown := [name for name in reader.fieldnames or [] if name not in known]:
-            raise ValueError(f"{path}: not rows of evaluations: there is a column {unknown[0]!r}")
         try:
-            return [Evaluation(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in reader]
-        except (TypeError, ValueError) as error:
+            check_known(reader.fieldnames or [], (f.name for f in fields(Evaluation)), "columns")
+            rows = [{k: json.loads(v) if k in JSON else v for k, v in row.items() if v} for row in reader]
+            return ROWS.validate_python(rows)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{path}: not rows of evaluations: {first['loc'][-1]}: {first['msg']}") from None
+        except ValueError as error:
             raise ValueError(f"{path}: not rows of evaluations: {error}") from error
 
 

@@ -1,89 +1,64 @@
-"""Reading a checkpoint's config.json: every refusal names the key, its value and what would have been accepted."""
+"""Reading a checkpoint's config.json: a class for each family says which keys matter and what they may be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from unmask.config import Config, Count, Positive, PositiveInt
+from unmask.models.transformer import TransformerConfig
 
 Raw = Mapping[str, Any]
 """A parsed config.json."""
 
-
-def integer(raw: Raw, key: str, default: int | None = None) -> int:
-    """The integer at ``key``, or ``default`` where the key is missing or null. Raises ValueError."""
-    value = raw.get(key)
-    if value is None:
-        if default is None:
-            raise ValueError(f"config.json has no {key!r}")
-        return default
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"config.json: {key!r} must be an integer, got {value!r}")
-    return value
+TokenId = Annotated[Count | None, BeforeValidator(lambda value: value[0] if isinstance(value, tuple) else value)]
+"""A token id; of several, as for the end of sequence, the first."""
 
 
-def number(raw: Raw, key: str, default: float) -> float:
-    """The number at ``key``, or ``default`` where the key is missing or null. Raises ValueError."""
-    value = raw.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"config.json: {key!r} must be a number, got {value!r}")
-    return float(value)
+def unscaled(rope: dict[str, Any]) -> dict[str, Any]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" or set(rope) - {"rope_type", "type", "rope_theta"}:
+        raise ValueError("unscaled rotary embeddings")
+    return rope
 
 
-def boolean(raw: Raw, key: str, default: bool = False) -> bool:
-    """The flag at ``key``, or ``default`` where the key is missing or null. Raises ValueError."""
-    value = raw.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise ValueError(f"config.json: {key!r} must be true or false, got {value!r}")
-    return value
+Rope = Annotated[dict[str, Any], AfterValidator(unscaled)]
 
 
-def token_id(raw: Raw, key: str) -> int | None:
-    """The token id at ``key``, the first if it lists several, None where it is missing or null. Raises ValueError."""
-    value = raw.get(key)
-    if isinstance(value, list) and value:
-        value = value[0]
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"config.json: {key!r} must be a token id, got {raw[key]!r}")
-    return value
+class CheckpointConfig(Config, kw_only=True):
+    """What families share. Fields have :class:`TransformerConfig`'s names, with the checkpoint's key as an alias; one
+    whose type has a single value is a switch that this decoder implements so alone."""
+
+    vocab_size: PositiveInt
+    mask_token_id: Count
+    eos_token_id: TokenId = None
+    pad_token_id: TokenId = None
+    rms_norm_eps: Positive = 1e-5
+    rope_theta: Positive | None = None
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+    def transformer(self, **settings: Any) -> TransformerConfig:
+        """The decoder's configuration; ``settings`` replace fields or say what no key does."""
+        own = {f.name: getattr(self, f.name) for f in fields(TransformerConfig) if hasattr(self, f.name)}
+        theta = self.rope_theta or (self.rope_parameters or {}).get("rope_theta", 10_000.0)
+        return TransformerConfig(**{**own, "rope_theta": theta, **settings})
 
 
-def required_token_id(raw: Raw, key: str) -> int:
-    """As :func:`token_id`, but the id must be there."""
-    value = token_id(raw, key)
-    if value is None:
-        raise ValueError(f"config.json has no {key!r}; give it as load_model(..., {key}=...)")
-    return value
+Kind = TypeVar("Kind", bound=CheckpointConfig)
 
 
-def only(raw: Raw, family: str, accepted: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse values that change the architecture in a way this project does not implement.
-
-    ``accepted`` maps a key to the values it may have; a missing key is fine. Raises ValueError.
-    """
-    for key, values in accepted.items():
-        if key in raw and raw[key] not in values:
-            known = ", ".join(repr(v) for v in values)
-            raise ValueError(f"config.json: {key}={raw[key]!r} is not supported for {family}; supported: {known}")
-
-
-def plain_rope(raw: Raw, family: str) -> None:
-    """Refuse rotary embeddings that are scaled or partial, under any of the keys in use. Raises ValueError."""
-    for key in ("rope_scaling", "rope_parameters"):
-        value = raw.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ValueError(f"config.json: {key!r} must be an object or null, got {value!r}")
-        kind = value.get("rope_type", value.get("type", "default"))
-        extra = set(value) - {"rope_type", "type", "rope_theta"}
-        if kind != "default" or extra:
-            raise ValueError(
-                f"config.json: {key}={dict(value)!r} is not supported for {family}; only unscaled rotary embeddings are"
-            )
-    only(raw, family, {"partial_rotary_factor": (None, 1, 1.0)})
+def read(kind: type[Kind], raw: Raw) -> Kind:
+    """The keys of ``raw`` that ``kind`` has; null counts as missing. ValueError names a key with another value."""
+    keys = [f.alias or name for name, f in kind.__pydantic_fields__.items()]
+    values = {key: raw[key] for key in keys if raw.get(key) is not None}
+    if "mask_token_id" not in values:
+        raise ValueError("config.json has no mask_token_id; give it as load_model(..., mask_token_id=...)")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from None

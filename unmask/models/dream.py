@@ -5,17 +5,39 @@ Adapted from an autoregressive model: raw logits[i] predict token i + 1, so the 
 
 from __future__ import annotations
 
-from unmask.models import config_values as read
+from typing import Literal
+
+from pydantic import Field
+
+from unmask.config import Positive, PositiveInt
+from unmask.models.config_values import CheckpointConfig, Raw, read
 from unmask.models.transformer import TransformerConfig
 
 MODEL_TYPE = "Dream"
 
-SUPPORTED = {
-    "hidden_act": ("silu",),
-    "use_sliding_window": (None, False),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
-}
+
+class DreamConfig(CheckpointConfig, kw_only=True):
+    """Keys of Qwen2.5's configuration."""
+
+    hidden_size: PositiveInt
+    num_layers: PositiveInt = Field(alias="num_hidden_layers")
+    num_heads: PositiveInt = Field(alias="num_attention_heads")
+    num_kv_heads: PositiveInt | None = Field(None, alias="num_key_value_heads")
+    intermediate_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    rms_norm_eps: Positive = 1e-6
+    tie_embeddings: bool = Field(False, alias="tie_word_embeddings")
+    head_dim: PositiveInt | None = None
+    layer_types: tuple[Literal["full_attention"], ...] = ()
+    hidden_act: Literal["silu"] = "silu"
+    use_sliding_window: Literal[False] = False
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+
+    def __post_init__(self) -> None:
+        if self.head_dim not in (None, own := self.hidden_size // self.num_heads):
+            raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {self.head_dim}")
+
 
 LAYER = {
     "input_layernorm": "attn_norm",
@@ -30,32 +52,9 @@ LAYER = {
 }
 
 
-def read_config(raw: read.Raw) -> TransformerConfig:
+def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming the key for anything this decoder does not implement."""
-    read.only(raw, "Dream", SUPPORTED)
-    read.plain_rope(raw, "Dream")
-    layers, heads, width = (
-        read.integer(raw, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
-    read.only(raw, "Dream", {"layer_types": (None, ["full_attention"] * layers), "head_dim": (None, width // heads)})
-    rope = raw.get("rope_parameters") or {}
-    return TransformerConfig(
-        vocab_size=read.integer(raw, "vocab_size"),
-        hidden_size=width,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=read.integer(raw, "num_key_value_heads", heads),
-        intermediate_size=read.integer(raw, "intermediate_size"),
-        mask_token_id=read.required_token_id(raw, "mask_token_id"),
-        eos_token_id=read.token_id(raw, "eos_token_id"),
-        pad_token_id=read.token_id(raw, "pad_token_id"),
-        max_position_embeddings=read.integer(raw, "max_position_embeddings"),
-        rms_norm_eps=read.number(raw, "rms_norm_eps", 1e-6),
-        rope_theta=read.number(raw, "rope_theta", read.number(rope, "rope_theta", 10_000.0)),
-        qkv_bias=True,
-        tie_embeddings=read.boolean(raw, "tie_word_embeddings"),
-        logits_shift=1,
-    )
+    return read(DreamConfig, raw).transformer(qkv_bias=True, logits_shift=1)
 
 
 def weight_names(config: TransformerConfig) -> dict[str, str]:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from unmask.models import config_values as read
+from typing import Literal
+
+from pydantic import Field
+
+from unmask.config import Positive, PositiveInt
+from unmask.models.config_values import CheckpointConfig, Raw, read
 from unmask.models.transformer import TransformerConfig
 
 MODEL_TYPE = "llada"
 
-# The published modelling code has many switches; these are the settings its checkpoints use.
-SUPPORTED = {
-    "block_type": ("llama",),
-    "block_group_size": (None, 1),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "alibi": (None, False),
-    "rope": (True,),
-    "attention_layer_norm": (None, False),
-    "input_emb_norm": (None, False),
-    "include_bias": (None, False),
-    "bias_for_layer_norm": (None, False),
-    "scale_logits": (None, False),
-    "clip_qkv": (None,),
-    "sliding_window": (None, False),
-}
+
+class LLaDAConfig(CheckpointConfig, kw_only=True):
+    """The published modelling code has many switches; the last ones here are as its checkpoints have them."""
+
+    hidden_size: PositiveInt = Field(alias="d_model")
+    num_layers: PositiveInt = Field(alias="n_layers")
+    num_heads: PositiveInt = Field(alias="n_heads")
+    num_kv_heads: PositiveInt | None = Field(None, alias="n_kv_heads")
+    multi_query_attention: bool = False
+    intermediate_size: PositiveInt | None = Field(None, alias="mlp_hidden_size")
+    mlp_ratio: Positive = 4.0
+    embedding_size: PositiveInt | None = None
+    max_position_embeddings: PositiveInt = Field(alias="max_sequence_length")
+    qkv_bias: bool = Field(False, alias="include_qkv_bias")
+    tie_embeddings: bool = Field(False, alias="weight_tying")
+    block_type: Literal["llama"] = "llama"
+    block_group_size: Literal[1] = 1
+    activation_type: Literal["silu"] = "silu"
+    layer_norm_type: Literal["rms"] = "rms"
+    layer_norm_with_affine: Literal[True] = True
+    rope: Literal[True] = True
+    alibi: Literal[False] = False
+    attention_layer_norm: Literal[False] = False
+    input_emb_norm: Literal[False] = False
+    include_bias: Literal[False] = False
+    bias_for_layer_norm: Literal[False] = False
+    scale_logits: Literal[False] = False
+    sliding_window: Literal[False] = False
+    clip_qkv: None = None
+
 
 BLOCK = {
     "attn_norm": "attn_norm",
@@ -38,27 +56,14 @@ BLOCK = {
 }
 
 
-def read_config(raw: read.Raw) -> TransformerConfig:
+def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming the key for anything this decoder does not implement."""
-    read.only(raw, "LLaDA", SUPPORTED)
-    read.plain_rope(raw, "LLaDA")
-    width, heads = read.integer(raw, "d_model"), read.integer(raw, "n_heads")
-    return TransformerConfig(
+    c = read(LLaDAConfig, raw)
+    return c.transformer(
         # The embedding may be padded beyond the vocabulary; the logits are as wide as the embedding.
-        vocab_size=read.integer(raw, "embedding_size", read.integer(raw, "vocab_size")),
-        hidden_size=width,
-        num_layers=read.integer(raw, "n_layers"),
-        num_heads=heads,
-        num_kv_heads=read.integer(raw, "n_kv_heads", 1 if read.boolean(raw, "multi_query_attention") else heads),
-        intermediate_size=read.integer(raw, "mlp_hidden_size", int(read.number(raw, "mlp_ratio", 4) * width)),
-        mask_token_id=read.required_token_id(raw, "mask_token_id"),
-        eos_token_id=read.token_id(raw, "eos_token_id"),
-        pad_token_id=read.token_id(raw, "pad_token_id"),
-        max_position_embeddings=read.integer(raw, "max_sequence_length"),
-        rms_norm_eps=read.number(raw, "rms_norm_eps", 1e-5),
-        rope_theta=read.number(raw, "rope_theta", 10_000.0),
-        qkv_bias=read.boolean(raw, "include_qkv_bias"),
-        tie_embeddings=read.boolean(raw, "weight_tying"),
+        vocab_size=c.embedding_size or c.vocab_size,
+        num_kv_heads=c.num_kv_heads or (1 if c.multi_query_attention else c.num_heads),
+        intermediate_size=c.intermediate_size or int(c.mlp_ratio * c.hidden_size),
     )
 
 

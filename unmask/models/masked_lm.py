@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unmask.config import checked
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
-from unmask.models.config_values import token_id
+from unmask.models.config_values import TokenId
 from unmask.models.placement import indexed
 
 HEADS = {
@@ -170,6 +171,7 @@ def token_ids(
         ("eos_token_id", ("eos_token_id", "sep_token_id")),
         ("pad_token_id", ("pad_token_id",)),
     ):
-        known = [overrides.get(name), *(getattr(tokenizer, k, None) for k in keys), *(token_id(raw, k) for k in keys)]
+        known = [overrides.get(name), *(getattr(tokenizer, k, None) for k in keys)]
+        known += [checked(f"config.json: {key}", raw.get(key), TokenId) for key in keys]
         found[name] = next((int(value) for value in known if value is not None), None)
     return found

@@ -8,13 +8,13 @@ its checkpoint names onto the parameter names used here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.config import Config, Count, Positive, PositiveInt
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.kv_cache import KVCache, KVWindow
 
@@ -25,62 +25,39 @@ CACHED_ANGLES = 4096
 """Rotary tables are kept for this many positions (4 MB at head_dim 128); longer canvases compute theirs anew."""
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Config):
     """Shape of a bidirectional decoder. Raises ValueError, naming the field, for values that cannot be a model.
 
     ``logits_shift`` is 1 for models whose raw logits at position i predict token i+1 (Dream): the model shifts
     them right so that row i always predicts token i.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    mask_token_id: int
-    eos_token_id: int | None
-    num_kv_heads: int | None = None
-    pad_token_id: int | None = None
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500_000.0
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    intermediate_size: PositiveInt
+    mask_token_id: Count
+    eos_token_id: Count | None
+    num_kv_heads: PositiveInt | None = None
+    pad_token_id: Count | None = None
+    max_position_embeddings: PositiveInt = 4096
+    rms_norm_eps: Positive = 1e-5
+    rope_theta: Positive = 500_000.0
     qkv_bias: bool = False
     tie_embeddings: bool = False
-    logits_shift: int = 0
+    logits_shift: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")
-        for name in (*sizes, "kv_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{name.replace('kv_heads', 'num_kv_heads')} must be a positive integer, got {value!r}"
-                )
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                f"hidden_size must be num_heads times an even number, got hidden_size={self.hidden_size}, "
-                f"num_heads={self.num_heads}"
+                f"hidden_size must be num_heads={self.num_heads} times an even number, got {self.hidden_size}"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
-            )
-        for name, optional in (("mask_token_id", False), ("eos_token_id", True), ("pad_token_id", True)):
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < self.vocab_size:
-                raise ValueError(f"{name} must be an id below vocab_size={self.vocab_size}, got {value!r}")
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        for name in ("qkv_bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.logits_shift not in (0, 1):
-            raise ValueError(f"logits_shift must be 0 or 1, got {self.logits_shift!r}")
+            raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.kv_heads}, got {self.num_heads}")
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            if (getattr(self, name) or 0) >= self.vocab_size:
+                raise ValueError(f"{name} must be below vocab_size={self.vocab_size}, got {getattr(self, name)}")
 
     @property
     def head_dim(self) -> int:

@@ -1,62 +1,38 @@
-"""Unmasking policies: the interface, the heuristics, and (loaded on first use) the learned policy."""
+"""Unmasking policies: the interface, the heuristics and the learned policy. Names load on first use."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-from unmask.policies.heuristics import (
-    ConfidenceSteps,
-    EntropyBound,
-    EntropySteps,
-    EntropyThreshold,
-    Factor,
-    Heuristic,
-    Klass,
-    MarginSteps,
-    RandomSteps,
-    Threshold,
-)
-from unmask.policies.registry import HEURISTICS, make_policy
-
 if TYPE_CHECKING:
-    from unmask.policies import distributions
+    from unmask.policies import distributions  # noqa: I001
+    from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+    from unmask.policies.config import PolicyConfig
+    from unmask.policies.heuristics import (
+        ConfidenceSteps, EntropyBound, EntropySteps, EntropyThreshold, Factor, Heuristic, Klass, MarginSteps,
+        RandomSteps, Threshold,
+    )  # fmt: skip
     from unmask.policies.learned import Policy
-    from unmask.policies.network import PolicyConfig
+    from unmask.policies.registry import HEURISTICS, make_policy
+
+_HOME = {
+    **dict.fromkeys(("Decision", "Observation", "UnmaskingPolicy"), "base"),
+    **dict.fromkeys(("HEURISTICS", "make_policy"), "registry"),
+    "Policy": "learned",
+    "PolicyConfig": "config",
+}
 
 __all__ = [
-    "HEURISTICS",
-    "ConfidenceSteps",
-    "Decision",
-    "EntropyBound",
-    "EntropySteps",
-    "EntropyThreshold",
-    "Factor",
-    "Heuristic",
-    "Klass",
-    "MarginSteps",
-    "Observation",
-    "Policy",
-    "PolicyConfig",
-    "RandomSteps",
-    "Threshold",
-    "UnmaskingPolicy",
-    "distributions",
-    "make_policy",
-]
+    "HEURISTICS", "ConfidenceSteps", "Decision", "EntropyBound", "EntropySteps", "EntropyThreshold", "Factor",
+    "Heuristic", "Klass", "MarginSteps", "Observation", "Policy", "PolicyConfig", "RandomSteps", "Threshold",
+    "UnmaskingPolicy", "distributions", "make_policy",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # The learned policy needs the compiled extension; the heuristics do not.
-    if name == "Policy":
-        from unmask.policies.learned import Policy
-
-        return Policy
-    if name == "PolicyConfig":
-        from unmask.policies.network import PolicyConfig
-
-        return PolicyConfig
     if name == "distributions":
         return import_module("unmask.policies.distributions")
+    if name in __all__:
+        return getattr(import_module(f"unmask.policies.{_HOME.get(name, 'heuristics')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

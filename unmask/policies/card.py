@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.models.sources import packaged_models
-from unmask.policies.network import PolicyConfig
+from unmask.policies.config import PolicyConfig
 
 TAGS = ("unmask", "unmasking-policy", "masked-diffusion", "diffusion-language-model", "arxiv:2512.09106")
 COLUMNS = ("task", "policy", "block_length", "length", "accuracy", "nfe", "tpf")

@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.policies.network import PolicyConfig, PolicyNetwork, rotary_frequencies
+from unmask.config import check_known
+from unmask.policies.config import PolicyConfig
+from unmask.policies.network import PolicyNetwork, rotary_frequencies
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -157,9 +159,7 @@ def _published(
         raise CheckpointError(f"{path}: unexpected tensors without the prefix {PUBLISHED_PREFIX}: {', '.join(foreign)}")
     tensors = {name.removeprefix(PUBLISHED_PREFIX): t for name, t in tensors.items()}
     known = {f.name for f in fields(PolicyConfig)}
-    unknown = sorted(set(values) - _HUB_KEYS - known)
-    if unknown:
-        raise ValueError(f"unknown policy configuration keys: {', '.join(unknown)}")
+    check_known(set(values) - _HUB_KEYS, known, "PolicyConfig fields")
     inv_freq = tensors.pop(_INV_FREQ, None)
     sizes = {
         "hidden_size": _matrix(tensors, "mask_embedding.weight", path)[1],

@@ -15,7 +15,8 @@ from unmask.ops.policy_forward import unsupported_sizes
 from unmask.policies import files
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy, tensor_addresses
 from unmask.policies.card import policy_card
-from unmask.policies.network import PolicyConfig, PolicyNetwork
+from unmask.policies.config import PolicyConfig
+from unmask.policies.network import PolicyNetwork
 
 
 class Policy(PolicyNetwork, UnmaskingPolicy):

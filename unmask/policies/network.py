@@ -9,147 +9,22 @@ inference in one call.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unmask.config import NonNegative, checked
+from unmask.policies.config import PolicyConfig
 
 NORM_EPS = 1e-5
 ROTARY_BASE = 10_000.0
 # log1p(alpha) runs from 0 to about 2.5 over the trade-offs in use; these periods tell apart steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
 
-ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
-"""How a policy's actions are drawn in training, and how they are then drawn in use, where no step may be wasted."""
-
 _BLOCK_LAYERS = (
     "norm1", "ada_conditioning", "q_proj", "k_proj", "v_proj", "out_proj", "norm2", "linear1", "linear2",
 )  # fmt: skip
-
-NUMBERS = ("max_period", "min_frequency", "max_frequency", "default_alpha", "trained_temperature", "output_bias")
-"""Fields of a configuration that are numbers, some of them optional."""
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Shape and behaviour of a policy network; the defaults are the published configuration.
-
-    Time frequencies: the published network uses ``f_i = exp(-ln(max_period) * i / (D/2))`` with ``max_period`` 1, so
-    every f_i is 1. With ``min_frequency`` and ``max_frequency`` (both or neither) the D/2 frequencies are spaced
-    geometrically between the two instead; 1 to 50 resolves single steps of a 256-step generation.
-
-    Raises:
-        ValueError: a size, frequency or name is out of range (the message names the field).
-    """
-
-    num_confidences: int = 1
-    """k: how many of the largest probabilities per position are read."""
-    hidden_size: int = 128
-    num_heads: int = 2
-    ffn_size: int = 512
-    max_period: float = 1.0
-    min_frequency: float | None = None
-    max_frequency: float | None = None
-    output_bias: float = -2.0
-    """Initial bias of the output: sigmoid(-2) = 0.12, so an untrained policy starts slowly."""
-    context: str = "full"
-    """"full": sees the whole generation buffer; "block": only the active block."""
-    alpha_conditioned: bool = False
-    """Takes the speed/accuracy trade-off alpha as a further input."""
-    default_alpha: float = 1.0
-    """The alpha that a policy conditioned on it takes when none is asked for."""
-    trained_alphas: tuple[float, float] | None = None
-    """Least and largest alpha of training; whoever asks for less or more gets these. None: any alpha as it is."""
-    trained_block_length: int | None = None
-    """Tokens per block in training, 0 for full diffusion; a Sampler without a configuration of its own decodes so."""
-    trained_temperature: float | None = None
-    """tau in training, by which logits are divided; likewise."""
-    trained_actions: str | None = None
-    """How actions were drawn in training, "bernoulli" or "dpls"; likewise, with at least one position per step."""
-    zero_time: bool = False
-    """Ablation: the time input is always 0."""
-    zero_mask: bool = False
-    """Ablation: the mask input is always 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_confidences", "hidden_size", "num_heads", "ffn_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name in ("alpha_conditioned", "zero_time", "zero_mask"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for name in NUMBERS:
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number and not (value is None and getattr(type(self), name) is None):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads ({2 * self.num_heads}): "
-                "rotary embedding needs an even head size"
-            )
-        if self.context not in ("full", "block"):
-            raise ValueError(f'context must be "full" or "block", got {self.context!r}')
-        if (self.min_frequency is None) != (self.max_frequency is None):
-            raise ValueError("min_frequency and max_frequency are given together or not at all")
-        for name in ("max_period", "min_frequency", "max_frequency"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        if not (math.isfinite(self.default_alpha) and self.default_alpha >= 0):
-            raise ValueError(f"default_alpha must be finite and >= 0, got {self.default_alpha!r}")
-        self._check_trained_alphas()
-        trained = self.trained_block_length
-        if trained is not None and (isinstance(trained, bool) or not isinstance(trained, int) or trained < 0):
-            raise ValueError(f"trained_block_length must be an integer >= 0, got {trained!r}")
-        if self.trained_temperature is not None and not (
-            math.isfinite(self.trained_temperature) and self.trained_temperature > 0
-        ):
-            raise ValueError(f"trained_temperature must be positive and finite, got {self.trained_temperature!r}")
-        if self.trained_actions is not None and self.trained_actions not in ACTIONS_IN_USE:
-            raise ValueError(
-                f"trained_actions must be one of {', '.join(ACTIONS_IN_USE)}, got {self.trained_actions!r}"
-            )
-        if not math.isfinite(self.output_bias):
-            raise ValueError(f"output_bias must be finite, got {self.output_bias!r}")
-
-    def _check_trained_alphas(self) -> None:
-        if self.trained_alphas is None:
-            return
-        values = tuple(self.trained_alphas) if isinstance(self.trained_alphas, (list, tuple)) else ()
-        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-        if len(values) != 2 or not numbers or not 0 <= values[0] <= values[1]:
-            raise ValueError(f"trained_alphas must be a pair 0 <= low <= high, got {self.trained_alphas!r}")
-        object.__setattr__(self, "trained_alphas", values)  # JSON has lists
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    def decoding(self) -> dict[str, Any]:
-        """Fields of a SamplerConfig with which the policy decodes as it was trained, as far as that is known."""
-        settings: dict[str, Any] = {}
-        if self.trained_block_length is not None:
-            settings["block_length"] = self.trained_block_length or None
-        if self.trained_temperature is not None:
-            settings["policy_temperature"] = self.trained_temperature
-        if self.trained_actions is not None:
-            settings["actions"] = ACTIONS_IN_USE[self.trained_actions]
-        return settings
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
-        """The configuration with these fields; a key that is none raises ValueError."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown policy configuration keys: {', '.join(unknown)}")
-        return cls(**values)
 
 
 def time_frequencies(config: PolicyConfig) -> Tensor:
@@ -300,10 +175,9 @@ class PolicyNetwork(nn.Module):
             if alpha.shape not in ((), (batch,)):
                 raise ValueError(f"alpha must be a number or have shape ({batch},), got {tuple(alpha.shape)}")
             alpha = alpha.to(weight).expand(batch)
-        elif isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be a finite number >= 0 or a tensor ({batch},), got {alpha!r}")
         else:
-            alpha = torch.full((batch,), float(alpha), device=weight.device, dtype=weight.dtype)
+            number = checked("alpha", alpha, NonNegative)
+            alpha = torch.full((batch,), number, device=weight.device, dtype=weight.dtype)
         if self.config.trained_alphas is not None:
             alpha = alpha.clamp(*self.config.trained_alphas)
         embedding = sinusoidal_embedding(alpha.log1p(), self.alpha_frequencies)  # (B, D)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import unmask
+from unmask.models.sources import packaged_models
+from unmask.policies.card import is_hub_id
+from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
 TRAINING_FILE = "training.json"
 CONFIG_FILE = "config.yaml"
@@ -49,6 +52,43 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ValueError(f"{path}: expected a JSON object with a config")
     return record
+
+
+def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """How a policy was trained and on which model, for its card: what training.json says, else what was given.
+
+    ``given`` names a training configuration. Raises ValueError where it or ``base_model`` contradicts training.json.
+    """
+    config = None if given is None else learned_from(TrainerConfig.from_yaml(given).to_dict())
+    record = read_training(folder)
+    if record is None:
+        return config, base_model
+    place = folder / TRAINING_FILE
+    training = learned_from(record["config"])
+    if config is not None and (differing := [name for name in config if config[name] != training.get(name)]):
+        raise ValueError(
+            f"{given} is not how the policy was trained: {place} differs in {', '.join(differing)}; leave it out"
+        )
+    replaced = record.get("replaced", [])
+    if "model" not in replaced and is_public(training.get("model")):
+        if base_model not in (None, training["model"]):
+            raise ValueError(f"base model {base_model}: by {place} the policy was trained on {training['model']}")
+        base_model = training["model"]
+    else:  # a folder of this machine, or a model that only a program had
+        training.pop("model", None)
+    training = {name: value for name, value in training.items() if name not in replaced}
+    facts = ("replaced", "iteration", "processes", "unmask", "commit")
+    return training | {name: record[name] for name in facts if record.get(name)}, base_model
+
+
+def learned_from(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration says how a policy was trained, not where it lay."""
+    return {name: value for name, value in json.loads(json.dumps(config)).items() if name not in OBSERVATIONAL}
+
+
+def is_public(model: Any) -> bool:
+    """Whether others find ``model``: a packaged name, or what looks like a hub id and is no folder here."""
+    return isinstance(model, str) and (model in packaged_models() or (is_hub_id(model) and not Path(model).is_dir()))
 
 
 def write_config(output_dir: Path, config: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ class Trainer:
         self.policy.to(self.model.device).train()
         self._note_training()
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.policy, config.dial_learning_rate),
+            parameter_groups(self.policy, config.alpha_lr_multiplier),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
@@ -138,7 +138,7 @@ class Trainer:
         )
 
     def train(self, on_log: OnLog | None = None) -> Policy:
-        """Run to ``config.max_steps`` iterations, from the last checkpoint if asked to, and return the policy.
+        """Run to ``config.iterations`` iterations, from the last checkpoint if asked to, and return the policy.
 
         Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
         policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
@@ -177,19 +177,19 @@ class Trainer:
         if c.eval_steps and self.iteration == 0:
             write(self.evaluate())
         stopped_by = 0
-        while self.iteration < c.max_steps and not stopped_by:
+        while self.iteration < c.iterations and not stopped_by:
             averages.add(self.step())
             stopped_by = int(self.processes.maximum(signals.received))
-            ends = bool(stopped_by) or self.iteration == c.max_steps
+            ends = bool(stopped_by) or self.iteration == c.iterations
             if self.iteration % c.logging_steps == 0 or ends:
                 write(averages.take())
-            if c.eval_steps and (self.iteration % c.eval_steps == 0 or self.iteration == c.max_steps):
+            if c.eval_steps and (self.iteration % c.eval_steps == 0 or self.iteration == c.iterations):
                 values = self.evaluate()
                 write(values)
                 self._keep_best(values, output)
             if self.iteration % c.save_steps == 0 or ends:
                 self._save(output)
-        if self.iteration < c.max_steps:
+        if self.iteration < c.iterations:
             return stopped_by
         self._save_policy(output / "policy")
         return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from unmask.config import Config, check_known
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.heuristics import FixedSteps
 from unmask.policies.learned import Policy
@@ -23,8 +23,7 @@ SAMPLING = ("max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
 KNOWN = ("policy", *SAMPLING, "block_size")
 
 
-@dataclass(frozen=True)
-class ServingConfig:
+class ServingConfig(Config):
     """A policy and the settings of its decoding, for blocks of ``sampling.block_length`` tokens.
 
     The settings are those of :class:`unmask.SamplerConfig` under the same names.
@@ -48,9 +47,7 @@ class ServingConfig:
             TypeError: ``policy`` is not a string.
             FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded.
         """
-        unknown = sorted(set(settings) - set(KNOWN), key=str)
-        if unknown:
-            raise ValueError(f"algorithm config: unknown keys {unknown}; known keys are {', '.join(KNOWN)}")
+        check_known(settings, KNOWN, "keys of the algorithm config")
         values = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
         policy = make_policy(settings.get("policy", DEFAULT_POLICY))
         given = set(values)
@@ -71,8 +68,7 @@ class ServingConfig:
         if isinstance(policy, Policy):
             check_learned(policy, settings, block_length)
             return cls(policy, sampling)
-        pointless = [name for name in LEARNED_ONLY if name in given]
-        if pointless:
+        if pointless := [name for name in LEARNED_ONLY if name in given]:
             raise ValueError(f"algorithm config: {', '.join(pointless)} means nothing to the policy {policy.spec!r}")
         if isinstance(policy, FixedSteps):
             policy = per_block(policy, length, block_length)

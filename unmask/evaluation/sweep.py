@@ -1,0 +1,117 @@
+"""Many evaluations as one file of rows: tasks, regimes, policies with their settings, and sets of problems.
+
+A row that is there already is not made again, so that a sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unmask.evaluation.evaluate import Evaluation, check_samples, evaluate, identity
+from unmask.evaluation.results import read_csv, write_csv
+from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.registry import make_policy
+from unmask.sampling.config import SamplerConfig
+from unmask.sampling.sampler import Sampler
+from unmask.tasks.base import Task
+
+# Every rule from fast to slow; STEPS count the whole buffer of 24.
+HEURISTICS = (
+    "random:12", "random:24", "confidence:6", "confidence:12", "confidence:24", "margin:12", "margin:24", "entropy:12",
+    "entropy:24", "threshold:0.5", "threshold:0.7", "threshold:0.9", "threshold:0.99", "factor:0.5", "factor:1",
+    "factor:2", "entropy-bound:0.01", "entropy-bound:0.1", "entropy-bound:0.5", "entropy-threshold:0.1",
+    "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1",
+)  # fmt: skip
+FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
+"""Settings that a row depends on beside those with a column of their own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a sampler on problems of a task; ``names`` as :func:`evaluate` takes them."""
+
+    sampler: Sampler
+    task: Task
+    problems: int
+    seed: int
+    names: dict[str, str]
+    samples: int = 1
+
+    def row(self, known: Iterable[Evaluation]) -> Evaluation | None:
+        """The one of ``known`` that measures the same, if there is one."""
+        wanted = identity(self.sampler, self.task, self.problems, self.seed, self.names, self.samples)
+        return next((row for row in known if all(getattr(row, k) == v for k, v in wanted.items())), None)
+
+
+OnRow = Callable[[Job, int], None]
+"""Called with what is measured now, and how many of its completions are finished."""
+
+
+def measure(
+    jobs: Sequence[Job], output: Path | None = None, completions: Path | None = None, on_row: OnRow = lambda *_: None
+) -> Iterator[Evaluation]:
+    """A row for each job: one of the CSV file ``output`` if it measures the same, else made now and written there.
+
+    ``completions`` as for :func:`evaluate`. Raises ValueError, before any work, for samples that would all be the same.
+    """
+    known = read_csv(output) if output and output.exists() else []
+    for job in jobs:
+        check_samples(job.samples, job.sampler.config, job.sampler)
+    for job in jobs:
+        tell = partial(on_row, job)
+        tell(0)
+        row = job.row(known)
+        if row is None:
+            about = (job.sampler, job.task, job.problems, job.seed, job.names, job.samples)
+            row = evaluate(*about, completions=completions, on_finished=tell)
+            known.append(row)
+            if output:
+                write_csv(output, known)
+        yield row
+
+
+def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:
+    """What a row depends on beside the fields that have a column of their own, of the settings ``asked`` for."""
+    notes = {name: asked[name] for name in FURTHER if asked.get(name) is not None}
+    if config.policy_temperature != SamplerConfig.policy_temperature:  # asked for, or that of the training
+        notes["policy_temperature"] = config.policy_temperature
+    return " ".join(f"{name}={notes[name]}" for name in FURTHER if name in notes)
+
+
+def named_policies(names: Iterable[str]) -> list[tuple[str, UnmaskingPolicy]]:
+    """Labels and policies of ``names``: LABEL=FOLDER names one, "heuristics" is every rule at several settings."""
+    every = [one for name in names for one in (HEURISTICS if name == "heuristics" else (name,))]
+    return [(label, make_policy(place)) for label, place in map(split_label, every)]
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
+    if Path(text).exists():
+        return text, text
+    label, equals, place = text.partition("=")
+    return (label, place) if equals and label and place else (text, text)
+
+
+def is_conditioned(policy: UnmaskingPolicy) -> bool:
+    """Whether alpha can be asked of ``policy``."""
+    config = getattr(policy, "config", None)
+    return config is not None and bool(config.alpha_conditioned)
+
+
+def variants(
+    policy: UnmaskingPolicy, alphas: Sequence[float], scales: Sequence[float], given: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales.
+
+    A learned policy acts as it was trained, unless the settings ``given`` say how.
+    """
+    config = getattr(policy, "config", None)
+    trained = {} if config is None else {k: v for k, v in config.decoding().items() if k not in given}
+    own: Sequence[float | None] = (alphas or [given.get("alpha")]) if is_conditioned(policy) else [None]
+    for alpha in own:
+        for scale in scales if config is not None else [1.0]:
+            yield {**trained, "alpha": alpha, **({} if scale == 1 else {"policy_scale": scale})}
