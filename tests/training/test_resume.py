@@ -48,7 +48,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from training_helpers import make_trainer
-make_trainer(Path(sys.argv[2]), max_steps=12, resume_from_checkpoint=True).train()
+make_trainer(Path(sys.argv[2]), iterations=12, resume_from_checkpoint=True).train()
 print("done")
 """
 
@@ -238,16 +238,16 @@ def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_resumes_are_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path, max_steps=1).train()
+    make_trainer(tmp_path, iterations=1).train()
     with pytest.raises(FileExistsError, match=r"already holds a run \(step-000001\): resume it with"):
-        make_trainer(tmp_path, max_steps=1).train()
+        make_trainer(tmp_path, iterations=1).train()
     with pytest.raises(
-        ValueError, match="a run with other settings: alpha 1.0 there, 3.0 here; max_steps 1 there, 2 here"
+        ValueError, match="a run with other settings: alpha 1.0 there, 3.0 here; iterations 1 there, 2 here"
     ):
-        make_trainer(tmp_path, max_steps=2, alpha=3.0, resume_from_checkpoint=True).train()
+        make_trainer(tmp_path, iterations=2, alpha=3.0, resume_from_checkpoint=True).train()
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
-        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=str(tmp_path / "nowhere")).train()
+        make_trainer(tmp_path, iterations=1, resume_from_checkpoint=str(tmp_path / "nowhere")).train()
     damaged = checkpoint.checkpoints(tmp_path)[0] / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):
-        make_trainer(tmp_path, max_steps=1, resume_from_checkpoint=True).train()
+        make_trainer(tmp_path, iterations=1, resume_from_checkpoint=True).train()

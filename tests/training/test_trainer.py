@@ -23,7 +23,7 @@ def test_training_raises_the_reward(tmp_path: Path) -> None:
     """Five imitated and ten trained iterations from a hopeless start, on problems never seen."""
     trainer = make_trainer(
         tmp_path,
-        max_steps=40,
+        iterations=40,
         imitation_steps=30,
         expert="threshold:0.9",
         expert_block_length=8,
@@ -178,7 +178,7 @@ def test_every_problem_of_an_evaluation_counts_the_same(tmp_path: Path) -> None:
 
 
 def test_a_policy_says_how_it_was_trained(tmp_path: Path) -> None:
-    changes = {"actions": "dpls", "policy_temperature": 0.5, "block_length": 8, "max_steps": 1, "eval_steps": 1}
+    changes = {"actions": "dpls", "policy_temperature": 0.5, "block_length": 8, "iterations": 1, "eval_steps": 1}
     make_trainer(tmp_path, eval_problems=4, **changes).train()
     model, tokenizer = tiny()
     for name in ("policy", "best"):
@@ -253,7 +253,7 @@ def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:
         seen.update(columns, prompts=prompts)
         return [1.0 / (1 + len(c)) for c in completions]
 
-    trainer = make_trainer(tmp_path, {"reward_functions": [brevity]}, reward="plain", max_steps=1)
+    trainer = make_trainer(tmp_path, {"reward_functions": [brevity]}, reward="plain", iterations=1)
     metrics = trainer.step()
     assert 1 / 25 <= metrics["reward"] <= 1.0
     assert metrics["worth"] == pytest.approx(metrics["reward"])

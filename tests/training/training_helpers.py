@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "policy_temperature": 1.0,
     "num_generations": 4,
     "per_device_train_batch_size": 8,
-    "max_steps": 3,
+    "iterations": 3,
     "warmup_steps": 0,
     "learning_rate": 1e-2,
     "save_steps": 1,

@@ -108,7 +108,7 @@ def evaluate(
     ``names`` gives the row's "model", "policy" and further "settings"; ``overrides`` replace fields of the sampler's
     config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples``
     N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of
-    JSON for each, appended before they are graded. ``on_finished`` is told now and then how many completions are finished.
+    JSON for each, appended before they are graded. ``on_finished`` is told now and then how many are finished.
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """
@@ -146,7 +146,7 @@ def evaluate(
         tpf_se=standard_error(tpf),
         seconds=seconds,
         measures=average_measures([task.measures(p, t) for p, t in zip(each, texts, strict=True)]),
-        learned=isinstance(sampler.policy, nn.Module),
+        learned=sampler.policy.learned,
         commit=package_commit(),
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
@@ -197,8 +197,8 @@ def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None
     """Raise ValueError for a number of samples that is not positive, or that would all be the same."""
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
-    learned = isinstance(sampler.policy, nn.Module) and config.actions != "greedy"
-    draws = learned or "uniform" in sampler.policy.needs
+    policy = sampler.policy
+    draws = (policy.learned and config.actions != "greedy") or "uniform" in policy.needs
     if samples > 1 and config.temperature == 0 and not draws:
         raise ValueError(
             f"samples={samples} needs a temperature above 0, got 0: all samples of a problem would be the same"

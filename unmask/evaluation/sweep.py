@@ -96,12 +96,6 @@ def split_label(text: str) -> tuple[str, str]:
     return (label, place) if equals and label and place else (text, text)
 
 
-def is_conditioned(policy: UnmaskingPolicy) -> bool:
-    """Whether alpha can be asked of ``policy``."""
-    config = getattr(policy, "config", None)
-    return config is not None and bool(config.alpha_conditioned)
-
-
 def variants(
     policy: UnmaskingPolicy, alphas: Sequence[float], scales: Sequence[float], given: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -109,9 +103,8 @@ def variants(
 
     A learned policy acts as it was trained, unless the settings ``given`` say how.
     """
-    config = getattr(policy, "config", None)
-    trained = {} if config is None else {k: v for k, v in config.decoding().items() if k not in given}
-    own: Sequence[float | None] = (alphas or [given.get("alpha")]) if is_conditioned(policy) else [None]
+    trained = {name: value for name, value in policy.decoding.items() if name not in given}
+    own: Sequence[float | None] = (alphas or [given.get("alpha")]) if policy.conditioned else [None]
     for alpha in own:
-        for scale in scales if config is not None else [1.0]:
+        for scale in scales if policy.learned else [1.0]:
             yield {**trained, "alpha": alpha, **({} if scale == 1 else {"policy_scale": scale})}

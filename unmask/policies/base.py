@@ -78,6 +78,8 @@ class UnmaskingPolicy(ABC):
     """Whether :meth:`decide` may be captured once and replayed: it computes with tensors only, remembers nothing but
     what it writes in place into tensors of ``observation.memory`` (one entry per row), and draws no random numbers."""
 
+    learned: bool = False
+    """Whether it is a trained network rather than a rule."""
     conditioned: bool = False
     """Whether it takes a trade-off alpha, a number >= 0 for each row."""
     default_alpha: float = 0.0

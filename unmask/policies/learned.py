@@ -30,6 +30,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     """
 
     graph_safe = True
+    learned = True
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
         super().__init__(config or PolicyConfig())
