@@ -32,8 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HARNESS = Path(__file__).with_name("harness.py")
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+LOADER = "import marshal, sys; exec(marshal.load(sys.stdin.buffer))"
+SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+DEVICES = ("/dev/null", "/dev/urandom")
 
 
 class SandboxError(RuntimeError):
@@ -118,11 +119,19 @@ def execute(program: str, tests: str, entry_points: Sequence[str], limits: Limit
         "tests": tests,
         "entry_points": list(entry_points),
         "token": token,
-        "limits": resource_limits(limits, bool(bwrap)),
+        "path": package_folders(),
+        "limits": {
+            "CPU": limits.cpu_seconds,
+            "AS": limits.memory,
+            "FSIZE": limits.file_size,
+            "NPROC": limits.processes + (0 if bwrap else tasks_of_user()),
+            "NOFILE": limits.open_files,
+            "CORE": 0,
+        },
         "user": 65000 + secrets.randbelow(500) if bwrap and os.geteuid() == 0 else 0,
     })  # fmt: skip
     started = time.monotonic()
-    with tempfile.TemporaryFile() as output:
+    with open(os.memfd_create("output"), "w+b", 0) as output:
         with scratch_folder(bwrap is None) as folder:
             verdict = supervise(job, output.fileno(), folder, limits, bwrap)
         output.seek(0)
@@ -145,19 +154,19 @@ def supervise(job: bytes, output: int, folder: str, limits: Limits, bwrap: str |
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter may need it to start
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     read_end, write_end = os.pipe()
-    # Of Python's -I, the environment above leaves -s to do; the rest of -I would ignore the fixed hash seed.
-    command = [sys.executable, "-s", "-B", "-u", "-c", HARNESS.read_text("utf-8"), str(write_end)]
+    # The environment above and -S do what -I would, and keep the hash seed; the harness adds the installed packages.
+    command = [sys.executable, "-S", "-B", "-u", "-c", LOADER, str(write_end)]
     with open(read_end, "rb", 0) as verdict:
         with open(write_end, "wb", 0):
             process = subprocess.Popen(
-                [*sandbox(bwrap, limits), *command] if bwrap else command,
+                [*sandbox(bwrap, limits.disk), *command] if bwrap else command,
                 stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,),
                 env=environment, cwd=folder, start_new_session=True,
             )  # fmt: skip
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(job)
+                process.stdin.write(harness() + job)
             poll = select.poll()
             poll.register(verdict, select.POLLIN)
             return verdict.read(4096) if poll.poll(1000 * limits.wall_seconds) else None
@@ -167,8 +176,15 @@ def supervise(job: bytes, output: int, folder: str, limits: Limits, bwrap: str |
             process.wait()
 
 
-def sandbox(bwrap: str, limits: Limits) -> list[str]:
-    """The command that runs another in a sandbox: the system and the interpreter, read-only, and an empty ``/tmp``.
+@functools.cache
+def harness() -> bytes:
+    """What :data:`LOADER` runs. It is compiled once, because that takes the time of a small program."""
+    return marshal.dumps(compile(HARNESS.read_text("utf-8"), "<harness>", "exec", dont_inherit=True))
+
+
+@functools.cache
+def sandbox(bwrap: str, disk: int) -> list[str]:
+    """The command that runs another in a sandbox: system and interpreter, read-only, and a ``/tmp`` of ``disk`` bytes.
 
     It has no ``/proc``, which would open the memory and descriptors of its processes. A user enters a user namespace
     to be allowed all this. Root needs none and stays outside: the kernel limits no process whose user is root outside
@@ -179,33 +195,32 @@ def sandbox(bwrap: str, limits: Limits) -> list[str]:
         command += ["--unshare-user", "--disable-userns"]
     else:
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    command += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", "/tmp"]
+    command += ["--ro-bind", "/usr", "/usr", "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp"]
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
-    for path in (*SYSTEM, *sorted(prefixes - {"/usr"})):
-        if os.path.exists(path):
+    home, bound = os.environ.get("HOME") or "/", ["/usr"]
+    for path in (*SYSTEM, *sorted(prefixes.union(package_folders()))):
+        if os.path.exists(path) and not within(home, path) and not any(within(path, folder) for folder in bound):
             command += ["--dir", os.path.dirname(path)]  # made by a bind, it may be closed to others
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+            bound.append(path)
     for path in DEVICES:
         command += ["--dir", "/dev", "--dev-bind", path, path]
     return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
-def resource_limits(limits: Limits, sandboxed: bool) -> dict[str, int]:
-    """``limits`` by the names of the kernel's resource limits."""
-    others = 0 if sandboxed else tasks_of_user()  # the kernel counts them too, unless a sandbox's
-    return {
-        "CPU": limits.cpu_seconds,
-        "AS": limits.memory,
-        "FSIZE": limits.file_size,
-        "NPROC": limits.processes + others,
-        "NOFILE": limits.open_files,
-        "CORE": 0,
-    }
+def package_folders() -> list[str]:
+    """Where this interpreter finds installed packages."""
+    return [os.path.abspath(p) for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether the absolute ``path`` is ``folder`` or lies in it."""
+    return os.path.commonpath([path, folder]) == folder
 
 
 def tasks_of_user() -> int:
-    """How many threads the user has on this machine."""
+    """How many threads the user has on this machine: outside of a sandbox, the limit on processes counts them too."""
     count = 0
     for process in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended
