@@ -26,11 +26,11 @@ def main() -> None:
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
-    write(verdict, job.pop("token") * passes(verdict, job))
+    write(verdict, job.pop("token") * passes(verdict, job["program"], job["tests"], job["entry_points"]))
     leave(0)
 
 
-def passes(verdict: int, job: dict) -> bool:
+def passes(verdict: int, program: str, tests: str, entry_points: list[str]) -> bool:
     """Run the program as a module, then the tests in a namespace of their own; True if both ran to their end.
 
     The tests see the builtins as they were before the program, and the program's names; only entry points may replace
@@ -38,12 +38,11 @@ def passes(verdict: int, job: dict) -> bool:
     """
     write, run, own = os.write, exec, dict(vars(builtins))
     try:
-        tests = compile(job["tests"], "<tests>", "exec")
-        program = compile(job["program"], "<program>", "exec")
+        compiled = compile(tests, "<tests>", "exec")
         module = sys.modules["solution"] = type(sys)("solution")
-        run(program, module.__dict__)
-        names = {name: x for name, x in module.__dict__.items() if name in job["entry_points"] or name not in own}
-        run(tests, {**names, "__name__": "tests", "__builtins__": own})
+        run(compile(program, "<program>", "exec"), module.__dict__)
+        names = {name: x for name, x in module.__dict__.items() if name in entry_points or name not in own}
+        run(compiled, {**names, "__name__": "tests", "__builtins__": own})
         return True
     except BaseException as error:
         write(verdict, f"{type(error).__name__}: {error}"[:1000].encode("utf-8", "replace"))
