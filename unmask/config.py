@@ -91,6 +91,12 @@ class Config:
         return replace(self, **overrides) if overrides else self
 
 
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with ``message`` unless it ``holds``; for what several fields must have in common."""
+    if not holds:
+        raise ValueError(message)
+
+
 def plain(value: Any) -> Any:
     """A NumPy number as Python's, a list as a tuple; all else as it is."""
     if isinstance(value, list):

@@ -57,18 +57,8 @@ def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_sampler() -> None:
-    words = [
-        "a",
-        "--cache",
-        "dual",
-        "--cache-refresh",
-        "4",
-        "--block-length",
-        "full",
-        "--deterministic",
-        "--no-stop-at-eos",
-    ]
-    command = parse(Generate, [*words, "--temperature", "1", "b"], "unmask generate")
+    words = "a --cache dual --cache-refresh 4 --block-length full --deterministic --no-stop-at-eos"
+    command = parse(Generate, [*words.split(), "--temperature", "1", "b"], "unmask generate")
     assert (command.prompts, command.loading.model, command.prompting.chat_template) == (("a", "b"), "tiny", None)
     overrides = given(command.decoding, SamplerConfig)
     assert overrides == {
@@ -100,7 +90,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         ),
         (
             ["generate", "a", "--blok-length", "8"],
-            "unrecognized arguments: --blok-length 8; did you mean --block-length?",
+            "Unrecognized options: --blok-length, 8; did you mean --block-length?",
         ),
         (["generate", "a", "--dtype", "int8"], "dtype must be 'float32', 'bfloat16' or 'float16', got 'int8'"),
         (["generate", "a", "--policy"], "Missing value for argument '--policy'"),
@@ -271,7 +261,7 @@ def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixtu
     assert main(["train", "quickstart", "seed=3", "--threads", "1", "alpha=-1"]) == 2
     assert "alpha must be at least 0 or a list, got -1" in capsys.readouterr().err
     assert main(["train", "quickstart", "--threads", "1", "--oops"]) == 2
-    assert "unrecognized arguments: --oops" in capsys.readouterr().err
+    assert "Unrecognized options: --oops" in capsys.readouterr().err
 
 
 def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

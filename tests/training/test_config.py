@@ -39,7 +39,7 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"expert": "threshold:0.9", "expert_block_length": 6}, "=6 does not divide block_length=8"),
         ({"policy": {"hiden_size": 3}}, r"policy: unknown PolicyConfig fields \['hiden_size'\]; did you mean hidden"),
         ({"policy": "tiny"}, "policy must be a mapping, got 'tiny'"),
-        ({"init_policy": "tiny", "policy": {"hidden_size": 64}}, "has its own shape, .* set policy to {}"),
+        ({"init_policy": "tiny", "policy": {"hidden_size": 64}}, "has its own shape, .*; set policy to {}"),
         ({"task_options": ["a"]}, "task_options must be a mapping"),
         ({"actions": "greedy"}, "actions must be 'bernoulli' or 'dpls', got 'greedy'"),
         ({"report_to": ["mlflow"]}, "report_to must be 'tensorboard' or 'wandb', got 'mlflow'"),
@@ -166,8 +166,10 @@ def test_a_file_extends_another(tmp_path: Path) -> None:
     (tmp_path / "packaged.yaml").write_text("extends: tiny-blocks\n")
     assert TrainerConfig.from_yaml(tmp_path / "packaged.yaml") == TrainerConfig.from_yaml("tiny-blocks")
     (tmp_path / "deep.yaml").write_text("extends: run.yaml\n")
-    with pytest.raises(ValueError, match=r"extends run.yaml, which itself extends base.yaml; expected one level"):
-        TrainerConfig.from_yaml(tmp_path / "deep.yaml")
+    assert TrainerConfig.from_yaml(tmp_path / "deep.yaml", {"seed": 5}) == config
+    (tmp_path / "base.yaml").write_text("extends: deep.yaml\n")
+    with pytest.raises(ValueError, match=r"run.yaml: extends itself"):
+        TrainerConfig.from_yaml(tmp_path / "run.yaml")
     (tmp_path / "lost.yaml").write_text("extends: nowhere\n")
     with pytest.raises(FileNotFoundError, match="no configuration file 'nowhere'"):
         TrainerConfig.from_yaml(tmp_path / "lost.yaml")

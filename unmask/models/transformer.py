@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.config import Config, Count, Positive, PositiveInt
+from unmask.config import Config, Count, Positive, PositiveInt, require
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.kv_cache import KVCache, KVWindow
 
@@ -49,15 +49,12 @@ class TransformerConfig(Config):
     logits_shift: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size must be num_heads={self.num_heads} times an even number, got {self.hidden_size}"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads must be a multiple of num_kv_heads={self.kv_heads}, got {self.num_heads}")
+        size, heads, kv_heads = self.hidden_size, self.num_heads, self.kv_heads
+        require(size % (2 * heads) == 0, f"hidden_size must be num_heads={heads} times an even number, got {size}")
+        require(heads % kv_heads == 0, f"num_heads must be a multiple of num_kv_heads={kv_heads}, got {heads}")
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            if (getattr(self, name) or 0) >= self.vocab_size:
-                raise ValueError(f"{name} must be below vocab_size={self.vocab_size}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require((value or 0) < self.vocab_size, f"{name} must be below vocab_size={self.vocab_size}, got {value}")
 
     @property
     def head_dim(self) -> int:

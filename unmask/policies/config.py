@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range
+from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range, require
 
 ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
 """How a policy's actions are drawn in training, and how they are then drawn in use, where no step may be wasted."""
@@ -50,13 +50,16 @@ class PolicyConfig(Config):
     """Ablation: the mask input is always 0."""
 
     def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size must be a multiple of 2 * num_heads={2 * self.num_heads}, as rotary embedding needs an "
-                f"even head size, got {self.hidden_size}"
-            )
-        if (self.min_frequency is None) != (self.max_frequency is None):
-            raise ValueError("min_frequency and max_frequency are given together or not at all")
+        even = 2 * self.num_heads
+        require(
+            self.hidden_size % even == 0,
+            f"hidden_size must be a multiple of 2 * num_heads={even}, as rotary embedding needs an even head size, got "
+            f"{self.hidden_size}",
+        )
+        require(
+            (self.min_frequency is None) == (self.max_frequency is None),
+            "min_frequency and max_frequency are given together or not at all",
+        )
 
     @property
     def head_dim(self) -> int:

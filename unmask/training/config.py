@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range
+from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, require
 from unmask.policies.config import ACTIONS_IN_USE, PolicyConfig
 from unmask.sampling.config import Actions, Cache, SamplerConfig
 from unmask.training.config_files import find_config, from_layers, packaged_configs, read_layers
@@ -154,7 +154,6 @@ class TrainerConfig(Config):
         self._check_groups()
         self._check_policy()
         self._check_experts()
-        self.eval_config()
 
     def _fill_in(self) -> None:
         """Defaults that depend on other settings."""
@@ -168,30 +167,29 @@ class TrainerConfig(Config):
                 object.__setattr__(self, name, value)
 
     def _check_groups(self) -> None:
-        group, batch = self.num_generations, self.per_device_train_batch_size
-        if group < 2 and not self.experts:
-            raise ValueError("num_generations must be at least 2: a group of 1 has nothing to compare with")
-        if batch % group:
-            raise ValueError(f"per_device_train_batch_size={batch} is not a multiple of num_generations={group}")
-        if self.rollout_batch_size is not None and self.rollout_batch_size < max(group, self.num_experts):
-            raise ValueError(
-                f"rollout_batch_size={self.rollout_batch_size} is less than a group of {max(group, self.num_experts)}, "
-                "which is decoded side by side"
-            )
-        if self.imitation_steps and not self.experts:
-            raise ValueError(f"imitation_steps={self.imitation_steps} needs an expert to imitate")
-        if self.imitation_steps >= self.iterations:
-            raise ValueError(f"imitation_steps={self.imitation_steps} leaves nothing of iterations={self.iterations}")
+        group, batch, experts = self.num_generations, self.per_device_train_batch_size, bool(self.experts)
+        side_by_side, imitated = max(group, self.num_experts), self.imitation_steps
+        require(group > 1 or experts, "num_generations must be at least 2: a group of 1 has nothing to compare with")
+        require(batch % group == 0, f"per_device_train_batch_size={batch} is not a multiple of num_generations={group}")
+        require(
+            (self.rollout_batch_size or side_by_side) >= side_by_side,
+            f"rollout_batch_size={self.rollout_batch_size} is less than a group of {side_by_side}, decoded together",
+        )
+        require(experts or not imitated, f"imitation_steps={imitated} needs an expert to imitate")
+        require(
+            imitated < self.iterations, f"imitation_steps={imitated} leaves nothing of iterations={self.iterations}"
+        )
 
     def _check_policy(self) -> None:
-        if self.init_policy is not None and self.policy:
-            raise ValueError(
-                f"init_policy={self.init_policy!r} has its own shape, but there is policy={self.policy!r}; set policy "
-                "to {}"
-            )
         conditioned = self.policy_config().alpha_conditioned or self.init_policy is not None
-        if isinstance(self.alpha, tuple) and not conditioned:
-            raise ValueError(f"alpha={self.alpha} draws a trade-off per group: set policy: {{alpha_conditioned: true}}")
+        require(
+            self.init_policy is None or not self.policy,
+            f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
+        )
+        require(
+            conditioned or not isinstance(self.alpha, tuple),
+            f"alpha={self.alpha} draws a trade-off per group: set policy: {{alpha_conditioned: true}}",
+        )
 
     def _check_experts(self) -> None:
         if not self.experts:
@@ -199,18 +197,17 @@ class TrainerConfig(Config):
         from unmask.policies.registry import HEURISTICS, make_policy
 
         for expert in self.experts:
-            if expert.partition(":")[0] not in HEURISTICS:
-                raise ValueError(f"expert must be a heuristic ({', '.join(HEURISTICS)}) or several, got {expert!r}")
+            is_rule = expert.partition(":")[0] in HEURISTICS
+            require(is_rule, f"expert must be a heuristic ({', '.join(HEURISTICS)}) or several, got {expert!r}")
             try:
                 make_policy(expert)
             except ValueError as error:
                 raise ValueError(f"expert: {error}") from error
-        own, experts = self.block_length, self.expert_config().block_length
-        if own is not None and experts is not None and own % experts:
-            raise ValueError(
-                f"expert_block_length={experts} does not divide block_length={own}: the policy could not do as the "
-                "experts do"
-            )
+        own, experts = self.block_length, self.expert_block_length
+        require(
+            own is None or experts is None or own % experts == 0,
+            f"expert_block_length={experts} does not divide block_length={own}: the policy could not do as they do",
+        )
 
     @property
     def num_prompts(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -41,50 +43,40 @@ def find_config(name: str | Path) -> Path:
     raise FileNotFoundError(f"no configuration file {str(name)!r}; packaged ones are {', '.join(packaged_configs())}")
 
 
-def read_layers(name: str | Path) -> list[Layer]:
+def read_layers(name: str | Path, above: Sequence[Path] = ()) -> list[Layer]:
     """The settings of the configuration ``name``, behind those of the one that its key ``extends`` names, if any.
 
-    That is a file, relative to this one, or a packaged name, and may not extend another.
+    That is a file, relative to this one, or a packaged name. ``above`` are the files that extend this one.
 
     Raises:
         FileNotFoundError: no such configuration.
-        ValueError: not a mapping, or two levels of extension.
+        ValueError: not a mapping, or it extends itself.
     """
-    file = find_config(name)
+    beside = above[-1].parent / name if above else Path(name)
+    file = beside if beside.is_file() else find_config(name)
+    if file in above:
+        raise ValueError(f"{file}: extends itself")
     values = read_yaml(file)
-    if "extends" not in values:
-        return [(str(file), values)]
-    extended = str(values.pop("extends"))
-    beside = file.parent / extended
-    base = beside if beside.is_file() else find_config(extended)
-    inherited = read_yaml(base)
-    if "extends" in inherited:
-        raise ValueError(f"{file}: extends {extended}, which itself extends {inherited['extends']}; expected one level")
-    return [(str(base), inherited), (str(file), values)]
+    extended = values.pop("extends", None)
+    return [*(read_layers(str(extended), (*above, file)) if extended else ()), (str(file), values)]
 
 
 def from_layers(kind: type[Kind], layers: Sequence[Layer]) -> Kind:
     """The configuration of all ``layers``, of which later ones win; ValueError says which brought what is wrong."""
-    merged: dict[str, Any] = {}
-    for _, values in layers:
-        merged |= values
+    merged = list(accumulate((dict(values) for _, values in layers), operator.or_))
+    if message := mistake(kind, merged[-1]):
+        place = next(p for (p, _), values in zip(layers, merged, strict=True) if mistake(kind, values) == message)
+        raise ValueError(f"{place}: {message}")
+    return kind.from_dict(merged[-1])
+
+
+def mistake(kind: type[Config], values: Mapping[str, Any]) -> str:
+    """What is wrong with ``values`` as a ``kind``; "" for nothing."""
     try:
-        return kind.from_dict(merged)
+        kind.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{blamed(kind, layers, str(error))}: {error}") from None
-
-
-def blamed(kind: type[Config], layers: Sequence[Layer], message: str) -> str:
-    """The first layer with which there is the error ``message``."""
-    merged: dict[str, Any] = {}
-    for place, values in layers:
-        merged |= values
-        try:
-            kind.from_dict(merged)
-        except ValueError as error:
-            if str(error) == message:
-                return place
-    return layers[-1][0]
+        return str(error)
+    return ""
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
