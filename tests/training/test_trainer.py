@@ -57,7 +57,7 @@ def test_what_experts_did_counts_by_how_much_better_it_was(tmp_path: Path) -> No
 
 def test_a_dial_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, alpha=[0, 10], policy={**SETTINGS["policy"], "alpha_conditioned": True}, dial_learning_rate=0.0,
+        tmp_path, alpha=[0, 10], policy={**SETTINGS["policy"], "alpha_conditioned": True}, alpha_lr_multiplier=0.0,
         learning_rate=0.01, weight_decay=0.0,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -102,8 +102,7 @@ class Evaluate(Command):
 
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
         """All rows the command line asks for. Whatever could be wrong with them is found here, before any work."""
-        from unmask.benchmarking.timing import commit
-        from unmask.evaluation.sweep import Job, further, is_conditioned, named_policies, variants
+        from unmask.evaluation.sweep import Job, further, named_policies, variants
         from unmask.sampling.prompts import with_chat_template
         from unmask.sampling.sampler import Sampler
 
@@ -111,11 +110,11 @@ class Evaluate(Command):
             task.check_gradable()
         counts = [len(task.problems(self.problems, self.seeds[0])) for task in tasks]  # a benchmark may have fewer
         policies = named_policies(self.policies)
-        if self.alphas and not any(is_conditioned(policy) for _, policy in policies):
+        if self.alphas and not any(policy.conditioned for _, policy in policies):
             raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
         asked = given(self.decoding, SamplerConfig)
         base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
-        names = {"model": self.loading.model, "commit": commit()}
+        names = {"model": self.loading.model}
         jobs = []
         for task, count in zip(tasks, counts, strict=True):
             how = self.prompting
