@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-from unmask.policies.heuristics import HEURISTICS, Heuristic
+from unmask.policies.heuristics import HEURISTICS as HEURISTICS
+from unmask.policies.heuristics import Heuristic
 
 
 def as_policy(policy: object) -> UnmaskingPolicy:
