@@ -9,7 +9,7 @@ Otherwise the batch is decoded until all of its blocks are full.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,9 +31,10 @@ def forward_batch(tokens: Tensor, names: Sequence[str], ends: Sequence[int], pro
 @dataclass
 class Request:
     rid: str
-    prompt: list[int]
-    max_new_tokens: int
-    output: list[int] = field(default_factory=list)
+    tokens: list[int]
+    """The prompt, then also what was generated in finished blocks."""
+    total: int
+    """How many tokens are wanted, prompt included."""
     prefix: int = 0
     """Tokens in finished blocks."""
     partial: list[int] | None = None
@@ -41,18 +42,6 @@ class Request:
     state: Any = None
     nfe: int = 0
     """Forwards that saw masks of this request."""
-
-    @property
-    def committed(self) -> list[int]:
-        return self.prompt + self.output
-
-    @property
-    def finished(self) -> bool:
-        return len(self.output) >= self.max_new_tokens
-
-    @property
-    def completion(self) -> list[int]:
-        return self.output[: self.max_new_tokens]
 
 
 class Engine:
@@ -63,60 +52,50 @@ class Engine:
         self.block = algorithm.block_size
         self.batch: list[Request] = []
 
-    def run(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> list[Request]:
-        """Serve all prompts; with less capacity than prompts, some join as others leave."""
-        pairs = zip(prompts, max_new_tokens, strict=True)
-        requests = [Request(str(i), list(prompt), length) for i, (prompt, length) in enumerate(pairs)]
-        while waiting := [r for r in requests if not r.finished]:
-            self.round(waiting[: self.capacity])
-        return requests
+    def run(self, requests: Sequence[Request]) -> None:
+        """Serve all requests; with less capacity than requests, some join as others leave."""
+        while waiting := [r for r in requests if len(r.tokens) < r.total]:
+            running = waiting[: self.capacity]
+            prompts = [r for r in running if r.prefix + self.block <= len(r.tokens)]
+            self.batch = running if self.mixed else prompts or running
+            self.round()
 
-    def round(self, running: list[Request]) -> None:
-        prompts = [r for r in running if r.prefix + self.block <= len(r.prompt)]
-        self.batch = running if self.mixed else prompts or running
-        tokens = torch.tensor([self.block_of(r) for r in self.batch])
+    def round(self) -> None:
         ends = [r.prefix + self.block for r in self.batch]
-        batch = forward_batch(tokens, [r.rid for r in self.batch], ends, self.prompt_mask())
-        states = [r.state for r in self.batch] if self.algorithm.fdfo else None
-        result = self.algorithm.run(self, batch, states)
-        self.first_out(*result[1:4]) if self.algorithm.fdfo else self.together(result[1])
+        given = torch.tensor([[r.prefix + i < len(r.tokens) for i in range(self.block)] for r in self.batch])
+        ambiguous = any(self.model.mask_token_id in r.tokens for r in self.batch)
+        tokens = torch.tensor([r.partial or self.begun(r) for r in self.batch])
+        batch = forward_batch(tokens, [r.rid for r in self.batch], ends, given if ambiguous else None)
+        if self.algorithm.fdfo:
+            _, rows, accepted, states, _ = self.algorithm.run(self, batch, [r.state for r in self.batch])
+            for r, row, length, state in zip(self.batch, rows, accepted, states, strict=True):
+                assert (length, state is None) in ((0, False), (self.block, True))
+                r.partial, r.state = (None, None) if length else (row, state)
+                if length:
+                    self.take(r, row)
+            return
+        new = self.algorithm.run(self, batch)[1] or [torch.tensor([], dtype=torch.int64)] * len(self.batch)
+        for r, masks, row in zip(self.batch, (~given).sum(dim=1).tolist(), new, strict=True):
+            assert len(row) == masks
+            self.take(r, self.begun(r)[: self.block - masks] + row.tolist())
 
-    def block_of(self, r: Request) -> list[int]:
-        begun = r.committed[r.prefix : r.prefix + self.block]
-        return r.partial or begun + [self.model.mask_token_id] * (self.block - len(begun))
+    def begun(self, r: Request) -> list[int]:
+        known = r.tokens[r.prefix : r.prefix + self.block]
+        return known + [self.model.mask_token_id] * (self.block - len(known))
 
-    def prompt_mask(self) -> Tensor | None:
-        if not any(self.model.mask_token_id in r.committed for r in self.batch):
-            return None
-        return torch.tensor([[r.prefix + i < len(r.committed) for i in range(self.block)] for r in self.batch])
+    def take(self, r: Request, row: list[int]) -> None:
+        """A finished block, whose committed beginning must be as it was."""
+        known = r.tokens[r.prefix : r.prefix + self.block]
+        assert row[: len(known)] == known
+        r.tokens += row[len(known) :]
+        r.prefix += self.block
 
     def forward(self, forward_batch: Any, pp_proxy_tensors: None) -> Any:
         """Logits (B * block, V), every row in a forward of its own. As in the Sampler, it sees the masks to come."""
         logits, mask = [], self.model.mask_token_id
         for r, block in zip(self.batch, forward_batch.input_ids.view(-1, self.block).tolist(), strict=True):
             r.nfe += mask in block
-            future = [mask] * (len(r.prompt) + r.max_new_tokens - r.prefix - self.block)
-            row = torch.tensor([r.committed[: r.prefix] + block + future])
+            row = torch.tensor([r.tokens[: r.prefix] + block + [mask] * (r.total - r.prefix - self.block)])
             with torch.no_grad():
                 logits.append(self.model(row, positions=torch.arange(r.prefix, r.prefix + self.block)))
         return SimpleNamespace(logits_output=SimpleNamespace(full_logits=torch.cat(logits)), can_run_graph=False)
-
-    def first_out(self, tokens: list[list[int]], accepted: list[int], states: list[Any]) -> None:
-        for r, row, length, state in zip(self.batch, tokens, accepted, states, strict=True):
-            assert (length, state is None) in ((0, False), (self.block, True))
-            r.partial, r.state = (None, None) if length else (row, state)
-            if length:
-                self.take(r, row)
-
-    def together(self, tokens: list[Tensor]) -> None:
-        for i, r in enumerate(self.batch):
-            new = tokens[i].tolist() if tokens else []
-            assert len(new) == max(0, r.prefix + self.block - max(r.prefix, len(r.committed)))
-            self.take(r, self.block_of(r)[: self.block - len(new)] + new)
-
-    def take(self, r: Request, row: list[int]) -> None:
-        """A finished block, whose committed beginning must be as it was."""
-        begun = r.committed[r.prefix : r.prefix + self.block]
-        assert row[: len(begun)] == begun
-        r.output += row[len(begun) :]
-        r.prefix += self.block

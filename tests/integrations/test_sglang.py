@@ -7,7 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -28,12 +27,9 @@ from unmask.tasks import Hops
 
 BLOCK, TOTAL = 8, 40
 VOCAB, MASK = 30, 29
-RELEASED = pytest.param(
-    "released", marks=pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no sglang 0.5.23")
-)
 
 
-@pytest.fixture(params=["stub", RELEASED])
+@pytest.fixture(params=["stub", *(["released"] if VARIABLE in os.environ else [])])
 def sglang(request: pytest.FixtureRequest) -> Iterator[str]:
     """``import sglang`` works, and the algorithm is registered as the plugin registers it; which sglang it is."""
     with importable_sglang(request.param):
@@ -69,22 +65,11 @@ def named(settings: dict[str, Any], folder: Path, **config: Any) -> dict[str, An
 
 
 def learned(**config: Any) -> Policy:
-    """The packaged policy for blocks, made to look at the active block alone.
-
-    Made more sensitive to the time, so that miscounted steps show. ``config`` may give it more inputs, whose weights
-    are random.
-    """
-    packaged = Policy.from_pretrained("tiny-blocks")
-    changes = {"context": "block", "alpha_conditioned": False, "trained_alphas": None, **config}
-    policy, known = Policy(replace(packaged.config, **changes)), packaged.state_dict()
-    torch.manual_seed(0)
+    """A random policy that looks at one block, to which the time matters, so that miscounted steps show."""
+    torch.manual_seed(4)
+    policy = Policy(PolicyConfig(hidden_size=32, ffn_size=32, context="block", trained_block_length=BLOCK, **config))
     for name, value in policy.state_dict().items():
-        if name not in known or known[name].shape != value.shape:
-            value.normal_(std=0.3)
-        if name in known:
-            value[..., : known[name].shape[-1]] = known[name]
-        if name.startswith("time_mlp.2"):
-            value.mul_(3.0)
+        value.normal_(std=1.0 if name.startswith("time_mlp") else 0.3)
     return policy.eval()
 
 
@@ -97,24 +82,23 @@ def make_algorithm(settings: dict[str, Any], fdfo: bool = True, block: int = BLO
 
 
 def serve(settings: dict[str, Any], fdfo: bool, total: int = TOTAL, **engine: Any) -> list[Request]:
-    algorithm = make_algorithm(settings, fdfo, mask=tiny().mask_token_id)
-    fitting = [p[: total - 1] for p in prompts()]
-    return Engine(algorithm, tiny(), **engine).run(fitting, [total - len(p) for p in fitting])
+    requests = [Request(str(i), p[: total - 1], total) for i, p in enumerate(prompts())]
+    Engine(make_algorithm(settings, fdfo, mask=tiny().mask_token_id), tiny(), **engine).run(requests)
+    return requests
 
 
-GREEDY = {"policy": "learned", "actions": "greedy"}
+DRAWN = {"policy": "learned", "actions": "bernoulli-argmax", "policy_temperature": 1.5}
 RULES = ("threshold:0.9", "factor:1", "entropy-bound:0.1", "entropy-threshold:0.45", "margin:20", "confidence:20")
 EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(({"policy": rule}, {}) for rule in RULES),
     ({"policy": "klass:0.2,0.5", "max_new_tokens": BLOCK}, {}),  # it starts afresh in each block
     ({"policy": "threshold:0.5", "temperature": 0.8}, {}),
     ({"policy": "random:20", "temperature": 0.8}, {}),
-    (GREEDY, {}),
-    (GREEDY, {"num_confidences": 3}),
-    (GREEDY | {"alpha": 30.0}, {"alpha_conditioned": True}),
-    ({"policy": "learned", "actions": "bernoulli-argmax", "policy_temperature": 1.5, "temperature": 0.5}, {}),
-    # The draw of STOP is keyed by where a buffer begins.
-    ({"policy": "learned", "actions": "dpls", "policy_temperature": 1.5, "max_new_tokens": BLOCK}, {}),
+    (DRAWN, {}),
+    (DRAWN | {"temperature": 0.5}, {"num_confidences": 3}),
+    (DRAWN | {"alpha": 30.0}, {"alpha_conditioned": True}),
+    (DRAWN | {"actions": "greedy"}, {}),
+    (DRAWN | {"actions": "dpls", "max_new_tokens": BLOCK}, {}),  # STOP's draw is keyed by where a buffer begins
 ]
 
 
@@ -132,14 +116,13 @@ def test_completions_forwards_and_draws_are_the_samplers(
     rows = [p[: total - 1] + [tiny().mask_token_id] * (total - len(p[: total - 1])) for p in prompts()]
     expected = sampler.infill(torch.tensor(rows))
     served = serve(named(settings, tmp_path, **config), fdfo, total)
-    assert [r.committed[:total] for r in served] == expected.sequences.tolist()
+    assert [r.tokens[:total] for r in served] == expected.sequences.tolist()
     assert [r.nfe for r in served] == expected.steps.tolist()
-    assert len({tuple(r.completion) for r in served}) > 3
     assert expected.steps.max() > total / BLOCK  # not just one forward a block
 
 
 def test_the_time_is_steps_over_the_completions_length(sglang: str, fdfo: bool, tmp_path: Path) -> None:
-    settings = named(GREEDY, tmp_path)
+    settings = named(DRAWN, tmp_path)
     nfe = [[r.nfe for r in serve(settings | {"max_new_tokens": n}, fdfo)] for n in (TOTAL, 10 * TOTAL)]
     assert nfe[0] != nfe[1]
 
@@ -152,15 +135,17 @@ def test_requests_that_join_and_leave_do_not_change_each_other(
     """Also in inference mode, as SGLang's scheduler runs it, with an algorithm that was made outside of it."""
     settings = named({"policy": policy, "max_new_tokens": TOTAL, "temperature": 0.7}, tmp_path)
     algorithm = make_algorithm(settings, fdfo, mask=tiny().mask_token_id)
-    lengths = [24, 8, 16, 24, 13, 1]
+    totals = [27, 24, 24, 35, 30, 2]
+
+    def requests() -> list[Request]:
+        return [Request(str(i), list(p), n) for i, (p, n) in enumerate(zip(prompts(), totals, strict=True))]
+
+    crowded, alone = requests(), requests()
     with torch.inference_mode():
-        crowded = Engine(algorithm, tiny(), capacity=3, mixed=mixed).run(prompts(), lengths)
-    for prompt, length, request in zip(prompts(), lengths, crowded, strict=True):
-        engine = Engine(make_algorithm(settings, fdfo, mask=tiny().mask_token_id), tiny())
-        alone = Request(request.rid, prompt, length)
-        while not alone.finished:
-            engine.round([alone])
-        assert (request.completion, request.nfe) == (alone.completion, alone.nfe)
+        Engine(algorithm, tiny(), capacity=3, mixed=mixed).run(crowded)
+    for request in alone:
+        Engine(make_algorithm(settings, fdfo, mask=tiny().mask_token_id), tiny()).run([request])
+    assert [(r.tokens, r.nfe) for r in crowded] == [(r.tokens, r.nfe) for r in alone]
     assert len({r.nfe for r in crowded}) > 2
 
 
@@ -207,10 +192,9 @@ def test_every_step_unmasks_at_least_one_and_only_masks(sglang: str, tmp_path: P
 def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None:
     """SGLang then says which positions are the prompt's."""
     mask = tiny().mask_token_id
-    engine = Engine(make_algorithm({"policy": "threshold:0.9"}, fdfo, mask=mask), tiny())
-    (served,) = engine.run([[5, mask, 6, 7, 8, mask, 9, 4, 3, mask, 6]], [13])  # it asserts that prompts come back
-    assert len(served.completion) == 13
-    assert mask not in served.completion
+    request = Request("a", [5, mask, 6, 7, 8, mask, 9, 4, 3, mask, 6], 24)
+    Engine(make_algorithm({"policy": "threshold:0.9"}, fdfo, mask=mask), tiny()).run([request])
+    assert [i for i, token in enumerate(request.tokens) if token == mask] == [1, 5, 9]
 
 
 @pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s["policy"])
@@ -282,12 +266,9 @@ def test_steps_of_earlier_blocks(steps: list[tuple[str, int, int]], asked: tuple
     assert progress.enter(*asked) == BlockState(*asked, before=before)
 
 
-def test_keys_are_the_same_everywhere_and_differ_between_requests() -> None:
+def test_keys_and_memory_are_a_requests_own() -> None:
     assert BlockState("request-1", 8).key == BlockState("request-1", 99).key == 2651162329
     assert len({BlockState(str(i), 8).key for i in range(1000)}) == 1000
-
-
-def test_memory_follows_its_request() -> None:
     memory, (a, b, c) = BatchMemory(), (BlockState(name, 8) for name in "abc")
     batch = memory.gather([a, b])
     batch |= {"x": torch.tensor([1.0, 2.0]), "note": "not a tensor"}  # type: ignore[dict-item]
@@ -303,12 +284,9 @@ def test_memory_follows_its_request() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"treshold": 0.9}, ValueError, r"unknown keys \['treshold'\]; known keys are policy, max_new_tokens"),
-        ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'. Did you mean threshold:0.9"),
+        ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
-        ({"policy": "no/such/folder"}, FileNotFoundError, "no/such/folder"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
-        ({"max_new_tokens": 0}, ValueError, "algorithm config: .*max_new_tokens"),
         ({"actions": "greedy"}, ValueError, "actions means nothing to the policy 'threshold:0.9'"),
         ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
         ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "must be a multiple of the 3 blocks .*, got 8"),
@@ -331,8 +309,7 @@ def test_what_learned_policies_need_to_know(sglang: str, tmp_path: Path, caplog:
     assert "trained on blocks" not in caplog.text
     make_algorithm(settings, block=4)
     assert "was trained on blocks of 8 tokens and will decode blocks of 4" in caplog.text
-    Policy(PolicyConfig(hidden_size=16, ffn_size=16, context="block", zero_time=True)).save_pretrained(tmp_path)
-    make_algorithm({"policy": str(tmp_path)})  # one that ignores the time needs no length
+    make_algorithm(named({"policy": "learned"}, tmp_path, zero_time=True))  # it needs no length
 
 
 def test_the_configuration_file_is_sglangs(sglang: str, tmp_path: Path) -> None:
@@ -383,8 +360,9 @@ def test_registering_imports_nothing_and_leaves_no_trace() -> None:
     assert run_python(light).stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("sglang", [RELEASED], indirect=True)
 def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sglang == "stub":
+        pytest.skip(f"{VARIABLE} names no sglang 0.5.23")
     import sglang.srt.plugins as plugins
 
     monkeypatch.setattr(plugins, "entry_points", lambda group: [e for e in [declared()] if e.group == group])

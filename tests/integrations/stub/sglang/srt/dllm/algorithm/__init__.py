@@ -1,8 +1,7 @@
 """Stand-in for SGLang's registry of algorithms.
 
-``stub`` holds what the plugin touches of SGLang, for machines that cannot install it: names, signatures and return
-values of ``sglang.srt.dllm.algorithm``, ``.base`` and ``sglang.srt.dllm.config``, written from the behaviour of the
-wheel sglang 0.5.23. The tests run against it and against the wheel, so that the two cannot drift apart unnoticed.
+``stub`` is for machines that cannot install SGLang: names, signatures and return values of what the plugin touches,
+written from the behaviour of the wheel sglang 0.5.23. The tests run against both, so that the two cannot drift apart.
 """
 
 from __future__ import annotations
