@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.benchmarking.calls import CALLS, Call, compiled, copies, library
 from unmask.benchmarking.decoding import act
-from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, Found, eager, in_float64, random_policy
+from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, Found, confident_policy, eager, in_float64
 from unmask.benchmarking.timing import Comparison
 from unmask.policies import Threshold, UnmaskingPolicy
 from unmask.sampling import Sampler, SamplerConfig
@@ -63,7 +63,7 @@ class Setting:
         self.allowed[:, BLOCK : 2 * BLOCK] = True
         self.model, self.policy, time = (
             GivenLogits(self.logits),
-            random_policy(device),
+            confident_policy(device),
             torch.zeros(batch, device=device),
         )
         self.learned = lambda mask, confidence: self.policy(mask, confidence[..., None], time)
