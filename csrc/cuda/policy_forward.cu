@@ -1,19 +1,18 @@
 // policy_forward on CUDA: six kernels, one stage of the network each, over tiles of 16 rows on all multiprocessors.
-// Where the device can, a kernel starts before those in front of it have ended, copies weights to shared memory, and then
-// waits for what they compute.
+// Where the device can, a kernel starts before those in front of it have ended, copies weights to shared memory, and
+// then waits for what they compute.
 #include "policy_work.cuh"
 
 namespace unmask {
 namespace cuda {
 namespace {
 
-constexpr int kBeginThreads = 512;
+constexpr int kRowThreads = 32 * kRows;  // a warp for each row of a tile
 constexpr int kTileThreads = 256;
-constexpr int kMixThreads = 32 * kRows;  // a warp for each row
 constexpr int kOutputThreads = 128;
 
-// 1. ada(cond) of up to 8 sequences for both masks: a share of its outputs. Every block computes the layers before it: to
-// wait for another one would take longer.
+// 1. ada(cond) of up to 8 sequences for both masks: a share of its outputs. Every block computes the layers before it:
+// to wait for another one would take longer.
 UNMASK_DEVICE void condition(const PolicyWork& s, int group, int share) {
   const int d = s.d, stride = row_stride(d), last = s.batch - 1;
   float *a = shared_floats(), *b = a + kRows * stride, *copies = b + kRows * stride;
@@ -27,7 +26,7 @@ UNMASK_DEVICE void condition(const PolicyWork& s, int group, int share) {
     out = copies + d * stride;
   }
   commit_copies();
-  for (int i = static_cast<int>(threadIdx.x); i < kGroup * d / 2; i += kBeginThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < kGroup * d / 2; i += kRowThreads) {
     const int row = i / (d / 2), c = i % (d / 2);
     const float2 angle = angle_of(static_cast<double>(s.p.time[sequence(row)]) * s.w.frequencies[c]);
     a[row * stride + c] = angle.x;
@@ -64,7 +63,7 @@ UNMASK_DEVICE void condition(const PolicyWork& s, int group, int share) {
 UNMASK_DEVICE void list_rows(const PolicyWork& s) {
   int* counts = reinterpret_cast<int*>(shared_floats());  // tiles of each sequence
   const auto wanted = [&](int position) { return !s.p.select || s.p.select[position] != 0; };
-  for (int b = warp_id(); b < s.batch; b += kBeginThreads / 32) {
+  for (int b = warp_id(); b < s.batch; b += kRows) {
     int count = 0;
 #pragma unroll 4
     for (int i = lane_id(); i < s.length; i += 32) count += wanted(b * s.length + i) ? 1 : 0;
@@ -72,7 +71,7 @@ UNMASK_DEVICE void list_rows(const PolicyWork& s) {
     if (lane_id() == 0) counts[b] = (count + kRows - 1) / kRows;
   }
   __syncthreads();
-  for (int b = warp_id(); b < s.batch; b += kBeginThreads / 32) {
+  for (int b = warp_id(); b < s.batch; b += kRows) {
     int before = 0, total = 0;
     for (int i = lane_id(); i < b; i += 32) before += counts[i];
     int* rows = s.rows + __reduce_add_sync(kFullWarp, before) * kRows;
@@ -82,7 +81,7 @@ UNMASK_DEVICE void list_rows(const PolicyWork& s) {
       const int position = b * s.length + first + lane_id();
       const bool listed = inside && wanted(position);
       const unsigned ballot = __ballot_sync(kFullWarp, listed);
-      if (listed) rows[total + __popc(ballot & ((1u << lane_id()) - 1))] = position;
+      if (listed) rows[total + __popc(ballot & ((1u << lane_id()) - 1))] = 2 * position + (s.p.mask[position] != 0);
       if (inside && !listed) s.p.logits[position] = -INFINITY;
       total += __popc(ballot);
     }
@@ -97,7 +96,7 @@ UNMASK_DEVICE void list_rows(const PolicyWork& s) {
 UNMASK_DEVICE void embed(const PolicyWork& s, int tile) {
   const int d = s.d, k = s.k, stride = k | 1;  // odd: neighbouring channels are in different banks
   float *w = shared_floats(), x[kPerLane] = {};
-  for (int i = static_cast<int>(threadIdx.x); i < d * k; i += kBeginThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < d * k; i += kRowThreads) {
     w[i / k * stride + i % k] = s.w.confidence.weight[i];
   }
   __syncthreads();
@@ -108,16 +107,19 @@ UNMASK_DEVICE void embed(const PolicyWork& s, int tile) {
     const float confidence = s.p.confidence[position * k + j];
     for_channels(d, [&](int e, int c) { x[e] = fmaf(confidence, w[c * stride + j], x[e]); });
   }
-  for_channels(d, [&](int e, int c) { s.x[at + c] = x[e] += s.w.confidence.bias[c]; });
+  for_channels(d, [&](int e, int c) {
+    x[e] += s.w.confidence.bias[c];
+    s.x[at + c] = x[e];
+  });
   normalise(x, d);
   for_channels(d, [&](int e, int c) { s.normal[at + c] = fmaf(x[e], s.w.norm1.weight[c], s.w.norm1.bias[c]); });
 }
 
 // 1. Conditioning, slots and inputs beside each other.
-__global__ void __launch_bounds__(kBeginThreads, 1) begin_kernel(const __grid_constant__ PolicyWork s) {
+__global__ void __launch_bounds__(kRowThreads, 1) begin_kernel(const __grid_constant__ PolicyWork s) {
   launch_dependents();
   const int lines = static_cast<int>(s.w.output.bias - s.p.weights) / 32;  // of 128 bytes
-  for (unsigned i = blockIdx.x * kBeginThreads + threadIdx.x; i < lines; i += gridDim.x * kBeginThreads) {
+  for (unsigned i = blockIdx.x * kRowThreads + threadIdx.x; i < lines; i += gridDim.x * kRowThreads) {
     prefetch_l2(s.p.weights + i * 32);  // the model that ran before has driven them out
   }
   const int conditioning = s.groups * s.shares, block = block_id();
@@ -136,30 +138,32 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
   const int block = block_id(), d = s.d, stride = row_stride(d), per = (d + kColumns - 1) / kColumns;
   const int which = block % (3 * per) / per, first = block % per * kColumns, columns = min(kColumns, d - first);
   const PolicyLinear w = which == 0 ? s.w.query : which == 1 ? s.w.key : s.w.value;
-  float *a = shared_floats(), *b = a + kRows * stride;
+  float *a = shared_floats(), *b = a + kRows * stride, *bias = b + kColumns * stride;
   stage(b, columns, d, [&](int r) { return w.weight + (first + r) * d; });
+  stage(bias, 1, columns, [&](int) { return w.bias + first; });
   commit_copies();
   wait_for_launches();
   for (int tile = block / (3 * per); tile < s.tiles; tile += block_count() / (3 * per)) {
     const int row0 = tile * kRows, sequence = row0 / s.padded, start = row0 % s.padded;
     if (which == 0 && s.rows[row0] == kNone) break;
-    const auto position = [&](int r) {  // beyond a sequence's end the last one again
-      return which == 0 ? s.position_of(row0 + r) : sequence * s.length + min(start + r, s.length - 1);
+    const auto row = [&](int r) {  // beyond a sequence's end the last one again
+      const int position = sequence * s.length + min(start + r, s.length - 1);
+      return which == 0 ? s.row_of(row0 + r) : 2 * position + (s.p.mask[position] != 0);
     };
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < kRows * d / 4; i += kTileThreads) {
-      const int r = i / (d / 4), c = i % (d / 4) * 4, at = position(r);
-      const float* ada = s.modulation(at, 0) + c;
-      const float4 x = load4(s.normal + static_cast<int64_t>(at) * d + c), gamma = load4(ada), beta = load4(ada + d);
+      const int r = i / (d / 4), c = i % (d / 4) * 4, at = row(r);
+      const float *ada = s.modulation(at, 0) + c, *from = s.normal + static_cast<int64_t>(at / 2) * d + c;
+      const float4 x = load4(from), gamma = load4(ada), beta = load4(ada + d);
       store2(a + r * stride + c, fmaf(x.x, 1.0f + gamma.x, beta.x), fmaf(x.y, 1.0f + gamma.y, beta.y));
       store2(a + r * stride + c + 2, fmaf(x.z, 1.0f + gamma.z, beta.z), fmaf(x.w, 1.0f + gamma.w, beta.w));
     }
     wait_copies<0>();
     __syncthreads();
     product(a, stride, b, stride, columns, d, [&](int r, int c, float x, float y) {
+      x += bias[c];
+      y += bias[c + 1];
       c += first;
-      x += w.bias[c];
-      y += w.bias[c + 1];
       if (which == 2) {
         float* to = s.value + (static_cast<int64_t>(sequence) * d + c) * s.padded + start + r;
         to[0] = x;
@@ -167,7 +171,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
         return;
       }
       const float scale = which == 0 ? 1.4426950408889634f / sqrtf(static_cast<float>(s.head)) : 1.0f;
-      const float2 angle = angle_of(static_cast<double>(position(r) % s.length) * s.rotary[c % s.head / 2]);
+      const float2 angle = angle_of(static_cast<double>(row(r) / 2 % s.length) * s.rotary[c % s.head / 2]);
       float* to = (which == 0 ? s.query : s.key) + static_cast<int64_t>(row0 + r) * d + c;
       store2(to, (x * angle.x - y * angle.y) * scale, (x * angle.y + y * angle.x) * scale);
     });
@@ -175,8 +179,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
   wait_copies<0>();
 }
 
-// 3. By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is the
-// factor of what was summed before.
+// 3. By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is
+// the factor of what was summed before.
 UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
   const int lane = lane_id();
   const float first = lane < count ? scores[lane] : -INFINITY;
@@ -198,7 +202,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) attend_kernel(const __grid_co
     const int row0 = task / per_tile * kRows, head = task % per_tile / s.splits, split = task % s.splits;
     if (s.rows[row0] == kNone) break;
     const int low = head * s.head / 16 * 16, span = (head * s.head + s.head + 15) / 16 * 16 - low;
-    const int64_t sequence = s.rows[row0] / s.length, out = static_cast<int64_t>(split) * s.tiles * kRows + row0;
+    const int64_t sequence = s.rows[row0] / 2 / s.length, out = static_cast<int64_t>(split) * s.tiles * kRows + row0;
     const auto mine = [&](int c) { return (low + c) / s.head == head; };
     const int stride = row_stride(span), begin = key_tiles * split / s.splits, end = key_tiles * (split + 1) / s.splits;
     float *q = shared_floats(), *k = q + kRows * stride, *v = k + s.keys * stride;
@@ -256,7 +260,7 @@ UNMASK_DEVICE float attended(const PolicyWork& s, int64_t slot, int channel) {
 }
 
 // 4. The residual stream after attention, and the feed-forward's input: a warp for each slot of a tile.
-__global__ void __launch_bounds__(kMixThreads, 1) mix_kernel(const __grid_constant__ PolicyWork s) {
+__global__ void __launch_bounds__(kRowThreads, 1) mix_kernel(const __grid_constant__ PolicyWork s) {
   launch_dependents();
   const int d = s.d, stride = row_stride(d), row = warp_id() * stride;
   float *a = shared_floats(), *out = a + kRows * stride, *copy = out + kRows * stride;
@@ -266,14 +270,15 @@ __global__ void __launch_bounds__(kMixThreads, 1) mix_kernel(const __grid_consta
   wait_for_launches();
   for (int tile = block_id(); tile < s.tiles; tile += block_count()) {
     if (s.rows[tile * kRows] == kNone) break;
-    const int64_t slot = tile * kRows + warp_id(), to = slot * d, position = s.position_of(static_cast<int>(slot));
+    const int64_t slot = tile * kRows + warp_id(), to = slot * d;
+    const int which = s.row_of(tile * kRows + warp_id());
+    const float *ada = s.modulation(which, 2), *from = s.x + static_cast<int64_t>(which / 2) * d;
     // All that the row needs later is asked for now.
     float x[kPerLane], alpha[kPerLane], scale[kPerLane], shift[kPerLane];
-    const float* ada = s.modulation(static_cast<int>(position), 2);
     for_channels(d, [&](int e, int c) {
       a[row + c] = attended(s, slot, c);
       alpha[e] = 1.0f + ada[c];
-      x[e] = fmaf(s.w.out.bias[c], alpha[e], s.x[position * d + c]);
+      x[e] = fmaf(s.w.out.bias[c], alpha[e], from[c]);
       scale[e] = s.w.norm2.weight[c] * (1.0f + ada[d + c]);
       shift[e] = fmaf(s.w.norm2.bias[c], 1.0f + ada[d + c], ada[2 * d + c]);
     });
@@ -282,7 +287,10 @@ __global__ void __launch_bounds__(kMixThreads, 1) mix_kernel(const __grid_consta
     product(a, stride, staged ? copy : s.w.out.weight, staged ? stride : d, d, d,
             [&](int r, int c, float even, float odd) { store2(out + r * stride + c, even, odd); });
     __syncthreads();
-    for_channels(d, [&](int e, int c) { s.residual[to + c] = x[e] = fmaf(out[row + c], alpha[e], x[e]); });
+    for_channels(d, [&](int e, int c) {
+      x[e] = fmaf(out[row + c], alpha[e], x[e]);
+      s.residual[to + c] = x[e];
+    });
     normalise(x, d);
     for_channels(d, [&](int e, int c) { s.hidden[to + c] = fmaf(x[e], scale[e], shift[e]); });
   }
@@ -295,10 +303,12 @@ __global__ void __launch_bounds__(kTileThreads, 2) feed_forward_kernel(const __g
   const int d = s.d, stride = row_stride(d), which = block_id() % s.unit_blocks;
   const int first = which * s.units, units = min(s.units, s.ffn - first), unit_stride = row_stride(units);
   float *a = shared_floats(), *u = a + kRows * stride, *up = u + kRows * unit_stride, *down = up + units * stride;
+  float* bias = down + d * unit_stride;
   stage(up, units, d, [&](int r) { return s.w.up.weight + (first + r) * d; });
   stage(down, d, units, [&](int r) { return s.w.down.weight + r * s.ffn + first; });
+  stage(bias, 1, units, [&](int) { return s.w.up.bias + first; });
   wait_for_launches();
-  const auto start = [&](int tile) {
+  const auto start = [&](int tile) {  // where there are no slots, what it copies is not used
     const float* from = s.hidden + static_cast<int64_t>(tile) * kRows * d;
     if (tile < s.tiles) stage(a, kRows, d, [&](int r) { return from + r * d; });
     commit_copies();
@@ -308,8 +318,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) feed_forward_kernel(const __g
     wait_copies<0>();
     __syncthreads();
     product(a, stride, up, stride, units, d, [&](int r, int c, float x, float y) {
-      const float* bias = s.w.up.bias + first + c;
-      store2(u + r * unit_stride + c, gelu(x + bias[0]), gelu(y + bias[1]));
+      store2(u + r * unit_stride + c, gelu(x + bias[c]), gelu(y + bias[c + 1]));
     });
     __syncthreads();
     start(tile + step);
@@ -326,12 +335,12 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
   wait_for_launches();
   const int d = s.d, slots = s.tiles * kRows, warps = kOutputThreads / 32;
   for (int slot = block_id() * warps + warp_id(); slot < slots; slot += block_count() * warps) {
-    const int position = s.rows[slot];
-    if (position == kNone) break;
-    if (position < 0) continue;
+    const int which = s.rows[slot];
+    if (which == kNone) break;
+    if (which < 0) continue;
     float x[kPerLane] = {}, logit = 0.0f;
     const int64_t row = static_cast<int64_t>(slot) * d;
-    const float *ada = s.modulation(position, 5), *part = s.parts + row;
+    const float *ada = s.modulation(which, 5), *part = s.parts + row;
 #pragma unroll 4
     for (int i = 0; i < s.unit_blocks; ++i, part += static_cast<int64_t>(slots) * d) {
       for_channels(d, [&](int e, int c) { x[e] += part[c]; });
@@ -342,14 +351,14 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
       logit = fmaf(fmaf(x[e], s.w.final_norm.weight[c], s.w.final_norm.bias[c]), s.w.output.weight[c], logit);
     });
     logit = warp_sum(logit);
-    if (lane_id() == 0) s.p.logits[position] = logit + s.w.output.bias[0];
+    if (lane_id() == 0) s.p.logits[which / 2] = logit + s.w.output.bias[0];
   }
 }
 
 cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
   const int stride = row_stride(s.d), embed = s.d * (s.k | 1), inputs = ceil_div(s.batch * s.length, kRows);
   const int condition = (2 * kRows + (s.stage_time ? 2 * s.d : 0)) * stride;
-  LaunchShape begin = {1, 1, kBeginThreads, 1, 4 * std::max({condition, embed, s.batch}), stream, false};
+  LaunchShape begin = {1, 1, kRowThreads, 1, 4 * std::max({condition, embed, s.batch}), stream, false};
   begin.grid_x = static_cast<unsigned>(s.groups * s.shares + 1 + inputs);
   // Not `dependent`: what runs before it may be writing what it reads.
   cudaError_t error = launch(begin_kernel, begin, s);
@@ -361,11 +370,11 @@ cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
     shape.grid_x = static_cast<unsigned>(std::max(deep, 1) * across);
     error = launch(kernel, shape, s);
   };
-  next(project_kernel, kTileThreads, (kRows + kColumns) * stride, 3 * ceil_div(s.d, kColumns));
+  next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns));
   next(attend_kernel, kTileThreads,
        (kRows + s.keys) * row_stride(s.span) + (kRows + s.span) * row_stride(s.keys) + kRows, s.heads * s.splits);
-  next(mix_kernel, kMixThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1);
-  next(feed_forward_kernel, kTileThreads, (kRows + s.units) * stride + (kRows + s.d) * row_stride(s.units),
+  next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1);
+  next(feed_forward_kernel, kTileThreads, (kRows + s.units) * stride + (kRows + s.d) * row_stride(s.units) + s.units,
        s.unit_blocks);
   next(output_kernel, kOutputThreads, 0, 32 * kRows / kOutputThreads);
   return error;

@@ -23,8 +23,8 @@ UNMASK_DEVICE void store2(float* p, float x, float y) { *reinterpret_cast<float2
 // that eight lanes that read 16 bytes each of two neighbouring rows meet in no bank.
 __host__ __device__ constexpr int row_stride(int n) { return n | 16; }
 
-// By the block: starts to copy a matrix to shared memory, rows row_stride(columns) apart. row(r) is where row r begins, at
-// a multiple of 16 bytes. The copies belong to the group that is committed next.
+// By the block: starts to copy a matrix to shared memory, rows row_stride(columns) apart. row(r) is where row r begins,
+// at a multiple of 16 bytes. The copies belong to the group that is committed next.
 template <typename RowOf>
 UNMASK_DEVICE void stage(float* to, int rows, int columns, RowOf row) {
   const int fours = columns / 4;
@@ -56,9 +56,9 @@ UNMASK_DEVICE void mma(float (&sum)[4], const uint32_t (&top)[4], const uint32_t
       : "r"(top[i]), "r"(bottom[i]), "r"(top[i + 1]), "r"(bottom[i + 1]), "r"(b[i]), "r"(b[i + 1]));
 }
 
-// By a warp: sum = 16 rows of a times 8 rows of b, over k columns, a multiple of 16. Lane l gets rows l / 4 (elements 0 and
-// 1) and l / 4 + 8 (2 and 3), columns l % 4 * 2 and the next. Products of the high parts leave the tensor core 16 at a
-// time: it cuts its sums, where an addition rounds. kAhead loads of b are under way together.
+// By a warp: sum = 16 rows of a times 8 rows of b, over k columns, a multiple of 16. Lane l gets rows l / 4 (elements 0
+// and 1) and l / 4 + 8 (2 and 3), columns l % 4 * 2 and the next. Products of the high parts leave the tensor core 16
+// at a time: it cuts its sums, where an addition rounds. kAhead loads of b are under way together.
 template <int kAhead>
 UNMASK_DEVICE void multiply(const float* a, int lda, const float* b, int ldb, int k, float (&sum)[4]) {
   const int row = lane_id() / 4, column = lane_id() % 4 * 4;

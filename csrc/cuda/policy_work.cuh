@@ -27,7 +27,7 @@ struct PolicyWork {
   PolicyForwardParams p;
   PolicyWeightView w;
   int batch, length, d, heads, head, ffn, k;  // head: channels of one
-  int padded, tiles;       // positions of a sequence in full tiles; tiles of positions, at most as many are tiles of slots
+  int padded, tiles;       // positions of a sequence in full tiles; tiles of positions, and tiles of slots at most
   int span;                // channels of a head, with those of neighbours up to multiples of 16, at most
   int keys, splits;        // keys that a block takes at a time; blocks that share the keys
   int units, unit_blocks;  // feed-forward units of a block; blocks that share the units
@@ -35,7 +35,7 @@ struct PolicyWork {
   bool stage_time;         // copy the time MLP to shared memory
 
   // In the workspace.
-  int* rows;        // (slots) position in the batch; ~position where it fills up a tile: its result is not written
+  int* rows;        // (slots) which row: 2 * position in the batch + mask; ~that where it only fills up a tile
   float* ada;       // (B, 2, 6 D) for mask 0 and 1: gamma1, beta1, alpha1, gamma2, beta2, alpha2
   float* x;         // (B L, D) the embedded inputs
   float* residual;  // (slots, D) x after attention
@@ -50,15 +50,15 @@ struct PolicyWork {
   float rotary[kMaxPairs];  // radians per position
   int64_t bytes;            // of the workspace
 
-  // Over sequences from `first` on: at most kMaxPositions positions, or one sequence. Sizes that results depend on follow
-  // from network and length alone. Without a workspace it only says how many bytes one must have.
+  // Over sequences from `first` on: at most kMaxPositions positions, or one sequence. Sizes that results depend on
+  // follow from network and length alone. Without a workspace it only says how many bytes one must have.
   PolicyWork(const PolicyForwardParams& params, int64_t first, const DeviceInfo& device, void* workspace);
 
-  // Where a position in the batch finds one of the six parts of ada.
-  UNMASK_DEVICE const float* modulation(int position, int part) const {
-    return ada + ((position / length * 2 + (p.mask[position] != 0)) * 6 + part) * d;
+  UNMASK_DEVICE int row_of(int slot) const { return rows[slot] < 0 ? ~rows[slot] : rows[slot]; }
+  // Where a row finds one of the six parts of ada.
+  UNMASK_DEVICE const float* modulation(int row, int part) const {
+    return ada + ((row / 2 / length * 2 + row % 2) * 6 + part) * d;
   }
-  UNMASK_DEVICE int position_of(int slot) const { return rows[slot] < 0 ? ~rows[slot] : rows[slot]; }
 };
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
