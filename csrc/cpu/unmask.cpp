@@ -13,7 +13,7 @@ namespace {
 
 struct Row {
   const int64_t* candidates;
-  const float* score;       // null if there is a decision
+  const float* score;  // null if there is a decision
   const uint8_t* decision;
   int64_t* tokens;  // the buffer's part of the canvas
   uint8_t* mask;

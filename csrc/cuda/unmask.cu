@@ -24,7 +24,7 @@ constexpr int kTimesOffset = (sizeof(Shared) + 15) / 16 * 16;
 
 struct Row {
   const int64_t* candidates;
-  const float* score;       // null if there is a decision
+  const float* score;  // null if there is a decision
   const uint8_t* decision;
   int64_t* tokens;  // the buffer's part of the canvas
   uint8_t* mask;

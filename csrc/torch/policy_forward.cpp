@@ -21,8 +21,8 @@ Prepared prepare(const Tensor& packed, int64_t hidden, int64_t heads, int64_t ff
   Prepared p;
   PolicyForwardParams& params = p.params;
   check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
-  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0, "ValueError: heads: expected hidden / heads to ",
-        "be an even number, got ", hidden, " / ", heads);
+  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0,
+        "ValueError: heads: expected hidden / heads to ", "be an even number, got ", hidden, " / ", heads);
   check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
   check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
   params.sizes = PolicySizes{hidden, heads, ffn, confidences};

@@ -145,9 +145,8 @@ Outputs topk_confidence_cpu(const Tensor& logits, int64_t k, const OptionalTenso
                             double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
                             const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
   const Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
-  torch::stable::parallel_for(
-      0, p.params.num_rows, grain_size(p.params.vocab),
-      [&p](int64_t begin, int64_t end) { cpu::topk_confidence(p.params, begin, end); });
+  torch::stable::parallel_for(0, p.params.num_rows, grain_size(p.params.vocab),
+                              [&p](int64_t begin, int64_t end) { cpu::topk_confidence(p.params, begin, end); });
   return p.outputs;
 }
 
