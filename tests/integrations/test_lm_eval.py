@@ -155,7 +155,7 @@ def test_loglikelihoods_and_greedy_flags(model: Any, sampler: Sampler) -> None:
     ("arguments", "error", "message"),
     [
         ({"batch_size": "auto"}, ValueError, "batch_size must be a positive integer, got 'auto'"),
-        ({"max_batch_size": 8}, ValueError, "max_batch_size=8 goes with automatic batch sizes"),
+        ({"max_batch_size": 8}, ValueError, "model_args has no max_batch_size"),
         ({"temperature": 0.5}, ValueError, "model_args has no temperature"),
         ({"cache": "some"}, ValueError, "cache"),
         ({"mc_num": 0}, ValueError, "mc_num must be a positive integer, got 0"),
