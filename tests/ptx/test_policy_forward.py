@@ -1,4 +1,4 @@
-"""policy_forward: networks, lengths and batches that cut its work in different ways, small enough for a race detector."""
+"""policy_forward: networks, lengths and batches that cut its work in different ways, small for the race detector."""
 
 from __future__ import annotations
 
