@@ -154,11 +154,11 @@ def test_loglikelihoods_and_greedy_flags(model: Any, sampler: Sampler) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"batch_size": "auto"}, ValueError, "batch_size must be a positive integer, got 'auto'"),
+        ({"batch_size": "auto"}, ValueError, "batch_size must be an integer, got 'auto'"),
         ({"max_batch_size": 8}, ValueError, "model_args has no max_batch_size"),
         ({"temperature": 0.5}, ValueError, "model_args has no temperature"),
         ({"cache": "some"}, ValueError, "cache"),
-        ({"mc_num": 0}, ValueError, "mc_num must be a positive integer, got 0"),
+        ({"mc_num": 0}, ValueError, "mc_num must be at least 1, got 0"),
         ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'"),
         ({"blok_length": 8}, TypeError, "blok_length"),
     ],

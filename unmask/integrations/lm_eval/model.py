@@ -14,6 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from unmask.config import PositiveInt, checked
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.integrations.lm_eval.likelihood import loglikelihoods
 from unmask.integrations.transformers.arguments import sampler_settings
@@ -84,8 +85,6 @@ class UnmaskLM(TemplateLM):
                 f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs, and a number "
                 "as batch_size is how many rows are decoded side by side"
             )
-        if settings.get("block_length") == "full":
-            settings["block_length"] = None
         settings = {"seed": 0, **settings, "max_batch_size": self.batch_size}
         SamplerConfig().updated(settings)
         if not torch.cuda.is_available() and (device or "cuda").startswith("cuda"):
@@ -240,9 +239,7 @@ class UnmaskLM(TemplateLM):
 
 def positive(name: str, value: Any) -> int:
     """A number from the command line; ValueError for what is none, such as "auto"."""
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    return int(checked(name, int(value) if str(value).isdecimal() else value, PositiveInt))
 
 
 def sequence_numbers(requests: Sequence[Any]) -> list[int]:
