@@ -24,8 +24,8 @@ from unmask.models import (
     packaged_models,
     save_model,
     sources,
-    weights,
 )
+from unmask.models import weights as weight_files
 
 Build = Callable[..., Transformer]
 INDEX = "model.safetensors.index.json"
@@ -238,7 +238,7 @@ def test_broken_checkpoints_are_explained(folder: Path, case: str) -> None:
 def test_nothing_is_read_before_everything_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(folder, 3)
     edit_config(folder, num_layers=5)
-    monkeypatch.setattr(weights, "read_tensor", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
+    monkeypatch.setattr(weight_files, "read_tensor", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
     with pytest.raises(ValueError, match="lacks 18 tensors"):
         load_model(folder)
 
@@ -287,7 +287,7 @@ def test_saving_is_atomic(folder: Path, build: Build, monkeypatch: pytest.Monkey
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", die)
+    monkeypatch.setattr(weight_files, "save_file", die)
     with pytest.raises(OSError, match="disk full"):
         save_model(build(seed=1), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
