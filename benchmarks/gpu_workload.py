@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sampling
 
 from helpers import random_model
 from policy_cases import inputs, pack, random_network
-from unmask_cases import MODES, STATE, assert_same, make_state, random_canvas
+from unmask_cases import assert_same, random_state, run
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
-from unmask.ops import policy_forward, topk_confidence, unmask_
+from unmask.ops import policy_forward, topk_confidence
+from unmask.ops.unmask_ import MODES
 
 
 def topk() -> None:
@@ -70,29 +71,15 @@ def policy() -> None:
 
 def unmask() -> None:
     for mode in MODES:
-        results = []
-        for device in ("cpu", "cuda"):
-            generator = torch.Generator().manual_seed(1)
-            state = make_state(random_canvas(generator, 5, 50, 3, 40, 0.6), 3, 40, 16)
-            token = torch.randint(10, 90, (5, 40), generator=generator).to(device)
-            state = {name: value.to(device) for name, value in state.items()}
-            for _ in range(3):
-                score = torch.randn(5, 40, generator=generator).to(device)
-                names = {name: state[name] for name in STATE}
-                rank = unmask_(
-                    state["tokens"],
-                    token,
-                    score,
-                    **names,
-                    start=3,
-                    block_length=16,
-                    max_steps=9,
-                    mode=mode,
-                    eos=12,
-                    seed=4,
-                )
-            results.append({name: value.cpu() for name, value in {**state, "rank": rank}.items()})
-        assert_same(results[1], results[0])
+        generator = torch.Generator().manual_seed(1)
+        here = there = random_state(generator, 5, 3, 40, 16, 0.6)
+        for _ in range(3):
+            tokens = torch.randint(10, 90, (5, 40), generator=generator)
+            action = torch.randn(5, 40, generator=generator)
+            here, rank = run(here, tokens, action, mode=mode, max_steps=9, eos=12, seed=4)
+            there, rank_there = run(there, tokens, action, "cuda", mode=mode, max_steps=9, eos=12, seed=4)
+            assert_same(there, here)
+            assert torch.equal(rank_there, rank)
 
 
 def graphs() -> None:
