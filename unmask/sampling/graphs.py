@@ -31,13 +31,7 @@ WARM_UP = 2
 """Steps that run before one is captured: libraries load and reserve what they need."""
 WIDTH_STEP = 16
 """Padded canvases are padded to multiples of this many tokens."""
-NOT_BAKED: dict[str, Any] = {
-    "max_new_tokens": 1,
-    "block_length": None,
-    "alpha": None,
-    "seed": None,
-    "max_batch_size": None,
-}
+NOT_BAKED: dict[str, Any] = dict(max_new_tokens=1, block_length=None, alpha=None, seed=None, max_batch_size=None)  # noqa: C408
 """Fields of SamplerConfig that no captured step depends on, each at some value that is allowed."""
 
 
@@ -212,9 +206,9 @@ class GraphRunner:
         idle.status.fill_(COMPLETE)
         idle.allowed.fill_(False)
         values: dict[str, Any] = {name: torch.cat((value, getattr(idle, name))) for name, value in state.tensors()}
-        values["tokens"] = nn.functional.pad(values["tokens"], (wider, 0), value=self.padding_id)
-        if state.attention is not None:
-            values["attention"] = nn.functional.pad(values["attention"], (wider, 0), value=False)
+        for name, fill in (("tokens", self.padding_id), ("attention", False)):
+            if name in values:
+                values[name] = nn.functional.pad(values[name], (wider, 0), value=fill)
         memory = {
             name: torch.cat((value, value.new_zeros((rows, *value.shape[1:]))))
             for name, value in state.memory.items()
@@ -225,9 +219,7 @@ class GraphRunner:
     def view(self, whole: State, count: int, pad: int) -> State:
         """The first ``count`` rows of the captured state, without the ``pad`` positions of its further padding."""
         values: dict[str, Any] = {name: value[:count] for name, value in whole.tensors()}
-        values["tokens"] = values["tokens"][:, pad:]
-        if whole.attention is not None:
-            values["attention"] = values["attention"][:, pad:]
+        values |= {name: values[name][:, pad:] for name in ("tokens", "attention") if name in values}
         memory = {name: value[:count] for name, value in whole.memory.items()}
         return replace(whole, **values, memory=memory, start=whole.start - pad)
 
