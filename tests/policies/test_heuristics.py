@@ -411,3 +411,18 @@ def test_other_names_are_learned_policies(tmp_path: Any) -> None:
     assert isinstance(make_policy(str(tmp_path / "mine")), Policy)
     with pytest.raises(FileNotFoundError):
         make_policy(str(tmp_path / "absent"))
+
+
+def test_a_rule_is_known_by_its_name_once_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.policies import heuristics
+
+    monkeypatch.setattr(heuristics, "HEURISTICS", dict(HEURISTICS))
+
+    class Later(heuristics.Threshold):
+        """Every position less probable than LAMBDA."""
+
+        name = "later"
+
+    assert heuristics.HEURISTICS["later"] is Later
+    assert set(heuristics.HEURISTICS) - set(HEURISTICS) == {"later"}
+    assert Later(0.5).spec == "later:0.5"
