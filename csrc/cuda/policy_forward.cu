@@ -15,33 +15,21 @@ constexpr int kOutputThreads = 128;
 // to wait for another one would take longer.
 UNMASK_DEVICE void condition(const PolicyWork& s, int group, int share) {
   const int d = s.d, stride = row_stride(d), last = s.batch - 1;
-  float *a = shared_floats(), *b = a + kRows * stride, *copies = b + kRows * stride;
-  const float *in = s.w.time_in.weight, *out = s.w.time_out.weight;
+  float *a = shared_floats(), *b = a + kRows * stride;
   const auto sequence = [&](int row) { return min(group * kGroup + row % kGroup, last); };
-  if (s.stage_time) {
-    stage(copies, d, d, [&](int r) { return s.w.time_in.weight + r * d; });
-    commit_copies();
-    stage(copies + d * stride, d, d, [&](int r) { return s.w.time_out.weight + r * d; });
-    in = copies;
-    out = copies + d * stride;
-  }
-  commit_copies();
   for (int i = static_cast<int>(threadIdx.x); i < kGroup * d / 2; i += kRowThreads) {
     const int row = i / (d / 2), c = i % (d / 2);
     const float2 angle = angle_of(static_cast<double>(s.p.time[sequence(row)]) * s.w.frequencies[c]);
     a[row * stride + c] = angle.x;
     a[row * stride + d / 2 + c] = angle.y;
   }
-  wait_copies<1>();
   __syncthreads();
-  const int ldw = s.stage_time ? stride : d;
-  product<4>(a, stride, in, ldw, d, d, [&](int row, int c, float x, float y) {
+  product<4>(a, stride, s.w.time_in.weight, d, d, d, [&](int row, int c, float x, float y) {
     const float* bias = s.w.time_in.bias + c;
     if (row < kGroup) store2(b + row * stride + c, silu(x + bias[0]), silu(y + bias[1]));
   });
-  wait_copies<0>();
   __syncthreads();
-  product<4>(b, stride, out, ldw, d, d, [&](int row, int c, float x, float y) {
+  product<4>(b, stride, s.w.time_out.weight, d, d, d, [&](int row, int c, float x, float y) {
     if (row >= kGroup) return;
     const float *bias = s.w.time_out.bias + c, *extra = s.p.cond ? s.p.cond + sequence(row) * d + c : nullptr;
     for (int mask = 0; mask < 2; ++mask) {
@@ -357,26 +345,30 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
 
 cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
   const int stride = row_stride(s.d), embed = s.d * (s.k | 1), inputs = ceil_div(s.batch * s.length, kRows);
-  const int condition = (2 * kRows + (s.stage_time ? 2 * s.d : 0)) * stride;
-  LaunchShape begin = {1, 1, kRowThreads, 1, 4 * std::max({condition, embed, s.batch}), stream, false};
-  begin.grid_x = static_cast<unsigned>(s.groups * s.shares + 1 + inputs);
-  // Not `dependent`: what runs before it may be writing what it reads.
-  cudaError_t error = launch(begin_kernel, begin, s);
-  // `across` blocks for each tile, or for as many as the device runs at once: they take turns.
-  const auto next = [&](auto kernel, unsigned threads, int floats, int across) {
+  LaunchShape shape = {1, 1, 1, 1, 0, stream, false};
+  cudaError_t error = cudaSuccess;
+  // `across` blocks for each tile, or for as many tiles as the device has room for: the blocks take turns.
+  const auto next = [&](auto kernel, unsigned threads, int floats, int across, int tiles) {
+    // The same for all: before a multiprocessor changes how its memory is divided, it must be empty.
+    const auto divided = cudaFuncAttributePreferredSharedMemoryCarveout;
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, divided, cudaSharedmemCarveoutMaxShared);
     if (error != cudaSuccess) return;
-    LaunchShape shape = {1, 1, threads, 1, 4 * floats, stream, dependent};
-    const int deep = std::min(resident_blocks(kernel, shape) / across, s.tiles);
-    shape.grid_x = static_cast<unsigned>(std::max(deep, 1) * across);
+    shape.threads = threads;
+    shape.shared_bytes = 4 * floats;
+    shape.grid_x =
+        static_cast<unsigned>(std::max(std::min(resident_blocks(kernel, shape) / across, tiles), 1) * across);
     error = launch(kernel, shape, s);
   };
-  next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns));
+  next(begin_kernel, kRowThreads, std::max({2 * kRows * stride, embed, s.batch}), s.groups * s.shares + 1 + inputs, 1);
+  shape.dependent = dependent;  // the first is not: what ran before it may be writing what it reads
+  next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns), s.tiles);
   next(attend_kernel, kTileThreads,
-       (kRows + s.keys) * row_stride(s.span) + (kRows + s.span) * row_stride(s.keys) + kRows, s.heads * s.splits);
-  next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1);
+       (kRows + s.keys) * row_stride(s.span) + (kRows + s.span) * row_stride(s.keys) + kRows, s.heads * s.splits,
+       s.tiles);
+  next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1, s.tiles);
   next(feed_forward_kernel, kTileThreads, (kRows + s.units) * stride + (kRows + s.d) * row_stride(s.units) + s.units,
-       s.unit_blocks);
-  next(output_kernel, kOutputThreads, 0, 32 * kRows / kOutputThreads);
+       s.unit_blocks, s.tiles);
+  next(output_kernel, kOutputThreads, 0, 32 * kRows / kOutputThreads, s.tiles);
   return error;
 }
 

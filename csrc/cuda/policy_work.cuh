@@ -11,12 +11,12 @@
 namespace unmask {
 namespace cuda {
 
-constexpr int kGroup = 8;            // sequences conditioned together: with two masks the rows of a product
-constexpr int kColumns = 64;         // of queries, keys or values that a block computes
-constexpr int kMaxSplits = 8;        // blocks that share the keys of a query
-constexpr int kMaxPairs = 128;       // channel pairs of a head
+constexpr int kGroup = 8;               // sequences conditioned together: with two masks the rows of a product
+constexpr int kColumns = 64;            // of queries, keys or values that a block computes
+constexpr int kMaxSplits = 8;           // blocks that share the keys of a query
+constexpr int kMaxPairs = 128;          // channel pairs of a head
 constexpr int kMaxPositions = 1 << 14;  // in one pass, and so in the workspace; a larger batch takes several
-constexpr int kNone = INT32_MIN;     // in `rows`: this slot and all after it are empty
+constexpr int kNone = INT32_MIN;        // in `rows`: this slot and all after it are empty
 
 // Of a matrix whose rows are at most so long as much is in shared memory as helps; of others what fits on every device.
 constexpr int kMostStaged = 128;
@@ -32,21 +32,20 @@ struct PolicyWork {
   int keys, splits;        // keys that a block takes at a time; blocks that share the keys
   int units, unit_blocks;  // feed-forward units of a block; blocks that share the units
   int groups, shares;      // groups of sequences; blocks that share the conditioning of one
-  bool stage_time;         // copy the time MLP to shared memory
 
   // In the workspace.
-  int* rows;        // (slots) which row: 2 * position in the batch + mask; ~that where it only fills up a tile
-  float* ada;       // (B, 2, 6 D) for mask 0 and 1: gamma1, beta1, alpha1, gamma2, beta2, alpha2
-  float* x;         // (B L, D) the embedded inputs
-  float* residual;  // (slots, D) x after attention
-  float* hidden;    // (slots, D) the feed-forward's input
-  float* normal;    // (B L, D) LN1(x), before ada
-  float* query;     // (slots, D), rotated, scaled to units of log 2
-  float* key;       // (positions, D), rotated
-  float* value;     // (B, D, positions of a sequence)
-  float* sums;      // (splits, slots, D) values weighted by exp2(score - maximum)
-  float2* scales;   // (splits, slots, heads) that maximum, and the sum of the weights
-  float* parts;     // (unit_blocks, slots, D) of the feed-forward's output; where the attention's memory was
+  int* rows;                // (slots) which row: 2 * position in the batch + mask; ~that where it only fills up a tile
+  float* ada;               // (B, 2, 6 D) for mask 0 and 1: gamma1, beta1, alpha1, gamma2, beta2, alpha2
+  float* x;                 // (B L, D) the embedded inputs
+  float* residual;          // (slots, D) x after attention
+  float* hidden;            // (slots, D) the feed-forward's input
+  float* normal;            // (B L, D) LN1(x), before ada
+  float* query;             // (slots, D), rotated, scaled to units of log 2
+  float* key;               // (positions, D), rotated
+  float* value;             // (B, D, positions of a sequence)
+  float* sums;              // (splits, slots, D) values weighted by exp2(score - maximum)
+  float2* scales;           // (splits, slots, heads) that maximum, and the sum of the weights
+  float* parts;             // (unit_blocks, slots, D) of the feed-forward's output; where the attention's memory was
   float rotary[kMaxPairs];  // radians per position
   int64_t bytes;            // of the workspace
 
@@ -82,8 +81,6 @@ inline PolicyWork::PolicyWork(const PolicyForwardParams& params, int64_t first, 
   unit_blocks = ceil_div(ffn, units);
   groups = ceil_div(batch, kGroup);
   shares = std::min(std::max(device.multiprocessors / groups, 1), 6 * d / 16);
-  // For the shortest wait; with many sequences other blocks need the room.
-  stage_time = groups == 1 && 4 * (2 * kRows + 2 * d) * row_stride(d) <= device.shared_bytes;
   for (int i = 0; i < head / 2; ++i) {
     rotary[i] = static_cast<float>(pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head)));
   }

@@ -100,21 +100,16 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cons
 
 template <typename... Parameters>
 cudaError_t count_resident(void (*kernel)(Parameters...), const LaunchShape& shape, int* blocks) {
-  cudaError_t error = allow_shared(kernel, shape.shared_bytes);
-  if (error != cudaSuccess) return error;
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute attributes[2] = {};
-    const cudaLaunchConfig_t config = launch_config(shape, attributes);
-    error = cudaOccupancyMaxActiveClusters(blocks, kernel, &config);
-    *blocks *= static_cast<int>(shape.cluster);
-    return error;
-  }
   DeviceInfo device;
-  error = query_device(&device);
+  cudaError_t error = query_device(&device);
+  if (error == cudaSuccess) error = allow_shared(kernel, shape.shared_bytes);
   if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, static_cast<int>(shape.threads),
-                                                        static_cast<size_t>(shape.shared_bytes));
-  *blocks *= device.multiprocessors;
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = launch_config(shape, attributes);
+  const int threads = static_cast<int>(shape.threads), cluster = static_cast<int>(shape.cluster);
+  error = cluster > 1 ? cudaOccupancyMaxActiveClusters(blocks, kernel, &config)
+                      : cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, config.dynamicSmemBytes);
+  *blocks *= cluster > 1 ? cluster : device.multiprocessors;
   return error;
 }
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 import torch
+from on_reference import truth
 from policy_cases import inputs, pack, random_network
 from sweeping import Case, sweep
 
 from unmask.ops import policy_forward
-from unmask.ops.reference.policy_forward import policy_forward as reference
 
 SIZES = [(128, 2, 512)] * 3 + [(64, 2, 256), (256, 4, 1024), (16, 1, 16), (48, 3, 80), (96, 1, 272), (128, 8, 512)]
 SIZES += [(160, 1, 48), (80, 2, 64), (16, 8, 16)]
@@ -34,7 +34,7 @@ def one(case: Case) -> None:
     case.group = f"D {size[0]} H {size[1]} F {size[2]}"
     case.text = f"size {size}, k {k}, length {length}, batch {batch}, rows {selection}, cond {cond is not None}"
     got = policy_forward(weights, mask, confidence, time, rows, cond)
-    case.compare("logits", got, reference(weights, mask, confidence, time, rows, cond), 1e-5)
+    case.compare("logits", got, truth(policy_forward, weights, mask, confidence, time, rows, cond), 1e-5)
 
 
 sweep(one)

@@ -1,4 +1,4 @@
-"""policy_forward: networks, lengths and batches that cut its work in different ways, small for the race detector."""
+"""policy_forward: networks, lengths and batches that cut its work in different ways. Small, for race detection."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from on_reference import truth
 from policy_cases import inputs, pack, random_network
 
 from unmask.ops import policy_forward
-from unmask.ops.reference.policy_forward import policy_forward as reference
 
 TINY, ODD, SMALL, FULL, WIDE = (16, 1, 16), (48, 2, 48), (64, 2, 128), (128, 2, 192), (144, 1, 48)
 
@@ -43,7 +43,7 @@ def test_policy(
     rows = mask if selected == "some" else None
     cond = torch.randn(batch, size[0]) if selected == "some" else None
     got = policy_forward(weights, mask, confidence, time, rows, cond)
-    want = reference(weights, mask, confidence, time, rows, cond)
+    want = truth(policy_forward, weights, mask, confidence, time, rows, cond)
     finite = want.isfinite()
     assert torch.equal(got.isfinite(), finite)
     assert (got - want)[finite].abs().max() < 1e-5
