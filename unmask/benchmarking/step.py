@@ -28,10 +28,8 @@ Score = Callable[[Tensor, Tensor], Found]  # (logits, mask) to such a score, -in
 class GivenLogits:
     """In place of a model: logits (B, LENGTH, V), so that all that remains of a step is the library's own work."""
 
-    mask_token_id, eos_token_id = MASK, EOS
-
     def __init__(self, logits: Tensor) -> None:
-        block = logits[:, BLOCK : 2 * BLOCK].contiguous()
+        block, self.mask_token_id, self.eos_token_id = logits[:, BLOCK : 2 * BLOCK].contiguous(), MASK, EOS
         self.device, self.vocab_size = logits.device, logits.shape[-1]
         self.whole, self.block = copies(logits), copies(block)
 

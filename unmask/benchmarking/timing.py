@@ -168,7 +168,7 @@ def run(comparison: Comparison, watch: Stopwatch, machine: Machine) -> list[Timi
                 c.agree(got, want)
         except (AssertionError, RuntimeError) as error:  # an error of a compiler, or no memory
             what = "outputs differ" if isinstance(error, AssertionError) else "unavailable"
-            notes[name] = f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
+            notes[name] = f"{what}: {' '.join(str(error).split())[:100] or type(error).__name__}"
     taken = watch.samples({name: call for name, call in c.contenders.items() if name not in notes})
     seconds = {name: statistics.median(values) for name, values in taken.items()}
     limit, bound = binding(c, machine, seconds)
@@ -258,8 +258,8 @@ def remarks(t: Timing) -> Iterator[str]:
         first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
         yield f"{t.counts[first] / t.seconds:,.0f} {first}/s"
     if t.contender == "unmask" and t.limit_share is not None:
-        above = f"above the measured {t.limit} limit"  # which then is none
-        yield above if t.limit_share > 1 else f"{t.limit_share:.0%} of {t.limit} limit"
+        above = "above the measured limit"  # which then is none
+        yield f"{above if t.limit_share > 1 else f'{t.limit_share:.0%} of the limit'}, {t.limit}"
     if t.goal:
         yield f"goal {t.goal}"
     if t.note:
