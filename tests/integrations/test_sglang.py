@@ -260,12 +260,16 @@ def test_keys_and_memory_are_a_requests_own() -> None:
         ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
-        ({"actions": "greedy"}, ValueError, "actions means nothing to the policy 'threshold:0.9'"),
+        ({"actions": "greedy"}, ValueError, "policy 'threshold:0.9' has no use for actions"),
         ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
-        ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "must be a multiple of the 3 blocks .*, got 8"),
+        ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "a multiple of the 3 blocks of .*, got 8"),
         ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, "policy 'tiny-blocks' has context=\"full\""),
         ({"policy": "learned"}, ValueError, "reads the time, steps taken / max_new_tokens: .* must set max_new_tokens"),
-        ({"policy": "learned", "max_new_tokens": 24, "alpha": 1.0}, ValueError, "alpha=1.0 was given, but policy"),
+        (
+            {"policy": "learned", "max_new_tokens": 24, "alpha": 1.0},
+            ValueError,
+            "is not conditioned on alpha, got alpha=1.0",
+        ),
         ({"policy": "learned", "max_new_tokens": 24, "actions": "bernoulli"}, ValueError, "may unmask nothing"),
     ],
 )
@@ -298,14 +302,14 @@ def test_the_configuration_file_is_sglangs(sglang: str, tmp_path: Path) -> None:
     get_algorithm_cls("Unmask").configure_server_args(args)
     algorithm = DllmAlgorithm.from_server_args(args)
     assert (algorithm.block_size, algorithm.mask_id, algorithm.fdfo) == (16, 156895, True)
-    policy, sampling = algorithm.settings.policy, algorithm.settings.sampling
+    policy, sampling = algorithm.policy, algorithm.sampling
     assert (policy.spec, sampling.seed, sampling.max_new_tokens) == ("entropy-bound:0.1", 3, 64)
     file.write_text("policy: confidence:8\n")
     with pytest.raises(ValueError, match="must set max_new_tokens"):  # before the model is loaded
         get_algorithm_cls("Unmask").configure_server_args(args)
     args.dllm_algorithm_config = None
     plain = DllmAlgorithm.from_server_args(args)
-    assert (plain.settings.policy.spec, plain.block_size) == ("threshold:0.9", 32)
+    assert (plain.policy.spec, plain.block_size) == ("threshold:0.9", 32)
 
 
 def declared() -> EntryPoint:
