@@ -65,7 +65,7 @@ def unsuitable(
         if policy.config.context != "block":
             return (
                 f'has context="{policy.config.context}": it reads the confidences of the whole buffer, and its '
-                "positions count from the buffer's start, but an engine that decodes block by block computes logits for "
+                "positions count from the buffer's start, but an engine that decodes blocks one by one has logits of "
                 'the active block alone. Expected a policy trained with context="block"'
             )
         if no_length and not policy.config.zero_time:
