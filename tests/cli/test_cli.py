@@ -180,7 +180,8 @@ def test_bench_gives_no_ratio_where_outputs_differ(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def agree(got: int, want: int) -> None:
-        assert got == want, f"off by {got - want}"
+        if got != want:
+            raise AssertionError(f"off by {got - want}")
 
     contenders = {"unmask": lambda: 3, "eager": int}
     suites(monkeypatch, policy_forward=lambda: [Comparison("a", "b", contenders, agree)])
