@@ -14,8 +14,8 @@ UNMASK_INLINE int64_t chain_length(int64_t terms) { return terms > 256 ? 128 : 3
 
 // y[r, lane] = bias[r] + sum_k w[r * ws + k * wk] x[k, lane] for R outputs and V vectors of lanes.
 template <int R, int V>
-UNMASK_INLINE void product_tile(int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs, float* y,
-                                int64_t ys, const float* bias) {
+UNMASK_INLINE void product_tile(int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs,
+                                float* y, int64_t ys, const float* bias) {
   const int64_t chain = chain_length(in);
   for (int64_t done = 0; done == 0 || done < in; done += chain) {
     vf sum[R][V];
@@ -121,8 +121,8 @@ static void dots_rows(int64_t out, int64_t in, const float* w, int64_t ws, const
 }
 
 // y (count, out) = x (count, in) W^T + bias, W (out, in) with rows ws apart; out >= 16.
-static void dots(int64_t count, int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y,
-                 int64_t ys, const float* bias) {
+static void dots(int64_t count, int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs,
+                 float* y, int64_t ys, const float* bias) {
   for (; count >= 4; count -= 4, x += 4 * xs, y += 4 * ys) dots_rows<3, 4>(out, in, w, ws, x, xs, y, ys, bias);
   if (count == 3) dots_rows<4, 3>(out, in, w, ws, x, xs, y, ys, bias);
   if (count == 2) dots_rows<6, 2>(out, in, w, ws, x, xs, y, ys, bias);

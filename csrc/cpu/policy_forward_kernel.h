@@ -56,7 +56,8 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
 }
 
 // Confidences of `lanes` rows, transposed to (K, kChunk); lanes beyond `count` repeat the last row. rows null: from `first`.
-static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count, int64_t lanes) {
+static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count,
+                              int64_t lanes) {
   const int64_t k = q.p.sizes.confidences;
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t j = i < count ? i : count - 1;
@@ -66,7 +67,8 @@ static void gather_confidence(const PolicySequence& q, const int32_t* rows, int6
 }
 
 // One vector of positions: the attention's input as coefficients on the basis of each position's mask value.
-UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const float* confidence, vf inverse, float* out) {
+UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const float* confidence, vf inverse,
+                                      float* out) {
   const int64_t span = q.s.span, stride = q.s.stride;
   const vf zero = {};
   for (int64_t a = 0; a < span; ++a) {
@@ -84,7 +86,8 @@ UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const floa
   const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
   const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
   for (int64_t c = 0; c < d; ++c) {
-    const vf normed = mul_add((load(x + c * kChunk) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
+    const vf normed =
+        mul_add((load(x + c * kChunk) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
     const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
     const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
     store(out + c * stride, mul_add(normed, scale, shift));
@@ -254,8 +257,8 @@ static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   const PolicyScratch& s = q.s;
   const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
   for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kChunk) {
-    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kChunk, kChunk, s.scores,
-            kChunk, nullptr);
+    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kChunk, kChunk,
+            s.scores, kChunk, nullptr);
     vf inverse[2];
     for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
     const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;

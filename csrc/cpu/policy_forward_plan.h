@@ -43,21 +43,21 @@ struct Arena {
 // whose projections are computed once per sequence; so is the attention's output, and the input of the feed-forward.
 struct PolicyScratch {
   bool low_rank;
-  int64_t span;        // coefficients per mask value: K + 2
-  int64_t inputs;      // rows of `input`: 2 * span, or D
-  int64_t values;      // rows of the values each head averages: 2 * span, or D / heads
-  int64_t residuals;   // low_rank: coefficients of x after attention: K + 1 + heads * values
+  int64_t span;                           // coefficients per mask value: K + 2
+  int64_t inputs;                         // rows of `input`: 2 * span, or D
+  int64_t values;                         // rows of the values each head averages: 2 * span, or D / heads
+  int64_t residuals;                      // low_rank: coefficients of x after attention: K + 1 + heads * values
   int64_t basis_stride, residual_stride;  // rows of the bases: 2 * span and residuals + 1, rounded up to vectors
-  int64_t stride;      // of `input`, `key` and `value` rows, in floats
+  int64_t stride;                         // of `input`, `key` and `value` rows, in floats
 
   // per group of sequences
   float *embedding, *shared_in, *shared, *cond, *ada;
   // per sequence
-  float *input, *key, *value;                       // (inputs | D | D, positions)
-  float *basis, *basis_q, *basis_k, *basis_v;       // (D, 2 span)
-  float *basis_out, *out_bias;                      // (heads, D, 2 span), (D)
-  float *residual, *up_input, *up_low;              // (D, residuals), (D, residuals + 1), (F, residuals + 1)
-  int32_t* rows;                                    // selected positions, mask 0 first
+  float *input, *key, *value;                  // (inputs | D | D, positions)
+  float *basis, *basis_q, *basis_k, *basis_v;  // (D, 2 span)
+  float *basis_out, *out_bias;                 // (heads, D, 2 span), (D)
+  float *residual, *up_input, *up_low;         // (D, residuals), (D, residuals + 1), (F, residuals + 1)
+  int32_t* rows;                               // selected positions, mask 0 first
   // per chunk of rows; (n, chunk) each
   float *confidence, *x, *query_input, *query, *cosine, *sine, *scores, *mixed, *h, *ffn, *update;
 

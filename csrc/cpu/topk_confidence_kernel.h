@@ -23,7 +23,7 @@ struct RowState {
   int found;            // candidates above -inf in the list
   float value[kMaxTopK];
   int64_t token[kMaxTopK];
-  float best_score;     // of the sample
+  float best_score;  // of the sample
   int64_t sample;
   float sample_value;
 };
@@ -185,7 +185,9 @@ static void insert(RowState* row, int k, float value, int64_t token) {
 }
 
 // Value that a candidate must exceed to enter the list.
-static inline float entry_value(const RowState& row, int k) { return row.found < k ? kMinusInfinity : row.value[k - 1]; }
+static inline float entry_value(const RowState& row, int k) {
+  return row.found < k ? kMinusInfinity : row.value[k - 1];
+}
 
 template <typename Type>
 static void update_list(const TopkConfidenceParams& params, const typename Type::Element* x, int count, int64_t first,
@@ -350,8 +352,7 @@ static void process_rows(const TopkConfidenceParams& params, int64_t begin, int6
       continue;
     }
     const int64_t source = params.rows != nullptr ? params.rows[index] : index;
-    const int64_t offset =
-        source / params.inner * params.stride_outer + source % params.inner * params.stride_inner;
+    const int64_t offset = source / params.inner * params.stride_outer + source % params.inner * params.stride_inner;
     Draw draw{};
     if (sampled) {
       const int64_t* counter = params.counter != nullptr ? params.counter + 3 * index : nullptr;
@@ -372,12 +373,14 @@ void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t 
   const bool entropy = params.entropy != nullptr;
   switch (params.dtype) {
     case DType::kFloat32:
-      return entropy ? process_rows<Float32, true>(params, begin, end) : process_rows<Float32, false>(params, begin, end);
+      return entropy ? process_rows<Float32, true>(params, begin, end)
+                     : process_rows<Float32, false>(params, begin, end);
     case DType::kBFloat16:
       return entropy ? process_rows<BFloat16, true>(params, begin, end)
                      : process_rows<BFloat16, false>(params, begin, end);
     case DType::kFloat16:
-      return entropy ? process_rows<Float16, true>(params, begin, end) : process_rows<Float16, false>(params, begin, end);
+      return entropy ? process_rows<Float16, true>(params, begin, end)
+                     : process_rows<Float16, false>(params, begin, end);
   }
 }
 

@@ -256,8 +256,8 @@ int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* s
   if (work.plan.log2_parts > 0 && !work.plan.cluster) {
     work.finished = static_cast<unsigned*>(workspace);
     work.partials = reinterpret_cast<Partial*>(static_cast<unsigned char*>(workspace) + counter_bytes(params));
-    error = cudaMemsetAsync(work.finished, 0, static_cast<size_t>(params.num_rows) * 4,
-                            static_cast<cudaStream_t>(stream));
+    error =
+        cudaMemsetAsync(work.finished, 0, static_cast<size_t>(params.num_rows) * 4, static_cast<cudaStream_t>(stream));
     if (error != cudaSuccess) return error;
   }
   return launch(kernel, launch_shape(params, work.plan, stream), work);

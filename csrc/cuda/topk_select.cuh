@@ -10,10 +10,10 @@
 namespace unmask {
 namespace cuda {
 
-constexpr int kMaxCells = 16;          // of a thread
-constexpr int kMaxCandidates = 2048;   // keys under selection at a time
-constexpr int kUnitsPerRound = 32;     // batches re-read between two looks at the number of candidates
-constexpr int kRankDirectly = 256;     // up to so many keys are ordered by counting
+constexpr int kMaxCells = 16;         // of a thread
+constexpr int kMaxCandidates = 2048;  // keys under selection at a time
+constexpr int kUnitsPerRound = 32;    // batches re-read between two looks at the number of candidates
+constexpr int kRankDirectly = 256;    // up to so many keys are ordered by counting
 
 struct SelectScratch {
   uint64_t candidates[kMaxCandidates];  // first the threads' best keys
@@ -87,8 +87,8 @@ UNMASK_DEVICE void order_keys(const uint64_t* keys, int n, int k, uint64_t* orde
 
 // Reads batch `batch` of thread `thread` again, one element per lane and `units` batches per warp.
 template <typename Format>
-UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint32_t batch, uint32_t thread, int element,
-                          uint64_t threshold, SelectScratch* s) {
+UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint32_t batch, uint32_t thread,
+                          int element, uint64_t threshold, SelectScratch* s) {
   const uint32_t j = static_cast<uint32_t>(element / Format::kWidth);
   const uint32_t vector = row.begin + batch * kTile + j * kTopkThreads + thread;
   const uint32_t id = row.id(vector, element % Format::kWidth);
