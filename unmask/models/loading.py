@@ -14,15 +14,7 @@ from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_f
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import (
-    CONFIG,
-    DTYPES,
-    checked_weights,
-    find_shards,
-    read_json,
-    save_model,
-    stream_weights,
-)
+from unmask.models.weights import CONFIG, DTYPES, checked_weights, find_shards, read_json, save_model, stream_weights
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 

@@ -102,11 +102,7 @@ class Sampler:
         return cls(model, tokenizer, policy, config)
 
     def generate(
-        self,
-        prompts: Prompts,
-        attention_mask: Tensor | None = None,
-        streamer: Streamer | None = None,
-        **overrides: Any,
+        self, prompts: Prompts, attention_mask: Tensor | None = None, streamer: Streamer | None = None, **overrides: Any
     ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens.
 

@@ -65,11 +65,7 @@ def statistics(
         exclude=(state.mask_token_id,),
         entropy="entropy" in policy.needs,
     )
-    values = {
-        "confidence": stats.confidence,
-        "candidates": stats.sample,
-        "token_confidence": stats.sample_confidence,
-    }
+    values = {"confidence": stats.confidence, "candidates": stats.sample, "token_confidence": stats.sample_confidence}
     if stats.entropy is not None:
         values["entropy"] = stats.entropy
     if "logits" in policy.needs:
