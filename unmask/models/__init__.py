@@ -6,12 +6,6 @@ from unmask.models.tokenizer import CharTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
-    "CharTokenizer",
-    "ModelBase",
-    "Transformer",
-    "TransformerConfig",
-    "load_model",
-    "load_tokenizer",
-    "packaged_models",
-    "save_model",
-]
+    "CharTokenizer", "ModelBase", "Transformer", "TransformerConfig", "load_model", "load_tokenizer",
+    "packaged_models", "save_model",
+]  # fmt: skip

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
+from unmask.models.weights import read_json
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork, rotary_frequencies
 
@@ -97,7 +98,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor
 
     Raises:
         FileNotFoundError: the folder, its configuration or its weights are missing.
-        CheckpointError: anything in them does not fit; nothing is loaded by halves.
+        CheckpointError: a file is damaged or does not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -122,12 +123,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; a policy folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -186,7 +184,7 @@ def _matrix(tensors: dict[str, Tensor], name: str, path: Path) -> tuple[int, int
 
 
 def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
-    """The buffer is recomputed, not used; but a policy trained with other frequencies must not load silently."""
+    """Refuse other frequencies than those of :class:`PolicyNetwork`, which computes its own."""
     expected = rotary_frequencies(config.head_dim)
     name = f"{PUBLISHED_PREFIX}{_INV_FREQ}"
     if inv_freq.shape != expected.shape:
@@ -200,7 +198,7 @@ def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
 
 
 def _check_tensors(config: PolicyConfig, tensors: dict[str, Tensor], path: Path) -> None:
-    # Built for its shapes: not on the meta device, whose first use imports for seconds.
+    # Only the shapes are needed, but the first use of the meta device imports for seconds.
     with torch.random.fork_rng(devices=[]):
         expected = {name: t.shape for name, t in PolicyNetwork(config).state_dict().items()}
     problems = []

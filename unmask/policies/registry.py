@@ -13,7 +13,7 @@ from unmask.policies.heuristics import Heuristic
 
 
 def as_policy(policy: object) -> UnmaskingPolicy:
-    """``policy`` itself, the one that a string names (see :func:`make_policy`), or one around an object that decides.
+    """An :class:`UnmaskingPolicy` as it is, a name by :func:`make_policy`, any other object :class:`Adapted`.
 
     Raises TypeError for an object without a method ``decide``.
     """
@@ -27,7 +27,7 @@ def as_policy(policy: object) -> UnmaskingPolicy:
 
 
 class Adapted(UnmaskingPolicy):
-    """An object that has ``decide``, and whatever else of the interface it has, without deriving from it."""
+    """Wraps an object that has ``decide`` and perhaps other parts of the interface, but does not derive from it."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

@@ -16,11 +16,11 @@ class Recipe:
 
     task: Task
     characters: str
-    """The vocabulary, besides padding, end of sequence and mask."""
+    """The vocabulary without padding, end of sequence and mask."""
     prompt_length: int
     """Prompts are left-padded to this many tokens."""
     response_length: int
-    """L: responses are filled up with end of sequence to this many tokens."""
+    """L: responses are padded with end of sequence to this many tokens."""
     block_length: int = 8
     """The block length the model suggests to samplers."""
     hidden_size: int = 128
@@ -36,9 +36,9 @@ class Recipe:
     decay_share: float = 0.5
     """Share of the steps over which the learning rates decay linearly to 0."""
     curriculum: tuple[int, int] = (200, 2000)
-    """Steps between which problems grow from a beginner's to the task's own."""
+    """Steps between which problems grow from the easiest to the task's own."""
     last_task: Task | None = None
-    """What the last steps train on instead of ``task``, from ``last_from`` on; None: nothing else."""
+    """The task from step ``last_from`` on; None: ``task``."""
     last_from: int = 0
     min_mask_ratio: float = 0.02
     grad_clip: float = 1.0
@@ -47,7 +47,7 @@ class Recipe:
     """Packaged model whose tensors of the same name and shape are the first weights; None: all weights fresh."""
 
     def task_at(self, step: int) -> Task:
-        """The task as the curriculum has it at ``step``."""
+        """The curriculum's task at ``step``."""
         if self.last_task is not None and step >= self.last_from:
             return self.last_task
         first, last = self.curriculum
@@ -60,10 +60,10 @@ SUMS = "0123456789abcdefgh+-=#"
 SUDOKU = "1234.="
 
 RECIPES = {
-    # Many short cuts while the look-ups are learned, fewer at the end: with 0.4 to the end, greedy decoding skips
-    # the hops in a third of all problems even in blocks of 8.
+    # The share of short cuts falls at the end: with 0.4 throughout, greedy decoding skips the hops in a third of all
+    # problems even in blocks of 8.
     "tiny": Recipe(Hops(), HOPS, prompt_length=24, response_length=24, last_task=Hops(shortcut=0.3), last_from=5250),
-    # Fresh models a size smaller did not learn the look-ups in 6000 steps; three of tiny's layers keep them.
+    # A smaller model from fresh weights did not learn the look-ups in 6000 steps; three of tiny's layers retain them.
     "tiny-small": Recipe(
         Hops(shortcut=0.3),
         HOPS,

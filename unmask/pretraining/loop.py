@@ -1,7 +1,7 @@
 """Train a small masked diffusion model from scratch with LLaDA's objective.
 
 Response tokens are masked with a ratio t, and the cross entropy on them is weighted 1 / t (Nie et al., "Large
-Language Diffusion Models", eq. 3). Ratios are stratified over the batch: less gradient noise for nothing.
+Language Diffusion Models", eq. 3). Ratios are stratified over the batch, which reduces gradient noise.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Run:
         partial.replace(target)  # atomic: a killed run leaves the last whole state
 
     def load_state(self) -> bool:
-        """Resume from the folder's state; False if there is none, ValueError if it is of another recipe."""
+        """Resume from the folder's state; False if there is none. Raises ValueError if it is of another recipe."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return False
@@ -166,10 +166,6 @@ class Run:
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
         return True
 
-    def export(self) -> None:
-        """Write the model folder that ``load_model`` reads."""
-        save_model(self.model, self.folder, self.tokenizer)
-
 
 def described(recipe: Recipe) -> dict[str, str]:
     """A recipe's fields as text."""
@@ -177,7 +173,7 @@ def described(recipe: Recipe) -> dict[str, str]:
 
 
 def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int = 50) -> Run:
-    """Train ``recipe`` to its end in ``folder``, resuming what is there; prints one line per ``log_every`` steps."""
+    """Train ``recipe`` in ``folder``, resuming its state if there is one; prints a line per ``log_every`` steps."""
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, folder)
     if run.load_state():
@@ -191,5 +187,5 @@ def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int
             print(f"step {run.step}/{recipe.steps}  loss {average:.4f} nats/token  {rate:.0f} samples/s", flush=True)
         if run.step % save_every == 0 or run.step == recipe.steps:
             run.save_state()
-    run.export()
+    save_model(run.model, folder, run.tokenizer)
     return run

@@ -30,13 +30,13 @@ TASKS: dict[str, type[Task]] = {
 
 
 OF_ONE = ("path", "train_path", "split", "train_split", "subset")
-"""Options that say which problems a task has, so that they must name it where there are several tasks."""
+"""Options that select a task's problems. With several tasks they must name the task."""
 
 
 def make_task(name: str, **options: Any) -> Task:
     """The task called ``name``, or "a+b" for a mixture of tasks; ``options`` change its fields.
 
-    Of a mixture, the option "a.path" belongs to the task a, and one without a task's name to all tasks that have it.
+    In a mixture the option "a.path" is for the task a, and one without a task's name for all tasks that have it.
     Raises ValueError listing the known names.
     """
     return make_tasks([name], options)[0]
@@ -67,9 +67,9 @@ def fields_of(name: str) -> list[str]:
 
 
 def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that the task called ``name`` (or all parts of "a+b" together) takes, under their own name.
+    """The ``options`` of the task called ``name``, without its name; "name.option" wins over "option".
 
-    "name.option" wins over "option". A mixture's keep their task's name.
+    Those of a mixture "a+b" keep their task's name.
     """
     if "+" in name:
         return {f"{part}.{k}": v for part in name.split("+") for k, v in options_of(part, options).items()}
@@ -78,19 +78,6 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "GSM8K",
-    "MBPP",
-    "TASKS",
-    "Hops",
-    "HumanEval",
-    "Math",
-    "Math500",
-    "Mixture",
-    "Problem",
-    "Sudoku",
-    "Sums",
-    "Task",
-    "make_task",
-    "make_tasks",
-    "options_of",
-]
+    "GSM8K", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums", "Task",
+    "make_task", "make_tasks", "options_of",
+]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: whole or not there at all, and enough to go on bit for bit.
+"""Checkpoints of a training run, written atomically; a resumed run continues bit for bit.
 
-All randomness of a run is keyed by its seed and the iteration, so there are no generators to save: the policy, the
+All randomness of a run is keyed by its seed and the iteration, so there are no generators to save. The policy, the
 optimizer's moments and the iteration determine what comes next.
 """
 
@@ -57,7 +57,7 @@ def save(
     save_file(optimizer_tensors(optimizer), partial / OPTIMIZER)
     content = {"iteration": iteration, "config": config.to_dict(), **state}
     (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for path in (*partial.rglob("*"), partial):  # files, and that they are in their folders
+    for path in (*partial.rglob("*"), partial):  # the files, then their folders
         _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)  # the checkpoint appears whole
@@ -93,9 +93,9 @@ def find(output_dir: Path, resume: bool | str) -> Path | None:
 def resume(
     output_dir: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig
 ) -> dict[str, Any] | None:
-    """Restore policy and optimizer from where ``config`` says, and return the state; None to start afresh.
+    """Restore policy and optimizer from the checkpoint that ``config`` asks for; returns its state, None if none.
 
-    Where that is simply the last checkpoint, and it cannot be read, the one before it takes its place, with a warning.
+    If the last checkpoint is asked for and cannot be read, the one before it is used, with a warning.
 
     Raises:
         FileNotFoundError, FileExistsError: see :func:`find`.
@@ -135,7 +135,7 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; DamagedCheckpoint if that cannot be read."""
+    """The state of a checkpoint; DamagedCheckpoint if it cannot be read."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {**state, "iteration": int(state["iteration"]), "config": dict(state["config"])}
@@ -144,7 +144,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check(output_dir: Path, config: TrainerConfig) -> None:
-    """Raise what :func:`resume` would for the place and the settings, before there is a model or policy."""
+    """Raise the errors of :func:`resume` about folder and settings, before a model is loaded."""
     found = find(output_dir, config.resume_from_checkpoint)
     if found is not None:
         with contextlib.suppress(DamagedCheckpoint):
@@ -152,7 +152,7 @@ def check(output_dir: Path, config: TrainerConfig) -> None:
 
 
 def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
-    """Refuse to go on with settings that would make it another run; those it did not know yet are at their defaults."""
+    """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
     try:
         then = plain(TrainerConfig.from_dict(saved))
     except (TypeError, ValueError) as error:
@@ -168,7 +168,7 @@ def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path
 
 
 def plain(config: TrainerConfig) -> dict[str, Any]:
-    """A configuration's settings as JSON has them."""
+    """A configuration's settings in JSON's types."""
     return dict(json.loads(json.dumps(config.to_dict())))
 
 
@@ -191,7 +191,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def _flush(path: Path) -> None:
-    """Make sure a file's or folder's content is on the disk."""
+    """Write a file's or folder's content through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,7 @@ NO_SIGNAL = 1e-6
 """Advantages all below this carry no signal; the batch is skipped."""
 
 MAX_LOG_RATIO = 50.0
-"""Beyond it a ratio would soon be infinite, and infinity times an advantage of 0 is no number."""
+"""Larger ratios may overflow, and infinity times an advantage of 0 is NaN."""
 
 
 def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> Tensor:
@@ -20,8 +20,8 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
     Args:
         rewards: (N,) floating, groups one after the other.
         group_size: rollouts per group; divides N.
-        scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not: it would make an
-            almost always solved problem count as much as one at the edge.
+        scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not, because
+            an almost always solved problem would count as much as a harder one.
 
     Raises:
         ValueError: groups of one, or a group size that does not divide N.
@@ -38,11 +38,7 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
 
 
 def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards (N,) divided by the best of their group, so that groups are on scales of their own.
-
-    Where rewards may be negative, the one furthest from 0 takes its place: all results are within [-1, 1]. A group of
-    zeros stays as it is.
-    """
+    """Rewards (N,) divided by the largest absolute reward of their group; a group of zeros stays as it is."""
     groups = rewards.view(-1, group_size)
     largest = groups.abs().amax(dim=1, keepdim=True)
     return (groups / torch.where(largest > 0, largest, 1.0)).reshape(-1)
@@ -83,7 +79,7 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
     """The loss: minus the mean over rollouts of the mean over active steps of :func:`surrogate`, a scalar.
 
     Args:
-        logp: (N, T) log-likelihood of each step's whole action; anything where a step is not active.
+        logp: (N, T) log-likelihood of each step's whole action; not read where a step is not active.
         logp_old: (N, T) the same under the policy that acted; no gradient flows into it.
         advantages: (N,), shared by all steps of a rollout.
         active: (N, T) bool, steps in which some position was allowed. Floating: the weights of :func:`step_weights`;

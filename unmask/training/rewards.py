@@ -1,4 +1,4 @@
-"""What a rollout earns: right answers, discounted by the forwards they took."""
+"""Rewards of rollouts: the value of the answer, discounted by the forwards it took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | 
     """``correct * ((L - min(steps, L) + 1) / L) ** alpha`` (arXiv 2512.09106, the paper's reward).
 
     Args:
-        correct: (N,) what the answer is worth, 1 or 0 for an exact grader.
+        correct: (N,) the grade of the answer, 1 or 0 for an exact grader.
         steps: (N,) forwards taken (NFE).
         length: L, tokens in the buffer.
         alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
@@ -28,7 +28,7 @@ def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | 
 
 
 def additive(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
-    """``correct - alpha * steps / L``, the paper's ablation: it pays for unmasking everything at once, right or wrong.
+    """``correct - alpha * steps / L``, the paper's ablation. It rewards speed even if the answer is wrong.
 
     Arguments and errors are those of :func:`multiplicative`.
     """
