@@ -390,25 +390,3 @@ def test_streaming_to_cuda(folder: Path, build: Build) -> None:
     loaded = load_model(folder, device="cuda")
     assert {t.device.type for t in (*loaded.parameters(), *loaded.buffers())} == {"cuda"}
     assert torch.allclose(loaded(IDS.cuda()).cpu(), build()(IDS), atol=1e-3)
-
-
-def test_dream_tokenizers_need_no_remote_code(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    write(tmp_path, "vocab.json", json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
-    write(tmp_path, "merges.txt", "#version: 0.2\na b\n")
-    write(
-        tmp_path,
-        "tokenizer_config.json",
-        json.dumps(
-            {
-                "tokenizer_class": "DreamTokenizer",
-                "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
-                "added_tokens_decoder": {"4": {"content": "<|mask|>", "special": True}},
-                "mask_token": "<|mask|>",
-                "eos_token": "<|endoftext|>",
-            }
-        ),
-    )
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.encode("aba<|mask|>") == [2, 0, 4]
-    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (4, 3)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from unmask.models import CharTokenizer
+from unmask.models import CharTokenizer, load_tokenizer
 
 TOKENIZER = CharTokenizer("ab+1é")
 
@@ -46,3 +47,24 @@ def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "char_tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"char_tokenizer\.json must hold"):
         CharTokenizer.from_pretrained(tmp_path)
+
+
+def test_dream_tokenizers_need_no_remote_code(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    vocabulary = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "DreamTokenizer",
+                "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+                "added_tokens_decoder": {"4": {"content": "<|mask|>", "special": True}},
+                "mask_token": "<|mask|>",
+                "eos_token": "<|endoftext|>",
+            }
+        ),
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("aba<|mask|>") == [2, 0, 4]
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (4, 3)
