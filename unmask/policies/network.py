@@ -197,8 +197,7 @@ class PolicyNetwork(nn.Module):
             alpha: a number >= 0 or (B,), for a policy conditioned on it.
             valid: (B, L) bool, keys to attend to; None: all. Logits of other positions are undefined.
 
-        Raises:
-            ValueError: a shape or dtype does not fit (the message names the argument).
+        Raises ValueError naming an argument whose shape or dtype does not fit.
         """
         self._check(mask, confidence, time)
         dtype = self.mask_embedding.weight.dtype

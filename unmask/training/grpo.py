@@ -23,8 +23,7 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
         scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not, because
             an almost always solved problem would count as much as a harder one.
 
-    Raises:
-        ValueError: groups of one, or a group size that does not divide N.
+    Raises ValueError for groups of one, or a group size that does not divide N.
     """
     if group_size < 2:
         raise ValueError(f"group_size must be at least 2, got {group_size}: one rollout has nothing to compare with")
@@ -86,8 +85,7 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
             then all tensors are (M,), the steps of some rollouts one after the other.
         epsilon: clipping range, >= 0.
 
-    Raises:
-        ValueError: shapes that do not fit, or a negative epsilon.
+    Raises ValueError for shapes that do not fit, or a negative epsilon.
     """
     if logp_old.shape != logp.shape or active.shape != logp.shape:
         raise ValueError(
