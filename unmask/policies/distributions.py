@@ -132,8 +132,8 @@ class DPLS(Config):
         """Log-probability (...,) of ordered actions, STOP included, in O(L) memory.
 
         -inf for an action that cannot be drawn: a position not allowed or twice, or none although some are allowed.
-        ``actions`` (..., M) int64 with M <= L, padded with -1; ``logits`` (..., L); ``allowed`` (..., L) bool. A row with
-        nothing allowed has log-probability 0 for the empty action.
+        ``actions`` (..., M) int64 with M <= L, padded with -1; ``logits`` and ``allowed`` (..., L). A row with nothing
+        allowed has log-probability 0 for the empty action.
         """
         _check(logits, allowed)
         length = logits.shape[-1]
