@@ -34,8 +34,7 @@ def aup(points: Sequence[tuple[float, float]], best: float | None = None) -> flo
         points: (TPF, accuracy in percent) of one method at its settings.
         best: the accuracy with weight 1: the best of all curves that are compared; None: of this curve.
 
-    Raises:
-        ValueError: no points, or ``best`` not positive.
+    Raises ValueError without points, or if ``best`` is not positive.
     """
     if not points:
         raise ValueError("aup needs at least one point (TPF, accuracy in percent)")

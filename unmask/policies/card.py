@@ -41,9 +41,8 @@ def policy_card(
         datasets: hub ids of the training data.
         prompt: the prompt of the example, in place of a question.
 
-    Raises:
-        ImportError: ``huggingface_hub`` is not installed.
-        ValueError: ``repo_id`` or ``base_model`` has another form, or a row lacks a column.
+    Raises ImportError without ``huggingface_hub``, ValueError for a wrong ``repo_id`` or ``base_model``, or for a row
+    that lacks a column.
     """
     if not is_hub_id(repo_id):
         raise ValueError(f'repo_id must be "user/name", got {repo_id!r}')

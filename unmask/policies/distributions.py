@@ -31,14 +31,10 @@ class Bernoulli(Config):
     def sample(
         self, logits: Tensor, allowed: Tensor, at_least_one: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw actions (..., L) bool.
+        """Draw actions (..., L) bool for ``logits`` (..., L) and ``allowed`` (..., L) bool.
 
-        Args:
-            logits: (..., L).
-            allowed: (..., L) bool.
-            at_least_one: unmask the highest allowed logit (the first of equals) where nothing was drawn. The
-                likelihood of :meth:`log_prob` is that of the draw without this.
-            generator: source of randomness, on the device of the logits.
+        With ``at_least_one`` the highest allowed logit (the first of equals) is unmasked where nothing was drawn;
+        :meth:`log_prob` is of the draw without this. ``generator`` is on the device of the logits.
         """
         _check(logits, allowed)
         z = self._scaled(logits, allowed)
@@ -50,12 +46,9 @@ class Bernoulli(Config):
         return action
 
     def log_prob(self, actions: Tensor, logits: Tensor, allowed: Tensor) -> Tensor:
-        """Log-probability (...,) of whole actions; -inf for one that unmasks what is not allowed.
+        """Log-probability (...,) of whole ``actions`` (..., L) bool; -inf for one that unmasks what is not allowed.
 
-        Args:
-            actions: (..., L) bool.
-            logits: (..., L).
-            allowed: (..., L) bool; a row with nothing allowed has log-probability 0.
+        ``logits`` (..., L), ``allowed`` (..., L) bool; a row with nothing allowed has log-probability 0.
         """
         _check(logits, allowed)
         if actions.dtype != torch.bool or actions.shape[-1] != logits.shape[-1]:
@@ -120,10 +113,7 @@ class DPLS(Config):
     def sample(self, logits: Tensor, allowed: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw actions (..., L) int64: at least one position where any is allowed, none elsewhere.
 
-        Args:
-            logits: (..., L).
-            allowed: (..., L) bool.
-            generator: source of randomness, on the device of the logits.
+        ``logits`` (..., L), ``allowed`` (..., L) bool; ``generator`` is on their device.
         """
         _check(logits, allowed)
         u = torch.where(allowed, logits.double() / self.temperature, _ABSENT)
@@ -142,11 +132,8 @@ class DPLS(Config):
         """Log-probability (...,) of ordered actions, STOP included, in O(L) memory.
 
         -inf for an action that cannot be drawn: a position not allowed or twice, or none although some are allowed.
-
-        Args:
-            actions: (..., M) int64 with M <= L, padded with -1.
-            logits: (..., L).
-            allowed: (..., L) bool; a row with nothing allowed has log-probability 0 for the empty action.
+        ``actions`` (..., M) int64 with M <= L, padded with -1; ``logits`` and ``allowed`` (..., L). A row with nothing
+        allowed has log-probability 0 for the empty action.
         """
         _check(logits, allowed)
         length = logits.shape[-1]

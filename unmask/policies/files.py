@@ -48,10 +48,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Folder of a policy given as a local folder, the name of a packaged policy, or a Hugging Face hub id.
 
     As with models, a packaged name wins over a folder of that name; write ``./tiny`` for the folder.
-
-    Raises:
-        FileNotFoundError: none of the three, or the hub does not have it.
-        ImportError: a hub id, but ``huggingface_hub`` is not installed.
+    Raises FileNotFoundError if there is no such policy, ImportError if the hub is needed without ``huggingface_hub``.
     """
     text, folder = os.fspath(name), Path(name).expanduser()
     packaged = Path(__file__).parent / text.replace("-", "_")
@@ -96,9 +93,7 @@ def save(folder: str | os.PathLike[str], network: PolicyNetwork) -> None:
 def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor]]:
     """Configuration and float32 tensors, under the module's names, of a checkpoint of either format.
 
-    Raises:
-        FileNotFoundError: the folder, its configuration or its weights are missing.
-        CheckpointError: a file is damaged or does not fit.
+    Raises FileNotFoundError for a missing folder or file, CheckpointError for one that is damaged or does not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -65,8 +65,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
             time: (B,) floating, steps taken divided by the length of the whole buffer.
             alpha: a number >= 0 or (B,), if and only if the policy is conditioned on it.
 
-        Raises:
-            ValueError: a wrong shape or dtype, a missing alpha, or an alpha for an unconditioned policy.
+        Raises ValueError for a wrong shape or dtype, a missing alpha, or an alpha for an unconditioned policy.
         """
         if self.config.context == "full" or allowed is None or block_length is None or block_length >= mask.shape[1]:
             return super().forward(mask, confidence, time, alpha)
@@ -161,9 +160,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     ) -> Policy:
         """A policy from a local folder, a packaged name or a hub id, in our format or the published reference's.
 
-        Raises:
-            FileNotFoundError: there is no such policy, or a file of it is missing.
-            CheckpointError: a file is damaged or does not fit (the message says which and how).
+        Raises FileNotFoundError for a missing policy or file, CheckpointError for one that is damaged or does not fit.
         """
         config, tensors = files.load(files.resolve(name, revision))
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are

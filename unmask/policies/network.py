@@ -190,15 +190,9 @@ class PolicyNetwork(nn.Module):
     ) -> Tensor:
         """Logits (B, L), in the parameters' dtype.
 
-        Args:
-            mask: (B, L) bool, True where the position is still masked.
-            confidence: (B, L, k) floating, the k largest probabilities of each position, descending.
-            time: (B,) floating, steps taken divided by L.
-            alpha: a number >= 0 or (B,), for a policy conditioned on it.
-            valid: (B, L) bool, keys to attend to; None: all. Logits of other positions are undefined.
-
-        Raises:
-            ValueError: a shape or dtype does not fit (the message names the argument).
+        The arguments are those of :meth:`unmask.policies.Policy.forward`, and ``valid`` (B, L) bool, the keys to attend
+        to; None: all. Logits of other positions are undefined.
+        Raises ValueError naming an argument whose shape or dtype does not fit.
         """
         self._check(mask, confidence, time)
         dtype = self.mask_embedding.weight.dtype

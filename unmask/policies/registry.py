@@ -47,14 +47,9 @@ class Adapted(UnmaskingPolicy):
 def make_policy(spec: str) -> UnmaskingPolicy:
     """The policy that ``spec`` names.
 
-    Args:
-        spec: a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
-            learned policy: a local folder, a packaged name, or a hub id ("user/name").
-
-    Raises:
-        ValueError: an unknown name, or numbers that are missing, too many, not numbers or out of range.
-        FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded; see
-            :meth:`unmask.policies.learned.Policy.from_pretrained`.
+    ``spec`` is a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
+    learned policy: a local folder, a packaged name, or a hub id ("user/name"). Raises ValueError for an unknown name or
+    wrong numbers, and the errors of :meth:`unmask.policies.learned.Policy.from_pretrained`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"policy: expected a str, got {type(spec).__name__}")

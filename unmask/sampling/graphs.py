@@ -32,7 +32,7 @@ WARM_UP = 2
 WIDTH_STEP = 16
 """Padded canvases are padded to multiples of this many tokens."""
 NOT_BAKED: dict[str, Any] = dict(max_new_tokens=1, block_length=None, alpha=None, seed=None, max_batch_size=None)  # noqa: C408
-"""Fields of SamplerConfig that no captured step depends on, each at some value that is allowed."""
+"""Fields of SamplerConfig that no captured step depends on, each with an allowed value."""
 
 
 def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) -> str | None:

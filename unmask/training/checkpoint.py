@@ -70,9 +70,7 @@ def save(
 def find(output_dir: Path, resume: bool | str) -> Path | None:
     """The checkpoint to resume from; None to start afresh.
 
-    Raises:
-        FileNotFoundError: a path that is not a checkpoint.
-        FileExistsError: the folder holds a run, and ``resume`` is False.
+    Raises FileNotFoundError for a path without a checkpoint, FileExistsError if ``resume`` is False but there is a run.
     """
     existing = checkpoints(output_dir)
     if isinstance(resume, str):
@@ -97,9 +95,7 @@ def resume(
 
     If the last checkpoint is asked for and cannot be read, the one before it is used, with a warning.
 
-    Raises:
-        FileNotFoundError, FileExistsError: see :func:`find`.
-        ValueError: the run was started with other settings, or no checkpoint can be read.
+    Raises ValueError if settings differ or no checkpoint can be read, and the errors of :func:`find`.
     """
     found = find(output_dir, config.resume_from_checkpoint)
     if found is None:
@@ -118,9 +114,7 @@ def resume(
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
     """Restore policy and optimizer in place and return the state, with its "iteration".
 
-    Raises:
-        DamagedCheckpoint: a file cannot be read; nothing was changed.
-        ValueError: the run was started with other settings.
+    Raises DamagedCheckpoint if a file cannot be read, before any change, and ValueError if settings differ.
     """
     state = read_state(folder)
     try:

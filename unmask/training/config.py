@@ -281,8 +281,7 @@ class TrainerConfig(Config):
         A key ``extends`` in the file names another file, whose settings it replaces. ``origin`` names the overrides in
         messages.
 
-        Raises:
-            FileNotFoundError: no such file, nor a packaged configuration of that name.
-            ValueError: not a mapping, or a field that is unknown or wrong; the message begins with its origin.
+        Raises FileNotFoundError if there is no such configuration, ValueError for a field that is unknown or wrong; the
+        message begins with its origin.
         """
         return from_layers(cls, [*read_layers(path), (origin, overrides or {})])

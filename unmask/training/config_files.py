@@ -47,10 +47,7 @@ def read_layers(name: str | Path, above: Sequence[Path] = ()) -> list[Layer]:
     """The layers of the configuration ``name``: those of the one that its key ``extends`` names, then its own.
 
     ``extends`` is a file, relative to this one, or a packaged name. ``above``: the files that extend this one.
-
-    Raises:
-        FileNotFoundError: no such configuration.
-        ValueError: not a mapping, or it extends itself.
+    Raises FileNotFoundError for a missing configuration, ValueError if it is no mapping or extends itself.
     """
     beside = above[-1].parent / name if above else Path(name)
     file = beside if beside.is_file() else find_config(name)

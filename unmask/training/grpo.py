@@ -17,14 +17,10 @@ MAX_LOG_RATIO = 50.0
 def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> Tensor:
     """Rewards less their group's mean, (N,); with ``scale`` also divided by the group's deviation.
 
-    Args:
-        rewards: (N,) floating, groups one after the other.
-        group_size: rollouts per group; divides N.
-        scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not, because
-            an almost always solved problem would count as much as a harder one.
+    ``rewards`` (N,) floating, groups one after the other. ``scale`` divides by the sample deviation (n - 1) + 1e-4 as
+    trl does. The paper does not, because an almost always solved problem would count as much as a harder one.
 
-    Raises:
-        ValueError: groups of one, or a group size that does not divide N.
+    Raises ValueError for groups of one, or a group size that does not divide N.
     """
     if group_size < 2:
         raise ValueError(f"group_size must be at least 2, got {group_size}: one rollout has nothing to compare with")
@@ -47,10 +43,7 @@ def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
 def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
     """Log-likelihood of expert actions under the behaviour ``G/(G+E) pi + 1/(G+E) delta``, of ``logp``'s shape.
 
-    Args:
-        logp: any shape, the policy's log-likelihood of what the expert did.
-        num_policy: G, the policy's own rollouts in a group.
-        num_expert: E, the expert rollouts in a group.
+    ``logp`` is the policy's; ``num_policy`` G and ``num_expert`` E count the rollouts of a group.
     """
     if num_policy < 1 or num_expert < 1:
         raise ValueError(f"num_policy and num_expert must be positive, got {num_policy} and {num_expert}")
@@ -67,9 +60,7 @@ def surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, epsilon: float
 def step_weights(rollout: Tensor, count: int) -> Tensor:
     """(M,) float64 weights of steps in the mean over rollouts of the mean over each rollout's steps.
 
-    Args:
-        rollout: (M,) int64, the rollout of each step.
-        count: N, rollouts; one without a step weighs nothing but still counts.
+    ``rollout`` (M,) int64 is the rollout of each step, ``count`` N; a rollout without a step counts as 0.
     """
     steps = torch.bincount(rollout, minlength=count)
     return 1.0 / (steps[rollout] * count).double()
@@ -86,8 +77,7 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
             then all tensors are (M,), the steps of some rollouts one after the other.
         epsilon: clipping range, >= 0.
 
-    Raises:
-        ValueError: shapes that do not fit, or a negative epsilon.
+    Raises ValueError for shapes that do not fit, or a negative epsilon.
     """
     if logp_old.shape != logp.shape or active.shape != logp.shape:
         raise ValueError(

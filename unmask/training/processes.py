@@ -13,8 +13,7 @@ from torch import Tensor
 class Processes:
     """The device, averages over processes, and experiment trackers.
 
-    Raises:
-        ImportError: accelerate, or a tracker asked for, is not installed.
+    Raises ImportError if accelerate or a requested tracker is not installed.
     """
 
     def __init__(self, report_to: Sequence[str], output_dir: Path) -> None:

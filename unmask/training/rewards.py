@@ -20,8 +20,7 @@ def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | 
         length: L, tokens in the buffer.
         alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
 
-    Raises:
-        ValueError: shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
+    Raises ValueError for shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
     """
     correct, steps, power = _check(correct, steps, length, alpha)
     return correct * ((length - steps.clamp_max(length) + 1) / length) ** power
@@ -55,8 +54,7 @@ def score(
     ``columns`` are lists with one entry per completion: the problems' ``answer`` and metadata, and ``steps``,
     ``length`` and ``alpha`` of the rollouts.
 
-    Raises:
-        ValueError: a function returns another number of values than there are completions, or one that is not finite.
+    Raises ValueError if a function does not return one finite number per completion.
     """
     total = [0.0] * len(completions)
     for function in functions:

@@ -105,10 +105,8 @@ class Collector:
     ) -> Rollouts:
         """One group per prompt, or with ``expert_only`` just the experts' part of it.
 
-        Args:
-            prompts: text, cut to its last ``max_prompt_length`` tokens.
-            alpha: (groups,) float32, given to a conditioned policy.
-            seed: keys the draws, together with the rollout's number, which counts from ``first_group`` groups on.
+        ``alpha`` (groups,) float32 is for a conditioned policy. ``seed`` keys the draws, together with the rollout's
+        number, which counts from ``first_group`` groups on.
         """
         ids, c = self.encode(prompts), self.config
         parts = []
@@ -178,9 +176,8 @@ def join_groups(
 def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool = False) -> Samples:
     """The steps of a recorded generation in which something was allowed.
 
-    Args:
-        rollout: (N,) int64, the number of each row's rollout.
-        everywhere: count all masked positions as allowed, not only those of the active block.
+    ``rollout`` (N,) int64 is the number of each row's rollout. ``everywhere`` allows all masked positions, not only
+    those of the active block.
     """
     trajectory = result.trajectory
     assert trajectory is not None, "the sampler must record"
