@@ -2,7 +2,7 @@
 
 from unmask.models.base import ModelBase
 from unmask.models.loading import load_model, load_tokenizer, packaged_models, save_model
-from unmask.models.tokenizer import CharTokenizer
+from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ModelBase",
     "Transformer",
     "TransformerConfig",
+    "WordTokenizer",
     "load_model",
     "load_tokenizer",
     "packaged_models",
