@@ -51,7 +51,7 @@ def right_lines(order: str, people: list[str], person: str) -> list[list[str]]:
 class Line(WordedTask):
     """Lines of ``min_people`` to ``max_people``; ``order`` is one of ``ORDERS``, None any of them.
 
-    ``answer`` is one right line; :meth:`grade` takes all.
+    A problem's answer is one right line; :meth:`grade` takes all.
     """
 
     TEMPLATES = (
@@ -98,12 +98,6 @@ class Line(WordedTask):
 KINDS = {"animals": ANIMALS, "foods": FOODS, "people": NAMES}
 
 
-def first_letters(kind: str) -> dict[str, int]:
-    """How many words of the kind begin with each letter, where there are two or more."""
-    counts = Counter(word[0].lower() for word in KINDS[kind])
-    return {letter: count for letter, count in sorted(counts.items()) if count >= 2}
-
-
 @dataclass(frozen=True)
 class Letters(WordedTask):
     """``min_words`` to ``max_words`` letters, some of them several times."""
@@ -122,8 +116,9 @@ class Letters(WordedTask):
     def draw(self, rng: random.Random) -> Content:
         kind = rng.choice(list(KINDS))
         count = rng.randint(self.min_words, self.max_words)
-        some = rng.sample(list(first_letters(kind)), max(2, (count + 1) // 2))
-        words = rng.sample([word for word in KINDS[kind] if word[0].lower() in some], count)
+        begun = Counter(word[0] for word in KINDS[kind])
+        some = rng.sample([c for c, words in begun.items() if words > 1], max(2, (count + 1) // 2))
+        words = rng.sample([word for word in KINDS[kind] if word[0] in some], count)
         slots = {"kind": kind, "letters": listed([word[0].lower() for word in words])}
         answer = listed(words) + "."
         return Content(f"{kind} {slots['letters']}", slots, answer, answer, {"kind": kind, "letters": slots["letters"]})
@@ -161,10 +156,6 @@ def squares(size: int, boxes: bool) -> list[Square]:
     return [square for square in grown if is_square(square, boxes)]
 
 
-def written(rows: list[list[str]]) -> str:
-    return " / ".join(" ".join(row) for row in rows)
-
-
 @dataclass(frozen=True)
 class Latin(WordedTask):
     """Squares of ``min_size`` to ``max_size`` colours with ``min_clues`` to ``max_clues`` cells shown."""
@@ -191,17 +182,18 @@ class Latin(WordedTask):
         rows = [[symbols[i] for i in row] for row in rng.choice(squares(size, boxes))]
         shown = rng.sample(range(size * size), rng.randint(self.min_clues, self.max_clues))
         clues = [[c if size * i + j in shown else "_" for j, c in enumerate(row)] for i, row in enumerate(rows)]
-        slots = {"symbols": ", ".join(symbols[:-1]) + " and " + symbols[-1], "square": written(clues)}
-        metadata = {"clues": clues, "symbols": symbols}
-        return Content(f"{symbols} {slots['square']}", slots, written(rows), written(rows), metadata)
+        square, answer = (" / ".join(" ".join(row) for row in cells) for cells in (clues, rows))
+        slots = {"symbols": f"{listed(symbols[:-1])} and {symbols[-1]}", "square": square}
+        return Content(f"{symbols} {square}", slots, answer, answer, {"clues": clues, "symbols": symbols})
 
     def grade(self, problem: Problem, completion: str) -> float:
         clues, symbols = problem.metadata["clues"], problem.metadata["symbols"]
         rows = [row.split(" ") for row in completion.split(" / ")]
-        cells = [cell for row in rows for cell in row]
-        if [len(row) for row in rows] != [len(row) for row in clues] or any(cell not in symbols for cell in cells):
+        if [len(row) for row in rows] != [len(row) for row in clues] or not {c for row in rows for c in row} <= {
+            *symbols
+        }:
             return 0.0
-        kept = all(clue in ("_", cell) for clue, cell in zip((c for row in clues for c in row), cells, strict=True))
+        kept = all(clue in ("_", c) for pair in zip(clues, rows, strict=True) for clue, c in zip(*pair, strict=True))
         square = tuple(tuple(symbols.index(cell) for cell in row) for row in rows)
         return float(kept and is_square(square, isinstance(self, Grid)))
 

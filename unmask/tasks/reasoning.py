@@ -41,8 +41,7 @@ LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
 class Story(Reasoned):
     """``min_steps`` to ``max_steps`` gains and losses of at most 9, with up to ``max_result`` things at any time.
 
-    ``asides`` is the share of stories with a sentence about somebody else's things, ``shortcut`` that of responses
-    without the steps.
+    ``asides`` is the share of stories with a sentence about somebody else's things.
     """
 
     TEMPLATES = (
@@ -56,7 +55,6 @@ class Story(Reasoned):
     max_steps: int = 6
     max_result: int = 30
     asides: float = 0.3
-    shortcut: float = 0.3
     name: str = "story"
 
     def draw(self, rng: random.Random) -> Content:
@@ -68,10 +66,10 @@ class Story(Reasoned):
             change = rng.choice([d for d in range(-9, 10) if d and 0 <= total + d <= self.max_result])
             event = rng.choice(GAINS if change > 0 else LOSSES)
             other = rng.choice([other for other in NAMES if other != name])
+            numbers.append(change)
             facts.append(f"{pronoun} {event.format(n=abs(change), other=other)}.")
             steps.append(f"{total} {'+' if change > 0 else '-'} {abs(change)} = {total + change}. ")
             total += change
-            numbers.append(change)
         if rng.random() < self.asides:
             other = rng.choice(HE if name in SHE else SHE)
             facts.insert(rng.randint(0, len(facts)), f"{other} has {rng.randint(2, 12)} {rng.choice(THINGS)}.")
@@ -83,10 +81,7 @@ class Story(Reasoned):
 
 @dataclass(frozen=True)
 class Parcel(Reasoned):
-    """``min_hops`` to ``max_hops`` hands that the parcel goes through, among ``min_facts`` to ``max_facts`` in all.
-
-    ``shortcut`` is the share of responses that skip the way; it shapes training data, not grading.
-    """
+    """``min_hops`` to ``max_hops`` hands that the parcel goes through, among ``min_facts`` to ``max_facts`` in all."""
 
     TEMPLATES = (
         "{facts} {start} has the parcel. Who gets it in the end?",
@@ -99,7 +94,6 @@ class Parcel(Reasoned):
     max_hops: int = 6
     min_facts: int = 4
     max_facts: int = 9
-    shortcut: float = 0.3
     name: str = "parcel"
 
     def draw(self, rng: random.Random) -> Content:
