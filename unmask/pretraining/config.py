@@ -113,6 +113,8 @@ RECIPES = {
         intermediate_size=352,
         steps=12_000,
         batch_size=64,
+        muon_lr=0.002,
+        adam_lr=1e-3,
         decay_share=0.25,
         curriculum=(0, 3000),
         last_task=little(story=5, parcel=4, line=3, letters=3, latin=3, grid=3, quiz=4, form=2, gaps=1),
