@@ -11,7 +11,7 @@ import torch
 from unmask.models import dream, llada, native, placement
 from unmask.models.base import ModelBase
 from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
-from unmask.models.tokenizer import FILE_NAME, CharTokenizer
+from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.unsupported import has_experts, refuse_unsupported
 from unmask.models.weights import CONFIG, DTYPES, checked_weights, find_shards, read_json, save_model, stream_weights
@@ -160,7 +160,8 @@ def check_supported(folder: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
 
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, revision: str | None = None) -> Any:
-    """The tokenizer beside a model: a :class:`CharTokenizer` for packaged models, else transformers' AutoTokenizer.
+    """The tokenizer beside a model: a :class:`CharTokenizer` or :class:`WordTokenizer` for models of this project's
+    own format, else transformers' AutoTokenizer.
 
     Dream's tokenizer, published as remote code, is Qwen2's and is read as such. Raises as :func:`load_model` does.
     """
@@ -168,6 +169,9 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
     folder = find_folder(name_or_path, revision, patterns)
     if (folder / FILE_NAME).is_file():
         return CharTokenizer.from_pretrained(folder)
+    own = (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == native.MODEL_TYPE
+    if own and (words := WordTokenizer.of_folder(folder)) is not None:
+        return words
     # Without any of these, transformers builds an empty tokenizer for some model types.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not any(folder.glob("*.model")):
         raise FileNotFoundError(

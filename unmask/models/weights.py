@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.models import native
-from unmask.models.tokenizer import CharTokenizer
+from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -178,7 +178,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | None = None) -> None:
+def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | WordTokenizer | None = None) -> None:
     """Write a :class:`Transformer`, wherever it came from, in this project's format; ``load_model(folder)`` reads it.
 
     Every file is replaced atomically. Raises TypeError for models that are no Transformer.

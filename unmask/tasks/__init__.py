@@ -8,16 +8,34 @@ from typing import Any
 
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.competition_math import Math
+from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hops import Hops
 from unmask.tasks.humaneval import HumanEval
 from unmask.tasks.math500 import Math500
 from unmask.tasks.mbpp import MBPP
 from unmask.tasks.mixture import Mixture
+from unmask.tasks.parts import Form, Gaps, Quiz
+from unmask.tasks.reasoning import Parcel, Story
 from unmask.tasks.sudoku import Sudoku
 from unmask.tasks.sums import Sums
+from unmask.tasks.words import WordedTask
+
+LITTLE: dict[str, type[WordedTask]] = {
+    "story": Story,
+    "parcel": Parcel,
+    "line": Line,
+    "letters": Letters,
+    "latin": Latin,
+    "grid": Grid,
+    "quiz": Quiz,
+    "form": Form,
+    "gaps": Gaps,
+}
+"""The worded tasks that the packaged model ``little`` knows."""
 
 TASKS: dict[str, type[Task]] = {
+    **LITTLE,
     "hops": Hops,
     "sums": Sums,
     "sudoku": Sudoku,
@@ -78,6 +96,6 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "GSM8K", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums", "Task",
-    "make_task", "make_tasks", "options_of",
+    "GSM8K", "LITTLE", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums",
+    "Task", "make_task", "make_tasks", "options_of",
 ]  # fmt: skip
