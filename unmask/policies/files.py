@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
-from unmask.models.weights import read_json
+from unmask.models.weights import read_json, write_atomically
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork, rotary_frequencies
 
@@ -83,11 +83,9 @@ def save(folder: str | os.PathLike[str], network: PolicyNetwork) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
     config = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **network.config.to_dict()}
-    weights_part, config_part = folder / f"{WEIGHTS_FILE}.part", folder / f"{CONFIG_FILE}.part"
-    save_file(tensors, weights_part, metadata={"format": "pt"})
-    config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(weights_part, folder / WEIGHTS_FILE)
-    os.replace(config_part, folder / CONFIG_FILE)
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor]]:

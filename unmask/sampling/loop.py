@@ -42,15 +42,12 @@ class Runner(Protocol):
 
     def enter(self, state: State) -> State:
         """Begin with these rows, also after a change of the rows. Returns the state that steps advance."""
-        ...
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         """Keep rows ``keep`` (K,), in this order, then take ``fresh`` new ones; :meth:`enter` is called next."""
-        ...
 
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
         """Advance the rows by one step; returns the observation and the ranks (N, L)."""
-        ...
 
 
 class Step:

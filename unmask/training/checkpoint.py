@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.policies.learned import Policy
-from unmask.training.config import OBSERVATIONAL, TrainerConfig
+from unmask.training.config import TrainerConfig
+from unmask.training.record import learned_from
 
 POLICY, OPTIMIZER, STATE = "policy", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -148,22 +149,12 @@ def check(output_dir: Path, config: TrainerConfig) -> None:
 def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
     """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
     try:
-        then = plain(TrainerConfig.from_dict(saved))
+        then = learned_from(TrainerConfig.from_dict(saved).to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {folder} is of a run whose settings are not valid here: {error}") from error
-    now = plain(config)
-    differing = [
-        f"{name} {then[name]!r} there, {now[name]!r} here"
-        for name in now
-        if name not in OBSERVATIONAL and then[name] != now[name]
-    ]
-    if differing:
+    now = learned_from(config.to_dict())
+    if differing := [f"{k} {then[k]!r} there, {now[k]!r} here" for k in now if then[k] != now[k]]:
         raise ValueError(f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}")
-
-
-def plain(config: TrainerConfig) -> dict[str, Any]:
-    """A configuration's settings in JSON's types."""
-    return dict(json.loads(json.dumps(config.to_dict())))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from unmask.models.weights import write_atomically
 from unmask.training.grpo import NO_SIGNAL
 from unmask.training.rollout import Rollouts
 
@@ -22,9 +22,7 @@ class MetricsLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= after] if after else []
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
 
     def _lines(self) -> list[str]:
         """The complete lines, without a last one that was cut off."""

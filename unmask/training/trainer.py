@@ -139,11 +139,8 @@ class Trainer:
         Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
         policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
 
-        Raises:
-            FileExistsError: the output folder holds another run.
-            ValueError: the checkpoint to resume is of a run with other settings.
-            FloatingPointError: training diverged; the checkpoints are older.
-            KeyboardInterrupt, SystemExit: a signal ended the run.
+        Raises FileExistsError if the folder holds another run, ValueError if its settings differ, FloatingPointError if
+        training diverged (checkpoints are from before), KeyboardInterrupt or SystemExit after a signal.
         """
         with StopSignals() as signals:
             stopped_by = self._train(signals, on_log)
