@@ -243,7 +243,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "kind", "missing", "said"),
     [
-        ("generate", SamplerConfig, {"record"}, "--cache-refresh INT Steps within a block after which everything is recomputed"),
+        (
+            "generate",
+            SamplerConfig,
+            {"record"},
+            "--cache-refresh INT Steps within a block after which everything is recomputed",
+        ),
         ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {none,prefix,dual} Reuse of keys and values"),
         (
             "train",
