@@ -125,7 +125,7 @@ REFUSED = {
         ("hidden_act", "gelu"),
         ("use_sliding_window", True),
         ("attention_bias", True),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 4.0}),
         ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6, "factor": 4.0}),
         ("layer_types", ["sliding_attention"] * 3),
         ("head_dim", 16),

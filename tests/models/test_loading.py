@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "unknown type": (
         lambda f: edit_config(f, model_type="llava_llada"),
         ValueError,
-        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream and the masked",
+        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream, sdar.* and the masked",
     ),
     "no type": (lambda f: edit_config(f, model_type="drop"), ValueError, "model_type None is not supported"),
     "autoregressive": (lambda f: edit_config(f, model_type="qwen2"), ValueError, "'qwen2' is not supported"),
@@ -177,7 +177,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "unknown key": (lambda f: edit_config(f, hidden=3), ValueError, r"fields \['hidden'\]; did you mean hidden_size"),
     "missing key": (lambda f: edit_config(f, num_heads="drop"), ValueError, "config.json: num_heads is missing"),
-    "bad value": (lambda f: edit_config(f, num_heads=5), ValueError, "hidden_size must be num_heads=5 times an even"),
+    "bad value": (
+        lambda f: edit_config(f, num_heads=5, head_dim=0),
+        ValueError,
+        "hidden_size must be num_heads=5 times an even",
+    ),
     "bad defaults": (lambda f: edit_config(f, generation_defaults=[1]), ValueError, "generation_defaults must be"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -373,7 +377,7 @@ def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ImportError, match="pip install transformers"):
         load_tokenizer(folder)
     edit_config(folder, model_type="bert")
-    with pytest.raises(ImportError, match=r"model_type 'bert' is not native \(unmask, llada, Dream\).*pip install"):
+    with pytest.raises(ImportError, match=r"model_type 'bert' is not native \(unmask, llada, Dream, .*\).*pip install"):
         load_model(folder)
 
 

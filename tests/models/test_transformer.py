@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.models import Transformer, TransformerConfig
-from unmask.models import transformer as module
+from unmask.models import rotary as module
 from unmask.models.base import ModelBase
 
 Build = Callable[..., Transformer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ class ModelBase(nn.Module):
     mask_token_id: int
     """The id of a position that is still to be filled."""
     eos_token_id: int | None
+    """The first of :attr:`stop_ids`; None if there is none."""
+    stop_ids: tuple[int, ...] = ()
+    """Every id that ends a completion."""
     pad_token_id: int | None
     """What left padding is filled with; None if the checkpoint names none."""
     vocab_size: int
@@ -29,6 +32,14 @@ class ModelBase(nn.Module):
     """The longest canvas in tokens, None if unlimited."""
     generation_defaults: dict[str, Any]
     """Sampler settings the checkpoint asks for (such as ``block_length``); empty if it asks for none."""
+    attention: Literal["bidirectional", "block-causal", "causal-prefix"] = "bidirectional"
+    """What a token sees: all, its own block and those before it, or the active block and, causally, what is done."""
+    block_length: int | None = None
+    """The block size that the checkpoint was trained with; None for bidirectional ones."""
+    sub_block_length: int | None = None
+    """Tokens of the smaller blocks in which a block is decoded; None if it is decoded as a whole."""
+    seeded: bool = False
+    """Whether the first token of every block is the argmax of the raw row before it."""
     input_device: torch.device | None = None
     """Where inputs belong and logits come out, for a model split over several devices."""
     supports_cache: bool = False
@@ -42,20 +53,34 @@ class ModelBase(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Positions = None,
+        horizon: Tensor | None = None,
+    ) -> Tensor:
         """Aligned logits in the model's dtype.
 
         ``input_ids`` (B, T) int64, every id in [0, vocab_size): this is not checked, as it would synchronise.
         ``attention_mask`` (B, T) bool or integer, nonzero where a token is real; a padded row gets at its real
         positions the logits it would get alone. ``positions`` says which rows the LM head computes: None gives
         (B, T, V), a slice over T gives (B, S, V), an int64 tensor of flat indices b * T + i gives (R, V).
+        ``horizon`` (B, T) int64: position i of a row sees the real tokens at columns j <= horizon[i]; None: what
+        :attr:`attention` says of a whole canvas, where causal-prefix is causal.
 
         Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, device, or a canvas longer than
         ``max_length``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
-    def check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Positions) -> None:
+    def check_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Positions,
+        horizon: Tensor | None = None,
+    ) -> None:
         """Refuse malformed inputs by their types, shapes, dtypes and devices; values are not read."""
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be a torch.int64 tensor (B, T), got {type(input_ids).__name__}")
@@ -73,6 +98,8 @@ class ModelBase(nn.Module):
             self._check_attention_mask(input_ids, attention_mask)
         if positions is not None and not isinstance(positions, slice):
             self._check_positions(input_ids, positions)
+        if horizon is not None:
+            self._check_horizon(input_ids, horizon)
 
     def _check_attention_mask(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         if not isinstance(attention_mask, Tensor):
@@ -98,6 +125,15 @@ class ModelBase(nn.Module):
             raise ValueError(f"positions must have shape (R,), got {tuple(positions.shape)}")
         if positions.device != input_ids.device:
             raise ValueError(f"positions are on {positions.device}, but input_ids on {input_ids.device}")
+
+    def _check_horizon(self, input_ids: Tensor, horizon: Tensor) -> None:
+        if not isinstance(horizon, Tensor) or horizon.dtype != torch.int64:
+            raise TypeError(f"horizon must be a torch.int64 tensor, got {getattr(horizon, 'dtype', type(horizon))}")
+        if horizon.shape != input_ids.shape or horizon.device != input_ids.device:
+            raise ValueError(
+                f"horizon must have the shape and device of input_ids {tuple(input_ids.shape)} on {input_ids.device}, "
+                f"got {tuple(horizon.shape)} on {horizon.device}"
+            )
 
 
 def real_positions(attention_mask: Tensor) -> Tensor:

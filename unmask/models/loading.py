@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unmask.models import dream, llada, native, placement
+from unmask.config import check_known
+from unmask.models import dream, llada, native, placement, sdar
 from unmask.models.base import ModelBase
-from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
+from unmask.models.overrides import Overrides
+from unmask.models.sources import (
+    CODE_FILES,
+    CONFIG,
+    CONFIG_FILES,
+    WEIGHT_FILES,
+    find_folder,
+    packaged_models,
+    read_json,
+)
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
-from unmask.models.transformer import Transformer
+from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import CONFIG, DTYPES, checked_weights, find_shards, read_json, save_model, stream_weights
+from unmask.models.weights import DTYPES, checked_weights, find_shards, save_model, stream_weights
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
-FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, llada, dream)}
-"""Families the native decoder loads: modules with MODEL_TYPE, read_config and weight_names."""
+FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, llada, dream, sdar)}
+"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names and perhaps a POLICY."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """A Sampler refuses float64, which is for comparing forwards."""
@@ -34,18 +46,19 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     *,
-    mask_token_id: int | None = None,
-    eos_token_id: int | None = None,
-    logits_shift: int = 0,
     device_map: placement.DeviceMap | None = None,
+    **overrides: Any,
 ) -> ModelBase:
     """A frozen model in eval mode; call ``requires_grad_(True)`` to train it.
 
     ``name_or_path``: a packaged name ("tiny"), a local folder, or a hub id ("GSAI-ML/LLaDA-8B-Instruct").
-    ``dtype``: such as ``torch.bfloat16`` or "bfloat16"; None keeps the checkpoint's. LLaDA, Dream and this project's
-    own format load natively; other masked language models through transformers; anything else only with
-    ``trust_remote_code=True``, which runs code from the checkpoint. ``mask_token_id`` and ``eos_token_id``
-    replace the checkpoint's; ``logits_shift=1`` says that a remote-code model's logits[i] predict token i + 1.
+    ``dtype``: such as ``torch.bfloat16`` or "bfloat16"; None keeps the checkpoint's. :data:`FAMILIES` load natively;
+    other masked language models through transformers; anything else only with ``trust_remote_code=True``, which runs
+    code from the checkpoint.
+
+    ``overrides``: ``mask_token_id`` and ``eos_token_id`` (one id or a list) replace the checkpoint's, ``block_length``
+    the block size of a model that is not bidirectional; ``logits_shift=1`` says that a remote-code model's logits[i]
+    predict token i + 1.
 
     ``device_map``, in place of ``device``, splits the model over several devices through accelerate: "auto",
     "balanced", "balanced_low_0", "sequential", or a mapping from parts of the model to devices, where "disk" leaves
@@ -56,6 +69,8 @@ def load_model(
     ConnectionError (hub), ImportError (transformers, huggingface_hub or accelerate missing) or ValueError, naming
     the cause.
     """
+    check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
+    changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
@@ -64,33 +79,41 @@ def load_model(
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}")
     raw = read_json(folder / CONFIG)
-    given = {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id}
-    overrides = {name: value for name, value in given.items() if value is not None}
     kind = raw.get("model_type")
     refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
+    raw = changes.of(folder, raw)
     if kind in FAMILIES and not has_experts(raw):
-        if logits_shift:
+        if changes.logits_shift:
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
-        return load_native(FAMILIES[kind], folder, {**raw, **overrides}, device, dtype, device_map)
-    check_supported(folder, raw, trust_remote_code)
-    find_shards(folder)
+        config = read_config(FAMILIES[kind], folder, raw)
+        if changes.block_length in (None, config.block_length):
+            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, device_map)
+    else:
+        check_supported(folder, raw, trust_remote_code)
+        find_shards(folder)
+    if changes.block_length is not None:
+        raise ValueError(
+            f"block_length={changes.block_length} is for models that see blocks, but model_type {kind!r} sees "
+            "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
+        )
     from unmask.models.masked_lm import load_masked_lm
 
-    return load_masked_lm(
-        folder,
-        raw,
-        device,
-        dtype,
-        lambda: load_tokenizer(folder),
-        overrides,
-        trust_remote_code,
-        logits_shift,
-        device_map,
-    )
+    tokenizer = functools.partial(load_tokenizer, folder)
+    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, device_map)
+
+
+def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
+    """The decoder's configuration; ValueError names the folder."""
+    try:
+        config: TransformerConfig = family.read_config(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return config
 
 
 def load_native(
     family: Any,
+    config: TransformerConfig,
     folder: Path,
     raw: Mapping[str, Any],
     device: torch.device,
@@ -98,10 +121,6 @@ def load_native(
     device_map: placement.DeviceMap | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
-    try:
-        config = family.read_config(raw)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
     with torch.device("meta"):
         model = Transformer(config)
     weights = checked_weights(model, folder, family.weight_names(config))
@@ -123,13 +142,16 @@ def load_native(
     if config.tie_embeddings and "embed.weight" in on_disk:
         on_disk["lm_head.weight"] = on_disk["embed.weight"]
     placement.dispatch(model, placed, on_disk)
-    model.generation_defaults = generation_defaults(folder, raw)
+    model.generation_defaults = generation_defaults(family, folder, raw, config)
     return model.requires_grad_(False).eval()
 
 
-def generation_defaults(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampler settings under ``generation_defaults`` in a checkpoint of this project."""
-    value = raw.get("generation_defaults", {}) if raw.get("model_type") == native.MODEL_TYPE else {}
+def generation_defaults(family: Any, folder: Path, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
+    """Sampler settings: under ``generation_defaults`` in a checkpoint of this project, else the family's own."""
+    if family is not native:
+        policy = getattr(family, "POLICY", None)
+        return {} if policy is None else {"block_length": config.block_length, "policy": policy}
+    value = raw.get("generation_defaults", {})
     if not isinstance(value, dict):
         raise ValueError(f"{folder / CONFIG}: generation_defaults must be an object, got {value!r}")
     return dict(value)

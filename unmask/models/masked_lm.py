@@ -41,8 +41,12 @@ class MaskedLM(ModelBase):
         eos_token_id: int | None,
         pad_token_id: int | None = None,
         logits_shift: int = 0,
+        stop_ids: tuple[int, ...] = (),
     ) -> None:
-        """``logits_shift`` is 1 if raw logits at position i predict token i + 1. Raises ValueError for bad ids."""
+        """``logits_shift`` is 1 if raw logits at position i predict token i + 1; ``stop_ids`` also end a completion.
+
+        Stop ids outside the vocabulary are left out, other ids raise ValueError there.
+        """
         super().__init__()
         config: Any = model.config
         self.model = model
@@ -53,6 +57,8 @@ class MaskedLM(ModelBase):
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name}={value} is outside the vocabulary of {self.vocab_size} tokens")
         self.mask_token_id, self.eos_token_id, self.pad_token_id = mask_token_id, eos_token_id, pad_token_id
+        stops = (() if eos_token_id is None else (eos_token_id,)) + stop_ids
+        self.stop_ids = tuple(dict.fromkeys(i for i in stops if i < self.vocab_size))
         self.logits_shift = logits_shift
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.prefix = str(getattr(model, "base_model_prefix", ""))
@@ -67,12 +73,20 @@ class MaskedLM(ModelBase):
         if not all(hasattr(model, name) for name in self.head_names):
             self.head_names = ()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Positions = None,
+        horizon: Tensor | None = None,
+    ) -> Tensor:
         """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`.
 
-        Raises ValueError also for an ``attention_mask`` given to a model that takes no position ids, since padding
-        would shift the positions of the real tokens.
+        Raises ValueError also for a ``horizon``, and for an ``attention_mask`` given to a model that takes no position
+        ids, since padding would shift the positions of the real tokens.
         """
+        if horizon is not None:
+            raise ValueError("horizon is for native models; a model of transformers sees its whole canvas")
         self.check_inputs(input_ids, attention_mask, positions)
         rows: Positions = shifted_rows(input_ids, attention_mask, positions) if self.logits_shift else positions
         arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -112,15 +126,15 @@ def load_masked_lm(
     device: torch.device,
     dtype: torch.dtype | None,
     load_tokenizer: Callable[[], Any],
-    overrides: Mapping[str, int],
+    overrides: Any,
     trust_remote_code: bool = False,
-    logits_shift: int = 0,
     device_map: Any = None,
 ) -> MaskedLM:
     """Load with transformers from ``folder``, whose config.json is ``raw``; only safetensors are read.
 
-    Token ids come from ``overrides``, else the tokenizer (end of sequence falls back to
-    the separator), else the config. With ``trust_remote_code`` the folder's own model class is used.
+    Token ids come from ``overrides`` (:func:`unmask.load_model`'s), else the tokenizer (end of sequence falls back to
+    the separator), else the config. The ``stop_ids`` of ``raw`` end completions too. With ``trust_remote_code`` the
+    folder's own model class is used.
     Raises ValueError if no mask token is found.
     """
     import transformers
@@ -128,7 +142,10 @@ def load_masked_lm(
     auto: Any = transformers.AutoModelForMaskedLM
     if trust_remote_code and (own := [name for name in REMOTE_CLASSES if name in raw.get("auto_map", {})]):
         auto = getattr(transformers, own[0])
-    ids = token_ids(raw, load_tokenizer, overrides)
+    given = {"mask_token_id": overrides.mask_token_id}
+    if overrides.eos_token_id is not None:
+        given["eos_token_id"] = raw["eos_token_id"]
+    ids = token_ids(raw, load_tokenizer, given)
     if ids["mask_token_id"] is None:
         raise ValueError(
             f"neither the tokenizer nor the config in {folder} names a mask token; "
@@ -144,7 +161,7 @@ def load_masked_lm(
     )
     if device_map is None:
         model.to(device)
-    wrapped = MaskedLM(model, **ids, logits_shift=logits_shift)  # type: ignore[arg-type]
+    wrapped = MaskedLM(model, **ids, logits_shift=overrides.logits_shift, stop_ids=tuple(raw["stop_ids"]))  # type: ignore[arg-type]
     devices = set(getattr(model, "hf_device_map", {}).values())
     if len(devices) > 1:
         wrapped.input_device = first_device(devices)
@@ -158,7 +175,7 @@ def first_device(devices: Iterable[Any]) -> torch.device:
 
 
 def token_ids(
-    raw: Mapping[str, Any], load_tokenizer: Callable[[], Any], overrides: Mapping[str, int]
+    raw: Mapping[str, Any], load_tokenizer: Callable[[], Any], overrides: Mapping[str, int | None]
 ) -> dict[str, int | None]:
     """Mask, end-of-sequence and padding ids: from ``overrides``, the tokenizer, then the config."""
     try:

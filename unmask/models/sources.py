@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
+CONFIG = "config.json"
 CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHT_FILES = ("*.safetensors",)
 CODE_FILES = ("*.py",)
@@ -57,3 +60,14 @@ def download(name: str, revision: str | None, patterns: tuple[str, ...], package
             f"{known}, and the hub did not deliver it: {reason} "
             "(offline? HF_HUB_OFFLINE set? private repositories need `hf auth login`)"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises FileNotFoundError, or ValueError if it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value

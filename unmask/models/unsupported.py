@@ -8,7 +8,6 @@ from typing import Any
 
 BLOCK_CAUSAL = {
     "llada2_moe": "LLaDA2.x",
-    "sdar": "SDAR",
     "sdar_moe": "SDAR",
     "fast_dllm_qwen": "Fast-dLLM v2",
     "bd3lm": "BD3-LM",

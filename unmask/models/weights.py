@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.models import native
+from unmask.models.sources import CONFIG, read_json
 from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids)$")
 """Tables some checkpoints store although they follow from the config."""
@@ -35,17 +36,6 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises FileNotFoundError, or ValueError if it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def find_shards(folder: Path) -> list[Path]:

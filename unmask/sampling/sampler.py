@@ -213,7 +213,8 @@ class Sampler:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a completion."""
-        return () if self.model.eos_token_id is None else (self.model.eos_token_id,)
+        eos = self.model.eos_token_id
+        return tuple(getattr(self.model, "stop_ids", () if eos is None else (eos,)))
 
     @property
     def padding_id(self) -> int:

@@ -1,0 +1,33 @@
+"""SDAR (Cheng et al., arXiv 2510.06303) and TraDo: Qwen3, block-causal; logits[i] predict token i."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from unmask.config import PositiveInt
+from unmask.models.config_values import Raw, read
+from unmask.models.qwen import QwenConfig, weight_names
+from unmask.models.transformer import TransformerConfig
+
+__all__ = ["MODEL_TYPE", "POLICY", "read_config", "weight_names"]
+
+MODEL_TYPE = "sdar"
+POLICY = "threshold:0.85"
+"""Upstream's ``low_confidence_dynamic`` with its default threshold."""
+
+
+class SDARConfig(QwenConfig, kw_only=True):
+    """Keys of Qwen3's configuration. Published ones often lack the mask token and the block size."""
+
+    MASK: ClassVar[int | None] = 151_669
+    STOPS: ClassVar[tuple[int, ...]] = (151_643, 151_645)
+
+    head_dim: PositiveInt | None = 128
+    attention_bias: bool = False
+    block_length: PositiveInt = 4
+
+
+def read_config(raw: Raw) -> TransformerConfig:
+    """Raises ValueError naming a key with a value that this decoder does not implement."""
+    c = read(SDARConfig, raw)
+    return c.transformer(qkv_bias=c.attention_bias, o_bias=c.attention_bias, qk_norm=True, attention="block-causal")
