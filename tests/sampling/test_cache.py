@@ -169,7 +169,7 @@ def test_a_host_that_reads_late_changes_nothing(
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             assert self.plan is not None
-            self.plan.late = True
+            self.plan.copy.late = True
 
         def __call__(self, *arguments: Any) -> Any:
             ran.append(1)

@@ -32,16 +32,20 @@ class ModelBase(nn.Module):
     """The longest canvas in tokens, None if unlimited."""
     generation_defaults: dict[str, Any]
     """Sampler settings the checkpoint asks for (such as ``block_length``); empty if it asks for none."""
-    attention: Literal["bidirectional", "block-causal", "causal-prefix"] = "bidirectional"
-    """What a token sees: all, its own block and those before it, or the active block and, causally, what is done."""
-    block_length: int | None = None
-    """The block size that the checkpoint was trained with; None for bidirectional ones."""
-    sub_block_length: int | None = None
-    """Tokens of the smaller blocks in which a block is decoded; None if it is decoded as a whole."""
-    seeded: bool = False
-    """Whether the first token of every block is the argmax of the raw row before it."""
     input_device: torch.device | None = None
     """Where inputs belong and logits come out, for a model split over several devices."""
+    attention: Literal["bidirectional", "block-causal", "causal-prefix", "bidirectional-prefix"] = "bidirectional"
+    """How tokens see each other: "bidirectional"; "block-causal" (their own block and those before, in a grid from the
+    row's first token); "causal-prefix" (committed tokens are causal, the active block sees itself);
+    "bidirectional-prefix" (block-causal, where the prompt is one block)."""
+    block_length: int | None = None
+    """The block length of a block-causal model's training, if known."""
+    sub_block_length: int | None = None
+    """Blocks are decoded in parts of this many tokens; None: whole."""
+    seeded: bool = False
+    """Whether the first token of a block is what the raw row before it predicts."""
+    lookback: int = 0
+    """How far before a token the raw row lies that predicts it."""
     supports_cache: bool = False
     """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
 

@@ -42,6 +42,17 @@ class KVCache:
         """A view of one row without its first ``skip`` positions, as a cache."""
         return KVCache(self.keys[:, row : row + 1, skip:], self.values[:, row : row + 1, skip:])
 
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` positions. The store at least doubles, so that growing costs little in all."""
+        if length <= self.length:
+            return
+        layers, rows, _, *head = self.keys.shape
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros((layers, rows, max(length, 2 * self.length) + 1, *head))
+            new[:, :, : self.length] = old[:, :, :-1]
+            setattr(self, name, new)
+
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         """Move rows ``keep`` (R,) to the front, in this order, and put ``fresh`` rows to be written behind them.
 
@@ -57,29 +68,60 @@ class KVCache:
 
 
 class KVWindow:
-    """The rows and slots of a cache that one forward computes.
+    """The rows and positions of a cache that one forward computes.
 
-    ``rows`` (N,) int64, None: all rows in use. ``slots`` (N, W) int64 in [0, T], where T discards the value;
-    None: all T positions, in order.
+    ``rows`` (N,) int64, None: all rows in use. ``computed`` (N, W) int64 positions, the canvas's length for an empty
+    place; None: all of the cache. ``limit``: queries see positions below it; None: all of the cache.
+
+    On the CPU empty places cost nothing: :meth:`pack` leaves them out, so that only attention sees rectangles.
     """
 
-    def __init__(self, cache: KVCache, rows: Tensor | None, slots: Tensor | None) -> None:
-        self.cache, self.rows, self.slots = cache, rows, slots
+    def __init__(
+        self, cache: KVCache, computed: Tensor | None = None, rows: Tensor | None = None, limit: int | None = None
+    ) -> None:
+        self.cache, self.computed, self.rows = cache, computed, rows
+        self.limit = cache.length if limit is None else limit
         index = torch.arange(cache.rows, device=cache.keys.device) if rows is None else rows
         self.index = index[:, None]
+        self.slots = None if computed is None else computed.clamp_max(cache.length)
+        self.packed: Tensor | None = None
+        """(M,) int64: the places of all rows, flat, that are not empty; None: places are not packed."""
+        if computed is not None and computed.device.type == "cpu":
+            real = (computed < cache.length).flatten()
+            if not bool(real.all()):
+                self.packed = real.nonzero().flatten()
+                self.index = self.index.expand_as(computed).flatten()[self.packed]
+                self.slots = computed.flatten()[self.packed]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(N, W, ...) as (1, M, ...) without empty places; itself if places are not packed."""
+        return x if self.packed is None else x.flatten(0, 1)[self.packed][None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(1, M, ...) as (N, W, ...), zeros at empty places."""
+        if self.packed is None or self.computed is None:
+            return x
+        out = x.new_zeros((self.computed.numel(), *x.shape[2:]))
+        return out.index_copy_(0, self.packed, x[0]).view(*self.computed.shape, *x.shape[2:])
+
+    def numbers(self, shape: torch.Size) -> Tensor:
+        """(N, W) int64: the place of each computed position among all that are packed, counted through the rows."""
+        if self.packed is None:
+            return torch.arange(shape.numel(), device=self.index.device).view(shape)
+        numbers = torch.zeros(shape.numel(), dtype=torch.int64)
+        return numbers.index_copy_(0, self.packed, torch.arange(len(self.packed))).view(shape)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``keys`` and ``values`` (N, W, kv_heads, head_dim); returns those of all T positions of the rows."""
+        """Store packed ``keys`` and ``values`` (..., kv_heads, head_dim); returns what queries see, (N, limit, ...)."""
         return self._update(self.cache.keys[layer], keys), self._update(self.cache.values[layer], values)
 
     def _update(self, store: Tensor, new: Tensor) -> Tensor:
-        length = self.cache.length
         if self.slots is None:
             if self.rows is None:
-                store[: self.cache.rows, :length] = new
+                store[: self.cache.rows, : self.cache.length] = new
             else:
-                store[self.rows, :length] = new
+                store[self.rows, : self.cache.length] = new
             return new
-        store[self.index, self.slots] = new
+        store[self.index, self.slots] = new if self.packed is None else new[0]
         held = store[: self.cache.rows] if self.rows is None else store[self.rows]
-        return held[:, :length]
+        return held[:, : self.limit]

@@ -52,18 +52,23 @@ class Block(nn.Module):
 
         Without ``cached`` it attends to ``h``; with it, to the whole cache after storing the keys and values of ``h``.
         """
-        batch, length, _ = h.shape
-        q = self.q_norm(self.q_proj(h).view(batch, length, self.num_heads, self.head_dim))
-        k = self.k_norm(self.k_proj(h).view(batch, length, self.kv_heads, self.head_dim))
-        q, k = apply_rotary(q, tables, query=True), apply_rotary(k, tables)
-        v = self.v_proj(h).view(batch, length, self.kv_heads, self.head_dim)
+        q = self.q_norm(self.q_proj(h).view(*h.shape[:2], self.num_heads, self.head_dim))
+        q = apply_rotary(q, tables, query=True)
+        k, v = self.keys_values(h, tables, cached)
         if cached is not None:
-            window, layer = cached
-            k, v = window.update(layer, k, v)
+            q = cached[0].unpack(q)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         grouped = self.kv_heads != self.num_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_bias, enable_gqa=grouped)
-        return out.transpose(1, 2).flatten(2)
+        out = out.transpose(1, 2).flatten(2)
+        return out if cached is None else cached[0].pack(out)
+
+    def keys_values(self, h: Tensor, tables: Tables, cached: LayerWindow | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the normalised ``h`` (B, W, hidden); with ``cached`` stored there: what queries see."""
+        shape = (*h.shape[:2], self.kv_heads, self.head_dim)
+        k = apply_rotary(self.k_norm(self.k_proj(h).view(shape)), tables)
+        v = self.v_proj(h).view(shape)
+        return (k, v) if cached is None else cached[0].update(cached[1], k, v)
 
     def forward(
         self,
@@ -104,7 +109,7 @@ class Transformer(ModelBase):
         self.attention, self.block_length, self.sub_block_length = (
             config.attention, config.block_length, config.sub_block_length
         )  # fmt: skip
-        self.seeded, self.stop_ids = config.seeded, config.stop_ids
+        self.seeded, self.stop_ids, self.lookback = config.seeded, config.stop_ids, config.logits_shift
 
     def tie_weights(self) -> None:
         """Make the LM head share the embedding, if the config says so."""
@@ -135,16 +140,15 @@ class Transformer(ModelBase):
         return torch.searchsorted(at.contiguous(), last, right=True) - 1
 
     def attention_bias(
-        self, attention_mask: Tensor | None, dtype: torch.dtype, horizon: Tensor | None = None
+        self, attention_mask: Tensor | None, dtype: torch.dtype, horizon: Tensor | None = None, length: int = 0
     ) -> Tensor | None:
         """What is added to scores: 0 where a key is seen, else the lowest finite value, whose exponential is 0.
 
         (B, 1, 1, T) in ``dtype`` for ``attention_mask`` (B, T), and (B, 1, W, T) with ``horizon`` (B, W): a query sees
-        the real keys up to its horizon. Unlike a bool mask it needs no conversion in every layer, and a row that sees
-        nothing stays finite.
+        the real keys among T = ``length`` up to its horizon. Unlike a bool mask it needs no conversion in every layer,
+        and a row that sees nothing stays finite.
         """
         if horizon is not None:
-            length = (horizon if attention_mask is None else attention_mask).shape[1]
             hidden = torch.arange(length, device=horizon.device) > horizon[:, None, :, None]
             if attention_mask is not None:
                 hidden = hidden | attention_mask.eq(0)[:, None, None, :]
@@ -167,7 +171,7 @@ class Transformer(ModelBase):
         tables = self.rotary(input_ids.shape[1], attention_mask)
         x = self.embed(input_ids)
         horizon = self.own_horizon(input_ids, attention_mask) if horizon is None else horizon
-        bias = self.attention_bias(attention_mask, x.dtype, horizon)
+        bias = self.attention_bias(attention_mask, x.dtype, horizon, input_ids.shape[1])
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(x, tables, bias, rows if i == last else None)
@@ -190,11 +194,6 @@ class Transformer(ModelBase):
         c = self.config
         return KVCache.allocate(c.num_layers, rows, length, c.kv_heads, c.head_dim, self.dtype, self.device)
 
-    @property
-    def lookback(self) -> int:
-        """How far before a token the position lies whose hidden state predicts it: 0 or 1."""
-        return self.config.logits_shift
-
     def forward_cached(
         self,
         input_ids: Tensor,
@@ -214,38 +213,57 @@ class Transformer(ModelBase):
         """
         self.check_inputs(input_ids, attention_mask, None)
         check_windows(input_ids, cache, wanted, computed, rows)
-        batch, length = input_ids.shape
+        if self.config.logits_shift:
+            first = torch.arange(len(wanted), device=wanted.device)[:, None] * input_ids.shape[1]
+            flat = (wanted + first).reshape(-1)
+            wanted = shifted_rows(input_ids, attention_mask, flat).view(wanted.shape) - first
+        logits = self.forward_window(input_ids, attention_mask, KVWindow(cache, computed, rows), wanted)
+        assert logits is not None
+        return logits
+
+    def forward_window(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        window: KVWindow,
+        outputs: Tensor | None,
+        horizon: Tensor | None = None,
+    ) -> Tensor | None:
+        """Raw logits (N, S, V) of the positions ``outputs`` (N, S); computes and stores what ``window`` says.
+
+        ``horizon`` (N, W) int64: the last position that each computed one sees; None: every one below the window's
+        limit. Without ``outputs`` nothing but keys and values is computed, and the result is None.
+        """
+        length = input_ids.shape[1]
         tables = self.rotary(length, attention_mask)
         tokens = input_ids
-        if computed is not None:
-            at = computed.clamp_max(length - 1)
+        if window.computed is not None:
+            at = window.computed.clamp_max(length - 1)
             tokens = input_ids.gather(1, at)
-            batch_index = torch.arange(batch, device=at.device)[:, None]
-            tables = tuple(t[at] if t.ndim == 3 else t[batch_index, at] for t in tables)
-        x = self.embed(tokens)
-        bias = self.attention_bias(attention_mask, x.dtype)
-        window = KVWindow(cache, rows, computed)
-        outputs = self._raw_rows(input_ids, attention_mask, wanted, computed)
+            each = torch.arange(len(at), device=at.device)[:, None]
+            tables = tuple(window.pack(t[at] if t.ndim == 3 else t[each, at]) for t in tables)
+        real = attention_mask if attention_mask is None else attention_mask[:, : window.limit]
+        bias = self.attention_bias(real, self.dtype, horizon, window.limit)
+        x = self.embed(window.pack(tokens))
+        rows = None if outputs is None else computed_rows(window, outputs, length)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, tables, bias, outputs if i == last else None, (window, i))
+            if i == last and rows is None:
+                assert isinstance(layer, Block)
+                layer.keys_values(layer.attn_norm(x), tables, (window, i))
+                return None
+            x = layer(x, tables, bias, rows if i == last else None, (window, i))
         return self.lm_head(self.final_norm(x)).to(input_ids.device)
 
-    def _raw_rows(
-        self, input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor, computed: Tensor | None
-    ) -> Tensor:
-        """(N, S) flat indices, among the computed positions of all rows, of those that predict ``wanted``."""
-        batch, length = input_ids.shape
-        row = torch.arange(batch, device=wanted.device)[:, None]
-        if self.config.logits_shift:
-            flat = (wanted + row * length).reshape(-1)
-            wanted = shifted_rows(input_ids, attention_mask, flat).view(wanted.shape) - row * length
-        if computed is None:
-            return wanted + row * length
-        width = computed.shape[1]
-        place = torch.zeros((batch, length + 1), dtype=torch.int64, device=wanted.device)
-        place.scatter_(1, computed, torch.arange(width, device=wanted.device).expand_as(computed))
-        return place.gather(1, wanted) + row * width
+
+def computed_rows(window: KVWindow, outputs: Tensor, length: int) -> Tensor:
+    """(N, S): where positions ``outputs`` (N, S) are among all that the window computes, counted through the rows."""
+    batch = len(outputs)
+    if window.computed is None:
+        return outputs + torch.arange(batch, device=outputs.device)[:, None] * length
+    place = torch.zeros((batch, length + 1), dtype=torch.int64, device=outputs.device)
+    place.scatter_(1, window.computed, window.numbers(window.computed.shape))
+    return place.gather(1, outputs)
 
 
 def check_windows(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.models.kv_cache import KVCache
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.late import LateCopy
 from unmask.sampling.state import State, positions_from
 
 Stamp = tuple[int, int]
@@ -46,7 +47,7 @@ class CachePlan:
 
     def __init__(self, model: Any, config: SamplerConfig, block_only: bool, late: bool) -> None:
         """``block_only``: the policy reads only the active block."""
-        self.model, self.block_only, self.late = model, block_only, late
+        self.model, self.block_only = model, block_only
         self.dual, self.refresh_every, self.alone = config.cache == "dual", config.cache_refresh, config.deterministic
         self.cache: KVCache | None = None
         self.known: dict[str, Tensor] = {}
@@ -54,7 +55,7 @@ class CachePlan:
         self._stored: list[Stamp | None] = []  # each row at its last refresh that the host knows of
         self._stamp = torch.empty(0)  # (2, N) int64: the last refresh on the device
         self._refreshed: list[int] = []  # rows refreshed in the last step
-        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None  # (2, N) on its way to the host
+        self.copy = LateCopy(late)  # (2, N): blocks and steps, on their way to the host
 
     def parts(self, state: State) -> list[Part]:
         """The parts to compute in this step: the rows to refresh, then the windows of the others."""
@@ -73,13 +74,13 @@ class CachePlan:
             index = slice(None) if part.rows is None else part.rows
             self._stamp[:, index] = torch.stack((state.block, state.steps))[:, index]
         self._refreshed = refresh
-        if not self.late:
+        if not self.copy.late:
             self._remember(now)
         return parts + [self._window(state, group) for group in self._groups(windows)]
 
     def held(self, state: State) -> Tensor | None:
         """(N,) bool: unfinished rows whose forward is discarded because a refresh is due; None: none can be."""
-        if not self.late:
+        if not self.copy.late:
             return None
         due = state.block != self._stamp[0]
         if self.refresh_every is not None:
@@ -100,7 +101,7 @@ class CachePlan:
         if self.cache is None:
             return
         self.cache.rearrange(keep, fresh)
-        self._receive()
+        self._arrived(self.copy.receive())
         kept: list[Stamp | None] = [self._stored[i] for i in keep.tolist()]
         self._stored = kept + [None] * fresh
         self._stamp = torch.cat((self._stamp[:, keep], self._stamp.new_full((2, fresh), -1)), dim=1)
@@ -116,30 +117,13 @@ class CachePlan:
 
     def _learn(self, state: State) -> list[Stamp] | None:
         """Every row's block and steps, with ``late`` those of a step ago; None if nothing has arrived."""
-        now = torch.stack((state.block, state.steps))
-        if not self.late:
-            return pairs(now)
-        received = self._receive()
-        if now.is_cuda:
-            copy = torch.empty(now.shape, dtype=now.dtype, pin_memory=True)
-            copy.copy_(now, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(now.device))
-            self._sent = (copy, event)
-        else:
-            self._sent = (now, None)
-        return received
+        return self._arrived(self.copy.swap(torch.stack((state.block, state.steps))))
 
-    def _receive(self) -> list[Stamp] | None:
-        """Receive the stamps that the last step sent, and note its refreshes."""
-        if self._sent is None:
-            return None
-        stamps, event = self._sent
-        if event is not None:
-            event.synchronize()
-        self._sent = None
-        now = pairs(stamps)
-        self._remember(now)
+    def _arrived(self, stamps: Tensor | None) -> list[Stamp] | None:
+        """Note the refreshes of the step that sent ``stamps`` (2, N)."""
+        now = None if stamps is None else pairs(stamps)
+        if self.copy.late and now is not None:
+            self._remember(now)
         return now
 
     def _remember(self, now: list[Stamp] | None) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from unmask.config import BlockLength, Config, NonNegative, Positive, PositiveInt, Seed
 
 Actions = Literal["bernoulli-argmax", "bernoulli", "greedy", "dpls"]
-Cache = Literal["none", "prefix", "dual"]
+Cache = Literal["auto", "none", "exact", "prefix", "dual"]
 
 
 class SamplerConfig(Config):
@@ -18,6 +18,9 @@ class SamplerConfig(Config):
     block_length: BlockLength = 32
     """Tokens per block, filled left to right; the last block may be shorter. None or "full": one block (full
     diffusion)."""
+    sub_block_length: PositiveInt | None = None
+    """Tokens of a block that are decoded before the next ones, for models whose tokens see no later block; it divides
+    ``block_length``. None: all."""
     temperature: NonNegative = 0.0
     """Temperature of the tokens: 0 takes the most probable, T > 0 draws an exact sample of softmax(logits / T)."""
     policy_temperature: Positive = 1.0
@@ -34,10 +37,11 @@ class SamplerConfig(Config):
     do not depend on the device or on other rows."""
     max_steps: PositiveInt | None = None
     """Forwards after which an unfinished row stops; None: L."""
-    cache: Cache = "none"
-    """Reuse of keys and values between steps (Fast-dLLM, arXiv 2505.22618), approximate. "none" recomputes everything
-    in every step. The others do so when a row enters a block; within the block, "prefix" recomputes from the block
-    to the end, and "dual" the block alone."""
+    cache: Cache = "auto"
+    """Reuse of keys and values between steps. "exact": those of finished blocks, for models whose tokens see no later
+    block. "none" recomputes everything in every step. "auto": "exact" where it is possible, else "none". "prefix" and
+    "dual" are approximate, for bidirectional models (Fast-dLLM, arXiv 2505.22618): everything is recomputed when a row
+    enters a block; within the block, "prefix" recomputes from the block to the end, and "dual" the block alone."""
     cache_refresh: PositiveInt | None = None
     """Steps within a block after which everything is recomputed; 1 makes a cache exact. None: never."""
     stop_at_eos: bool = True

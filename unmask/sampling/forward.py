@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.policies.base import UnmaskingPolicy
+from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.cache import CachePlan, Part
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.state import State
@@ -28,12 +29,16 @@ class Forward:
         self.model, self.policy, self.config, self.seen = model, policy, config, seen
         self.block_only = not (policy.full_context or "logits" in policy.needs)
         self.plan: CachePlan | None = None
-        if config.cache != "none":
+        self.blocks = None if model_attention(model) == "bidirectional" else BlockPlan(model, config)
+        if config.cache in ("prefix", "dual"):
             late = torch.device(model.device).type == "cuda" and not config.deterministic
             self.plan = CachePlan(model, config, self.block_only, late)
 
     def __call__(self, state: State) -> Statistics:
         """Fields of an observation (N, L, ...), 0 outside the active block if the policy does not read them there."""
+        if self.blocks is not None:
+            logits, positions = self.blocks.logits(state)
+            return self.reduced(logits, state, positions)
         if self.plan is not None:
             return self.recalled(state, self.plan)
         return self.computed(state) if self.seen is None else self.seen.recall(state, self.computed)
@@ -42,7 +47,10 @@ class Forward:
         """The statistics by one forward over the whole canvas."""
         block_only = self.block_only and state.block_length < state.length
         positions = state.positions() if block_only else None  # (N, BL)
-        logits = self.logits(state, positions)
+        return self.reduced(self.logits(state, positions), state, positions)
+
+    def reduced(self, logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
+        """The statistics of ``logits`` at ``positions``, over the buffer."""
         return spread(statistics(logits, state, self.policy, self.config, positions), positions, state.length)
 
     def recalled(self, state: State, plan: CachePlan) -> Statistics:
@@ -91,19 +99,30 @@ class Forward:
             state.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed
         )
 
+    @property
+    def seeding(self) -> Tensor | None:
+        """(N,) bool: rows that get only the seed of a block in this step; None: there are none."""
+        return None if self.blocks is None else self.blocks.seeding
+
     def held(self, state: State) -> Tensor | None:
         """(N,) bool: rows for which this forward is discarded; None: none can be."""
         return None if self.plan is None else self.plan.held(state)
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         """Keep the state of rows ``keep`` (K,), in this order, and make room for ``fresh`` new ones behind them."""
-        if self.plan is not None:
-            self.plan.rearrange(keep, fresh)
+        for plan in (self.plan, self.blocks):
+            if plan is not None:
+                plan.rearrange(keep, fresh)
 
 
 def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
     """Whether equal rows have equal statistics. They do not if something is drawn per row, or with a cache."""
-    return config.temperature == 0 and not policy.needs and config.cache == "none"
+    return config.temperature == 0 and not policy.needs and config.cache not in ("prefix", "dual")
+
+
+def model_attention(model: Any) -> str:
+    """How the tokens of ``model`` see each other, see :class:`unmask.models.base.ModelBase`."""
+    return str(getattr(model, "attention", "bidirectional"))
 
 
 class SeenStates:

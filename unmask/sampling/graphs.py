@@ -41,8 +41,10 @@ def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) ->
     A model that is no :class:`unmask.models.base.ModelBase` is captured only if the config asks for it, because its
     forward may depend on the host.
     """
-    if config.cache != "none":
+    if config.cache in ("prefix", "dual"):
         return f'cache="{config.cache}" changes what is computed from step to step'
+    if getattr(model, "attention", "bidirectional") != "bidirectional":
+        return f"the window that a {model.attention} model computes grows from step to step"
     if config.deterministic:
         return "deterministic=True runs every row by itself"
     if not policy.graph_safe:

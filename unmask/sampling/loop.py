@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import Forward
+from unmask.sampling.late import LateCopy
 from unmask.sampling.state import PAUSED, RUNNING, State
 from unmask.sampling.step import commit, observation
 
@@ -65,9 +66,13 @@ class Step:
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
         """One forward, one decision, one commit. A row that is held does not change."""
         seen = observation(self.forward(state), state, self.policy, self.config)
-        held = self.forward.held(state)
+        held, seeding = self.forward.held(state), self.forward.seeding
         if held is None:
-            return seen, commit(state, seen, self.policy.decide(seen), self.config)
+            decision = self.policy.decide(seen)
+            if seeding is not None:
+                decision = decision.forced(seeding[:, None] & state.allowed)
+                state.steps.sub_(seeding)  # the forward is no denoising step
+            return seen, commit(state, seen, decision, self.config)
         before = {name: value.clone() for name, value in state.memory.items() if isinstance(value, Tensor)}
         decision = self.policy.decide(seen)
         for name, value in before.items():
@@ -92,12 +97,12 @@ def decode(whole: State, step: Runner, width: int | None = None) -> Iterator[Ste
     width = min(width or len(queue), len(queue))
     rows = torch.tensor(queue[:width], dtype=torch.int64, device=device)
     del queue[:width]
-    state, flags = step.enter(whole.take(rows)), DoneFlags(device)
+    state, flags = step.enter(whole.take(rows)), LateCopy(late=device.type == "cuda")
     while len(rows):
         seen, rank = step(state)
         yield StepRecord(rows, state, seen, rank, total - len(rows) - len(queue))
-        done = flags.poll(state)
-        if done is None or not any(done):
+        arrived = flags.swap(state.done)  # a row may take a step too many, which ops.unmask_ ignores
+        if arrived is None or not any(done := arrived.tolist()):
             continue
         room = width - done.count(False)
         if not (queue or worth_shrinking(sum(done), len(done), device)):
@@ -108,39 +113,7 @@ def decode(whole: State, step: Runner, width: int | None = None) -> Iterator[Ste
         rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
         step.rearrange(keep, len(fresh))
         state = step.enter(state.rearranged(whole, rows, keep))
-        flags.reset()
-
-
-class DoneFlags:
-    """Reads which rows are done: at once on the CPU, one step late on CUDA.
-
-    On CUDA the flags are copied to pinned memory behind the step that set them and read after the next step is queued,
-    so the device never idles. A row takes at most one step too many, which ``ops.unmask_`` ignores.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_cuda = device.type == "cuda"
-        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
-
-    def poll(self, state: State) -> list[bool] | None:
-        """Flags (N) of this step, on CUDA of the step before; None while none have arrived."""
-        done = state.done
-        if not self.on_cuda:
-            return done.tolist()
-        flags = torch.empty(done.shape, dtype=torch.bool, pin_memory=True)
-        flags.copy_(done, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(done.device))
-        self._pending.append((flags, event))
-        if len(self._pending) < 2:
-            return None
-        flags, event = self._pending.pop(0)
-        event.synchronize()
-        return flags.tolist()
-
-    def reset(self) -> None:
-        """Forget flags in flight: the batch has changed."""
-        self._pending.clear()
+        flags.receive()  # of rows that have moved
 
 
 def worth_shrinking(finished: int, total: int, device: torch.device) -> bool:

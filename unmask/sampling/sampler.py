@@ -15,7 +15,7 @@ from unmask.models.placement import DeviceMap
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.forward import Forward, SeenStates, can_share
+from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
 from unmask.sampling.loop import Step, StepRecord, decode
@@ -132,6 +132,8 @@ class Sampler:
             raise ValueError("max_new_tokens does not apply to infill, which fills the holes of input_ids")
         config = self.settled({**overrides, "stop_at_eos": False})
         self.check_config(config)
+        if getattr(self.model, "seeded", False):
+            raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
         ids, attention = check_tensor_prompts(input_ids, attention_mask, self.padding_id, "input_ids")
@@ -176,11 +178,31 @@ class Sampler:
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
-        tokens = torch.cat((ids, ids.new_full((ids.shape[0], length), model.mask_token_id)), dim=1)
+        room, surplus = self.room(ids, attention, config)
+        tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
+        if surplus is not None:
+            tokens.masked_fill_(torch.arange(tokens.shape[1]) >= surplus[:, None].cpu(), self.padding_id)
         if attention is not None:
-            attention = torch.cat((attention, attention.new_ones((ids.shape[0], length))), dim=1)
+            attention = torch.cat((attention, attention.new_ones((ids.shape[0], room))), dim=1)
             attention = attention.to(model.device)
-        return self.new_state(tokens.to(model.device), attention, ids.shape[1], config, sequence, alpha)
+        state = self.new_state(tokens.to(model.device), attention, ids.shape[1], config, sequence, alpha)
+        state.horizon = length
+        return state
+
+    def room(self, ids: Tensor, attention: Tensor | None, config: SamplerConfig) -> tuple[int, Tensor | None]:
+        """The buffer's length, and where each row's last block ends (B,) in the canvas; None: at the buffer's end.
+
+        A model that sees whole blocks decodes the last one whole; what lies behind ``max_new_tokens`` is cut later.
+        """
+        length, block = config.max_new_tokens, config.block_length or 1
+        if model_attention(self.model) == "bidirectional":
+            return length, None
+        start = ids.shape[1]
+        real = torch.full((ids.shape[0],), start) if attention is None else attention.sum(1).cpu()
+        if model_attention(self.model) != "block-causal":
+            real = torch.zeros_like(real)
+        ends = start - real + (real + length + block - 1) // block * block
+        return int(ends.amax()) - start if len(ends) else length, ends
 
     def new_state(
         self,
@@ -193,8 +215,16 @@ class Sampler:
     ) -> State:
         """The state of freshly masked ``tokens`` (N, T) on the model's device, whose buffer begins at ``start``."""
         length, device = tokens.shape[1] - start, tokens.device
+        kind, phase = model_attention(self.model), None
         block_length = min(config.block_length or length, length)
-        state = State.create(tokens, start, self.model.mask_token_id, block_length)
+        if kind != "bidirectional":
+            assert config.block_length is not None
+            block_length = config.sub_block_length or config.block_length
+        if kind == "block-causal":
+            real = torch.full((len(tokens),), start) if attention is None else attention[:, :start].sum(1)
+            phase = real.to(device) % block_length
+        state = State.create(tokens, start, self.model.mask_token_id, block_length, phase)
+        state.grid = 0 if kind == "bidirectional" else config.block_length or 0
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
         state.stop_ids = self.stop_ids if config.stop_at_eos else ()
         state.max_steps, state.horizon = config.max_steps or length, length
@@ -229,10 +259,16 @@ class Sampler:
 
     def check_config(self, config: SamplerConfig) -> None:
         """Raise ValueError for settings that this model and policy do not support."""
-        if config.cache != "none" and not getattr(self.model, "supports_cache", False):
+        kind, name = model_attention(self.model), type(self.model).__name__
+        if kind != "bidirectional":
+            check_blocks(self.model, config)
+        elif config.cache == "exact" or config.sub_block_length is not None:
+            what = 'cache="exact"' if config.cache == "exact" else f"sub_block_length={config.sub_block_length}"
+            raise ValueError(f"{what} is for models whose tokens see no later block, but {name} is bidirectional")
+        elif config.cache in ("prefix", "dual") and not getattr(self.model, "supports_cache", False):
             split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
             raise ValueError(
-                f'cache="{config.cache}" needs a model that keeps keys and values, which {type(self.model).__name__}'
+                f'cache="{config.cache}" needs a model that keeps keys and values, which {name}'
                 f'{split} does not; use cache="none"'
             )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
@@ -254,7 +290,9 @@ class Sampler:
         count = int((state.status == RUNNING).sum())
         width = min(config.max_batch_size or count, count)
         on_cpu = state.tokens.device.type == "cpu"
-        seen = SeenStates(SEEN_PER_ROW * width) if share and on_cpu and can_share(self.policy, config) else None
+        whole = model_attention(self.model) == "bidirectional"
+        share = share and on_cpu and whole and can_share(self.policy, config)
+        seen = SeenStates(SEEN_PER_ROW * width) if share else None
         step = Step(Forward(self.model, self.policy, config, seen), self.policy, config)
         graphs = self._free_graphs(config)
         if graphs is None:
@@ -278,20 +316,20 @@ class Sampler:
 
         ``cut``: texts and token counts end at the first end of sequence, even if that did not stop the row.
         """
-        holes = state.remaining.clone()
+        holes, buffer = state.remaining.clone(), state.buffer[:, : state.horizon]
         recorder = Recorder() if config.record else None
         for _ in records if recorder is None else recorder.follow(records):
             pass
         raise_if_undefined(state)
-        ends = first_stop(state.buffer, self.stop_ids if cut else ())
-        filled = torch.minimum((ends + 1).clamp_max(state.length), holes - state.remaining)
+        ends = first_stop(buffer, self.stop_ids if cut else ())
+        filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
         return GenerationResult(
-            sequences=state.tokens,
-            completions=state.buffer,
+            sequences=state.tokens[:, : state.start + buffer.shape[1]],
+            completions=buffer,
             steps=state.steps.clone(),
             finished=state.remaining == 0,
             filled=filled,
-            texts=self.decode(state.buffer, ends),
+            texts=self.decode(buffer, ends),
             trajectory=recorder.trajectory(state, self.policy.num_confidences) if recorder else None,
         )
 
@@ -319,6 +357,20 @@ class Sampler:
                 completions=whole.buffer.cpu().clone(),
             )
         raise_if_undefined(whole)
+
+
+def check_blocks(model: Any, config: SamplerConfig) -> None:
+    """Raise ValueError for settings that a model whose tokens see no later block cannot have."""
+    name = type(model).__name__
+    if config.cache in ("prefix", "dual"):
+        raise ValueError(
+            f'cache="{config.cache}" is for bidirectional models, but {name} is {model.attention}: use cache="exact"'
+        )
+    if config.block_length is None:
+        raise ValueError(f"block_length=None is one block for all, but {name} is {model.attention}; give a number")
+    part = config.sub_block_length
+    if part is not None and config.block_length % part:
+        raise ValueError(f"sub_block_length must divide block_length={config.block_length}, got {part}")
 
 
 def check_model(model: Any) -> None:

@@ -34,6 +34,8 @@ class State(ops_state.State):
     """Ids that finish a row once they and everything before them are committed."""
     max_steps: int = 0
     """Forwards after which an unfinished row stops."""
+    grid: int = 0
+    """Tokens per attention block, for models whose tokens see no later block; 0: the model sees the whole canvas."""
     horizon: int = 0
     """Tokens of the whole completion, the unit of a policy's time: L, or more if this is one block of it."""
     seed: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
