@@ -154,7 +154,7 @@ def write_config(folder: Path, **config: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [("llada2_moe", "LLaDA2.x"), ("sdar_moe", "SDAR"), ("Fast_dLLM_Qwen", "Fast-dLLM v2")],
+    [("bd3lm", "BD3-LM"), ("Fast_dLLM_Qwen", "Fast-dLLM v2")],
 )
 @pytest.mark.parametrize("trusted", [False, True])
 def test_models_causal_between_blocks_are_refused_by_name(

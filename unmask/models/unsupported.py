@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BLOCK_CAUSAL = {
-    "llada2_moe": "LLaDA2.x",
-    "sdar_moe": "SDAR",
-    "fast_dllm_qwen": "Fast-dLLM v2",
-    "bd3lm": "BD3-LM",
-}
-"""Model types, in lower case, whose attention is causal between blocks."""
+BLOCK_CAUSAL = {"fast_dllm_qwen": "Fast-dLLM v2", "bd3lm": "BD3-LM"}
+"""Model types, in lower case, whose attention is causal between blocks, and which are not native."""
+
+MIXTURES = ("sdar_moe", "llada2_moe")
+"""Native model types with experts."""
 
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 """Keys of config.json that count the experts of a layer."""
@@ -31,6 +29,11 @@ def refuse_unsupported(config: Path, raw: Mapping[str, Any], trust_remote_code: 
             "block and those before it, and each finished block is cached. The sampler here shows the model the whole "
             "canvas in both directions, which such a model was not trained on: its answers would be silently wrong"
         )
+    if raw.get("expert_capacity") is not None:
+        raise ValueError(
+            f"{config}: expert_capacity={raw['expert_capacity']!r} (LLaDA2.2) is not supported: each block would first "
+            "choose its experts, and tokens would be deleted and split while decoding; LLaDA2.0 and 2.1 are"
+        )
     trusted = trust_remote_code and isinstance(raw.get("auto_map"), Mapping)
     if has_experts(raw) and not trusted:
         said = ", ".join(f"{key}={raw[key]}" for key in EXPERTS if key in raw)
@@ -41,5 +44,7 @@ def refuse_unsupported(config: Path, raw: Mapping[str, Any], trust_remote_code: 
 
 
 def has_experts(raw: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes a mixture of experts."""
-    return any(isinstance(raw.get(key), int) and raw[key] > 1 for key in EXPERTS)
+    """Whether a config.json describes a mixture of experts that is not native."""
+    return raw.get("model_type") not in MIXTURES and any(
+        isinstance(raw.get(key), int) and raw[key] > 1 for key in EXPERTS
+    )
