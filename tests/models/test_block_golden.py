@@ -68,16 +68,46 @@ def test_routers_match_upstream(name: str) -> None:
         assert (weights.gather(1, experts.argsort()) - weighed).abs().max() < 1e-5
 
 
+def test_shifted_logits_match_upstream() -> None:
+    """Fast-dLLM v2: aligned row i + 1 is upstream's raw row i. A block more is predicted by the row before it."""
+    golden = load_file(GOLDEN / "fastdllm2-tiny" / "golden.safetensors")
+    for inputs, length in (("", 16), ("", 32), ("_masked", 32)):
+        raw, ids = golden[f"raw_logits{inputs}_bl{length}"], golden[f"input_ids{inputs}"]
+        assert raw.abs().max() > 1
+        longer = torch.cat((ids, ids[:, :1]), dim=1)
+        model = load_model(GOLDEN / "fastdllm2-tiny", block_length=length)
+        for logits in (model(longer), model(longer, horizon=horizon(longer, length))):
+            assert (logits[:, 1:] - raw).abs().max() < TOLERANCE
+            assert torch.equal(logits[:, 0], logits[:, 1])
+
+
+def test_causal_prefix_matches_upstream() -> None:
+    """Nemotron: causal, bidirectional, and a bidirectional block behind a causal prefix, all by their horizons."""
+    golden = load_file(GOLDEN / "nemotron-tiny" / "golden.safetensors")
+    model, ids = load_model(GOLDEN / "nemotron-tiny"), golden["input_ids"]
+    assert golden["causal_logits"].abs().max() > 1
+    assert (model(ids) - golden["causal_logits"]).abs().max() < TOLERANCE
+    assert (model(ids)[:, 32:] - golden["rewrite_logits"]).abs().max() < TOLERANCE
+    both = model(ids[:, :32], horizon=torch.full((2, 32), 31))
+    assert (both - golden["bidirectional_logits"]).abs().max() < TOLERANCE
+    block = torch.cat((ids[:, :32], golden["block_ids"]), dim=1)
+    sees = torch.arange(40).repeat(2, 1)
+    sees[:, 32:] = 39
+    assert (model(block, horizon=sees)[:, 32:] - golden["block_logits"]).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize(
-    ("name", "length", "mask", "stop", "policy"),
+    ("name", "attention", "blocks", "ids", "seeded", "policy"),
     [
-        ("sdar-tiny", 4, 339, 343, "threshold:0.85"),
-        ("sdar-moe-tiny", 4, 339, 343, "threshold:0.85"),
-        ("llada2-tiny", 32, 347, 344, "threshold:0.95"),
+        ("sdar-tiny", "block-causal", (4, None), (339, 343), False, "threshold:0.85"),
+        ("sdar-moe-tiny", "block-causal", (4, None), (339, 343), False, "threshold:0.85"),
+        ("llada2-tiny", "block-causal", (32, None), (347, 344), False, "threshold:0.95"),
+        ("fastdllm2-tiny", "block-causal", (32, 8), (346, 343), True, "threshold:0.9"),
+        ("nemotron-tiny", "causal-prefix", (32, None), (100, 11), True, "threshold:0.9"),
     ],
 )
-def test_attributes(name: str, length: int, mask: int, stop: int, policy: str) -> None:
+def test_attributes(name: str, attention: str, blocks: Any, ids: Any, seeded: bool, policy: str) -> None:
     model = load_model(GOLDEN / name)
-    assert (model.attention, model.block_length, model.sub_block_length) == ("block-causal", length, None)
-    assert (model.mask_token_id, model.eos_token_id, model.stop_ids, model.seeded) == (mask, stop, (stop,), False)
-    assert model.generation_defaults == {"block_length": length, "policy": policy}
+    assert (model.attention, model.block_length, model.sub_block_length) == (attention, *blocks)
+    assert (model.mask_token_id, model.eos_token_id, model.stop_ids, model.seeded) == (*ids, ids[1:], seeded)
+    assert model.generation_defaults == {"block_length": blocks[0], "policy": policy}

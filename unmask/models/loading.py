@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from unmask.config import check_known
-from unmask.models import dream, llada, llada2, native, placement, sdar, sdar_moe
+from unmask.models import dream, fast_dllm, illada, llada, llada2, native, nemotron, placement, sdar, sdar_moe
 from unmask.models.base import ModelBase
 from unmask.models.overrides import Overrides
 from unmask.models.sources import (
@@ -30,7 +30,9 @@ from unmask.models.weights import StoredWeights, find_shards, save_model
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
-FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, llada, dream, sdar, sdar_moe, llada2)}
+FAMILIES: dict[str, Any] = {
+    family.MODEL_TYPE: family for family in (native, llada, dream, illada, sdar, sdar_moe, llada2, fast_dllm, nemotron)
+}
 """Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names and perhaps a POLICY."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -39,8 +39,13 @@ class Qwen2Config(QwenConfig, kw_only=True):
     attention_bias: Literal[False] = False
 
     def __post_init__(self) -> None:
-        if self.head_dim not in (None, own := self.hidden_size // self.num_heads):
-            raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {self.head_dim}")
+        check_head_dim(self)
+
+
+def check_head_dim(config: QwenConfig) -> None:
+    """Raise ValueError for heads of another width than hidden_size / num_attention_heads."""
+    if config.head_dim not in (None, own := config.hidden_size // config.num_heads):
+        raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {config.head_dim}")
 
 
 def weight_names(
