@@ -50,6 +50,11 @@ class ModelBase(nn.Module):
     """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
 
     @property
+    def graph_safe(self) -> bool:
+        """Whether a forward never waits for the host, so that a CUDA graph can capture it."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         return self.input_device or next(self.parameters()).device
 

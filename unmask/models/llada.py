@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field
@@ -67,7 +68,7 @@ def read_config(raw: Raw) -> TransformerConfig:
     )
 
 
-def weight_names(config: TransformerConfig) -> dict[str, str]:
+def weight_names(config: TransformerConfig, stored: Collection[str] = ()) -> dict[str, str]:
     """Names in the checkpoint -> names of :class:`unmask.models.Transformer`'s parameters."""
     names = {
         "model.transformer.wte.weight": "embed.weight",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from unmask.config import check_known
-from unmask.models import dream, llada, native, placement, sdar
+from unmask.models import dream, fast_dllm, illada, llada, llada2, native, nemotron, placement, sdar, sdar_moe
 from unmask.models.base import ModelBase
 from unmask.models.overrides import Overrides
 from unmask.models.sources import (
@@ -26,11 +26,13 @@ from unmask.models.sources import (
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import DTYPES, checked_weights, find_shards, save_model, stream_weights
+from unmask.models.weights import StoredWeights, find_shards, save_model
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
-FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, llada, dream, sdar)}
+FAMILIES: dict[str, Any] = {
+    family.MODEL_TYPE: family for family in (native, llada, dream, illada, sdar, sdar_moe, llada2, fast_dllm, nemotron)
+}
 """Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names and perhaps a POLICY."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -123,27 +125,31 @@ def load_native(
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
     with torch.device("meta"):
         model = Transformer(config)
-    weights = checked_weights(model, folder, family.weight_names(config))
-    dtype = dtype or DTYPES[weights["embed.weight"].dtype]
+    weights = StoredWeights(model, folder, family.weight_names)
+    dtype = dtype or weights.stored_dtype("embed.weight")
     model.to(dtype)  # still without memory; weights left on the disk are read in this dtype
     placed = placement.place(model, {"": device} if device_map is None else device_map, dtype, checked_device)
 
     def place(parameter: str) -> torch.device | None:
-        part = next(part for part in placed if parameter.startswith(f"{part}."))
-        where = placed[part]
+        where = placed[next(part for part in placed if parameter.startswith(f"{part}."))]
         return where if isinstance(where, torch.device) else None
 
-    stream_weights(model, weights, dtype, place, placement.input_device(placed))
-    on_disk = {
-        name: {"safetensors_file": str(entry.file), "weight_name": entry.name, "dtype": str(dtype).split(".")[1]}
-        for name, entry in weights.items()
-        if place(name) is None
-    }
-    if config.tie_embeddings and "embed.weight" in on_disk:
-        on_disk["lm_head.weight"] = on_disk["embed.weight"]
-    placement.dispatch(model, placed, on_disk)
+    weights.stream(model, place)
+    model.rotary.to_empty(device=placement.input_device(placed))
+    if raw.get("norm_head"):
+        normalise_head(model)
+    placement.dispatch(model, placed, weights)
     model.generation_defaults = generation_defaults(family, folder, raw, config)
     return model.requires_grad_(False).eval()
+
+
+def normalise_head(model: Transformer) -> None:
+    """Give every column of the head, a hidden channel over the vocabulary, unit length, as SGLang does on loading."""
+    weight = model.lm_head.weight
+    if weight.is_meta:
+        raise ValueError("norm_head=true normalises the head, so device_map cannot leave lm_head on the disk")
+    with torch.no_grad():
+        weight.div_(torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32).clamp_min(1e-7))
 
 
 def generation_defaults(family: Any, folder: Path, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def write_config(model: Transformer) -> dict[str, Any]:
     return config
 
 
-def weight_names(config: TransformerConfig) -> dict[str, str]:
+def weight_names(config: TransformerConfig, stored: Collection[str] = ()) -> dict[str, str]:
     """Every parameter under its own name."""
     with torch.device("meta"):
         return {name: name for name in Transformer(config).state_dict()}

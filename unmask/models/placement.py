@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,19 +82,20 @@ def input_device(placed: Placement) -> torch.device:
     return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
-def dispatch(model: Transformer, placed: Placement, on_disk: Mapping[str, dict[str, str]]) -> None:
+def dispatch(model: Transformer, placed: Placement, on_disk: Mapping[str, torch.Tensor]) -> None:
     """Attach hooks that move inputs and offloaded weights to the device where a part is computed.
 
     Parts on the disk are computed on the input device, and so are parts on the CPU if there are other devices.
-    ``on_disk``: for each parameter that was not loaded, its "safetensors_file", "weight_name" and "dtype". A model
-    computed on several devices supports no cache. A model on a single device gets no hooks.
+    ``on_disk`` reads the parameters that were not loaded. A model computed on several devices supports no cache. A
+    model on a single device gets no hooks.
     """
     if len(set(placed.values())) == 1:
         return
     main = input_device(placed)
     accelerate = imported_accelerate()
     devices = {name: device if device == DISK else str(device) for name, device in placed.items()}
-    accelerate.dispatch_model(model, devices, main_device=str(main), offload_index=dict(on_disk) or None)
+    offloaded = ChainMap({n: p for n, p in model.state_dict().items() if p.device.type == "cpu"}, on_disk)  # type: ignore[arg-type]
+    accelerate.dispatch_model(model, devices, main_device=str(main), state_dict=offloaded, offload_index={})
     computed = {main if d == DISK or (d.type == "cpu" and main.type != "cpu") else d for d in placed.values()}  # type: ignore[union-attr]
     model.supports_cache = len(computed) == 1
     model.input_device = main

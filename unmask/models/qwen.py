@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field
 
 from unmask.config import Positive, PositiveInt
 from unmask.models.config_values import CheckpointConfig, Scaled
+from unmask.models.pieces import Names, Piece, feed_forward_names
 from unmask.models.transformer_config import TransformerConfig
 
 
@@ -37,20 +39,27 @@ class Qwen2Config(QwenConfig, kw_only=True):
     attention_bias: Literal[False] = False
 
     def __post_init__(self) -> None:
-        if self.head_dim not in (None, own := self.hidden_size // self.num_heads):
-            raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {self.head_dim}")
+        check_head_dim(self)
 
 
-def weight_names(config: TransformerConfig, base: str = "model", head: str = "lm_head") -> dict[str, str]:
-    """Names in the checkpoint -> names of :class:`unmask.models.Transformer`'s parameters."""
+def check_head_dim(config: QwenConfig) -> None:
+    """Raise ValueError for heads of another width than hidden_size / num_attention_heads."""
+    if config.head_dim not in (None, own := config.hidden_size // config.num_heads):
+        raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {config.head_dim}")
+
+
+def weight_names(
+    config: TransformerConfig, stored: Collection[str] = (), base: str = "model", head: str = "lm_head"
+) -> Names:
+    """Names in the checkpoint -> what each is of :class:`unmask.models.Transformer`'s parameters."""
     layer = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "mlp_norm.weight"}
     layer |= {f"self_attn.{x}_proj.weight": f"{x}_proj.weight" for x in "qkvo"}
     layer |= {f"self_attn.{x}_proj.bias": f"{x}_proj.bias" for x in "qkv" if config.qkv_bias}
     layer |= {"self_attn.o_proj.bias": "o_proj.bias"} if config.o_bias else {}
     layer |= {f"self_attn.{x}_norm.weight": f"{x}_norm.weight" for x in "qk" if config.qk_norm}
-    layer |= {f"mlp.{x}_proj.weight": f"{x}_proj.weight" for x in ("gate", "up", "down")}
-    names = {f"{base}.embed_tokens.weight": "embed.weight", f"{base}.norm.weight": "final_norm.weight"}
-    names[f"{head}.weight"] = "lm_head.weight"
+    names: dict[str, str | tuple[Piece, ...]] = {f"{base}.embed_tokens.weight": "embed.weight"}
+    names |= {f"{base}.norm.weight": "final_norm.weight", f"{head}.weight": "lm_head.weight"}
     for i in range(config.num_layers):
         names |= {f"{base}.layers.{i}.{theirs}": f"layers.{i}.{ours}" for theirs, ours in layer.items()}
+        names |= feed_forward_names(config, f"{base}.layers.{i}.mlp", i, stored)
     return names

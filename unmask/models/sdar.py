@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unmask.config import PositiveInt
 from unmask.models.config_values import Raw, read
@@ -26,8 +26,12 @@ class SDARConfig(QwenConfig, kw_only=True):
     attention_bias: bool = False
     block_length: PositiveInt = 4
 
+    def decoder(self, **settings: Any) -> TransformerConfig:
+        """The decoder's configuration; ``settings`` add fields."""
+        bias = self.attention_bias
+        return self.transformer(qkv_bias=bias, o_bias=bias, qk_norm=True, attention="block-causal", **settings)
+
 
 def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(SDARConfig, raw)
-    return c.transformer(qkv_bias=c.attention_bias, o_bias=c.attention_bias, qk_norm=True, attention="block-causal")
+    return read(SDARConfig, raw).decoder()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
+from unmask.models.experts import Mixture
 from unmask.models.kv_cache import KVCache, KVWindow
 from unmask.models.rotary import Rotary, Tables, apply_rotary
 from unmask.models.transformer_config import TransformerConfig
@@ -25,9 +26,9 @@ LayerWindow = tuple[KVWindow, int]
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU, both residual."""
+    """Pre-norm attention and SwiGLU or a mixture of experts, both residual."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         c, width = config, config.hidden_size
         q_width, kv_width = c.num_heads * c.head_dim, c.kv_heads * c.head_dim
@@ -41,6 +42,10 @@ class Block(nn.Module):
         )
         self.o_proj = nn.Linear(q_width, width, bias=c.o_bias)
         self.mlp_norm = nn.RMSNorm(width, eps=c.rms_norm_eps)
+        sparse = c.mixture is not None and layer in c.mixture.sparse_layers
+        self.mixture = Mixture(width, c.mixture) if c.mixture is not None and sparse else None
+        if self.mixture is not None:
+            return
         self.gate_proj = nn.Linear(width, c.intermediate_size, bias=False)
         self.up_proj = nn.Linear(width, c.intermediate_size, bias=False)
         self.down_proj = nn.Linear(c.intermediate_size, width, bias=False)
@@ -85,6 +90,8 @@ class Block(nn.Module):
         attended = self.attend(self.attn_norm(x), tables, attention_bias, cached)
         x = select_rows(x, rows) + self.o_proj(select_rows(attended, rows))
         h = self.mlp_norm(x)
+        if self.mixture is not None:
+            return x + self.mixture(h)
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
 
 
@@ -99,7 +106,7 @@ class Transformer(ModelBase):
         self.generation_defaults: dict[str, Any] = {}
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config.rotary_width, config.rope_theta, config.max_position_embeddings, config.yarn)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -115,6 +122,11 @@ class Transformer(ModelBase):
         """Make the LM head share the embedding, if the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
+
+    @property
+    def graph_safe(self) -> bool:
+        """Experts without a grouped product wait for the sizes of their groups."""
+        return all(module.grouped for module in self.modules() if isinstance(module, Mixture))
 
     @property
     def device(self) -> torch.device:

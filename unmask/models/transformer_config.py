@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from unmask.config import Config, Count, Positive, PositiveInt, require
+from unmask.models.experts import MixtureConfig
 from unmask.models.rotary import Yarn
 
 Attention = Literal["bidirectional", "block-causal", "causal-prefix"]
@@ -48,6 +49,7 @@ class TransformerConfig(Config):
     rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The first int(head_dim * rotary_factor) channels of a head are rotated."""
     yarn: Annotated[Yarn | None, nested(Yarn)] = None
+    mixture: Annotated[MixtureConfig | None, nested(MixtureConfig)] = None
     attention: Attention = "bidirectional"
     block_length: PositiveInt | None = None
     sub_block_length: PositiveInt | None = None
@@ -64,6 +66,8 @@ class TransformerConfig(Config):
         turned = f"head_dim={self.head_dim} * rotary_factor={self.rotary_factor}"
         require(width > 0 and width % 2 == 0, f"{turned} must be an even number of channels, got {width}")
         require(heads % kv_heads == 0, f"num_heads must be a multiple of num_kv_heads={kv_heads}, got {heads}")
+        sparse = max(self.mixture.sparse_layers, default=0) if self.mixture else 0
+        require(sparse < self.num_layers, f"sparse_layers must be below num_layers={self.num_layers}, got {sparse}")
         stops = (() if self.eos_token_id is None else (self.eos_token_id,)) + self.stop_ids
         object.__setattr__(self, "stop_ids", tuple(dict.fromkeys(stops)))
         object.__setattr__(self, "eos_token_id", next(iter(stops), None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.models import native
+from unmask.models.pieces import Names, Piece, pieces_of
 from unmask.models.sources import CONFIG, read_json
 from unmask.models.tokenizer import CharTokenizer, WordTokenizer
-from unmask.models.transformer import Transformer
+from unmask.models.transformer import Transformer, TransformerConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids)$")
 """Tables some checkpoints store although they follow from the config."""
+PREFIXES = {"model.language_model.": "model.", "model.lm_head.": "lm_head."}
+"""Longer beginnings of names, of checkpoints saved from a model that wraps the language model."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -72,15 +75,21 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def read_headers(files: list[Path]) -> dict[str, Stored]:
-    """Every stored tensor by name. Raises ValueError for damaged files and names stored twice."""
+    """Every stored tensor by its name, of which :data:`PREFIXES` are shortened.
+
+    Raises ValueError for damaged files and names stored twice.
+    """
     stored: dict[str, Stored] = {}
     for path in files:
         with opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name in stored:
-                    raise ValueError(f"tensor {name!r} is in both {stored[name].file.name} and {path.name}")
+                short = name
+                for prefix, plain in PREFIXES.items():
+                    short = plain + name.removeprefix(prefix) if name.startswith(prefix) else short
+                if short in stored:
+                    raise ValueError(f"tensor {short!r} is in both {stored[short].file.name} and {path.name}")
                 piece = file.get_slice(name)
-                stored[name] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
+                stored[short] = Stored(path, name, tuple(piece.get_shape()), piece.get_dtype())
     return stored
 
 
@@ -91,7 +100,7 @@ def some(names: set[str]) -> str:
 
 
 def check_headers(
-    stored: Mapping[str, Stored], names: Mapping[str, str], shapes: Mapping[str, torch.Size], where: Path
+    stored: Mapping[str, Stored], names: Names, shapes: Mapping[str, tuple[int, ...]], where: Path
 ) -> None:
     """Raise ValueError naming what in a checkpoint's headers differs from what the model needs."""
     if missing := set(names) - set(stored):
@@ -99,11 +108,10 @@ def check_headers(
     if extra := {name for name in set(stored) - set(names) if not BUFFERS.search(name)}:
         raise ValueError(f"{where} has {len(extra)} tensors the config does not call for: {some(extra)}")
     for theirs, ours in names.items():
-        entry = stored[theirs]
-        if entry.shape != tuple(shapes[ours]):
-            raise ValueError(
-                f"{entry.file}: tensor {theirs!r} has shape {entry.shape}, the config calls for {tuple(shapes[ours])}"
-            )
+        entry, last = stored[theirs], pieces_of(ours)[-1]
+        shape = last.stored_shape(shapes[last.parameter])
+        if entry.shape != shape:
+            raise ValueError(f"{entry.file}: tensor {theirs!r} has shape {entry.shape}, the config calls for {shape}")
         if entry.dtype not in DTYPES:
             raise ValueError(
                 f"{entry.file}: tensor {theirs!r} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
@@ -111,49 +119,81 @@ def check_headers(
             )
 
 
-def read_tensor(entry: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copy one tensor. The file is mapped for this tensor alone, so that mapped pages do not accumulate."""
+def read_tensor(entry: Stored) -> Tensor:
+    """One tensor. The file is mapped for it alone, so that mapped pages do not accumulate."""
     with opened(entry.file) as file:
-        source = file.get_tensor(entry.name)
-        return torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
+        tensor: Tensor = file.get_tensor(entry.name)
+        return tensor
 
 
-def checked_weights(model: Transformer, folder: Path, names: Mapping[str, str]) -> dict[str, Stored]:
-    """Where each parameter of ``model`` is stored, in the order of the files; only headers are read.
+class StoredWeights(Mapping[str, Tensor]):
+    """A model's parameters in a checkpoint; those that :meth:`stream` leaves there are read whenever they are used.
 
-    ``names`` maps the checkpoint's names to the model's. Raises ValueError or FileNotFoundError unless the
-    checkpoint holds exactly what the model needs.
+    Only headers are read at first. ValueError or FileNotFoundError is raised unless the checkpoint holds exactly what
+    ``model``, on the meta device, needs. ``names_of`` gives the :data:`Names` for a configuration and the names in a
+    checkpoint.
     """
-    stored = read_headers(find_shards(folder))
-    names = dict(names)
-    if model.config.tie_embeddings:  # a stored copy of the embedding is accepted, but not read
-        heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
-        names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
-        stored = {name: entry for name, entry in stored.items() if name not in heads}
-    check_headers(stored, names, {name: p.shape for name, p in model.named_parameters()}, folder)
-    return {names[theirs]: entry for theirs, entry in stored.items() if theirs in names}
 
+    def __init__(
+        self, model: Transformer, folder: Path, names_of: Callable[[TransformerConfig, Collection[str]], Names]
+    ) -> None:
+        stored = read_headers(find_shards(folder))
+        names, tied = names_of(model.config, stored), model.config.tie_embeddings
+        if tied:  # a stored copy of the embedding is accepted, but not read
+            heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
+            names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
+            stored = {name: entry for name, entry in stored.items() if name not in heads}
+        check_headers(stored, names, {name: tuple(p.shape) for name, p in model.named_parameters()}, folder)
+        self.entries = {name: entry for name, entry in stored.items() if name in names}
+        self.pieces = {name: pieces_of(ours) for name, ours in names.items()}
+        self.left: dict[str, Tensor] = {}
+        """What each parameter left in the checkpoint is like, on the meta device."""
+        self.sources: dict[str, list[tuple[Stored, Piece]]] = {}
+        for name, entry in self.entries.items():
+            for piece in self.pieces[name]:
+                self.sources.setdefault(piece.parameter, []).append((entry, piece))
+        if tied:
+            self.sources["lm_head.weight"] = self.sources["embed.weight"]
 
-def stream_weights(
-    model: Transformer,
-    weights: Mapping[str, Stored],
-    dtype: torch.dtype,
-    place: Callable[[str], torch.device | None],
-    rotary_device: torch.device,
-) -> None:
-    """Fill ``model``, built on the meta device, one tensor at a time.
+    def stored_dtype(self, parameter: str) -> torch.dtype:
+        return DTYPES[self.sources[parameter][0][0].dtype]
 
-    ``place`` gives the device of a parameter, or None to leave it on the meta device.
-    """
-    for name, entry in weights.items():  # in the order of the files, so that each is read from front to back
-        device = place(name)
-        if device is None:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        tensor = read_tensor(entry, dtype, device)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-    model.tie_weights()
-    model.rotary.to_empty(device=rotary_device)
+    def stream(self, model: Transformer, place: Callable[[str], torch.device | None]) -> None:
+        """Fill ``model`` one stored tensor at a time, in the order of the files, each read from front to back.
+
+        ``place`` gives the device of a parameter, or None to leave it on the meta device.
+        """
+        made: dict[str, Tensor] = {}
+        self.left = dict(model.named_parameters(remove_duplicate=False))
+        for name, entry in self.entries.items():
+            source = None
+            for piece in self.pieces[name]:
+                if (device := place(piece.parameter)) is None:
+                    continue
+                if piece.parameter not in made:
+                    made[piece.parameter] = torch.empty_like(self.left[piece.parameter], device=device)
+                source = read_tensor(entry) if source is None else source
+                piece.copy(source, made[piece.parameter])
+        for parameter, tensor in made.items():
+            owner, _, leaf = parameter.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        model.tie_weights()
+        self.left = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
+
+    def __getitem__(self, parameter: str) -> Tensor:
+        tensor = torch.empty_like(self.left[parameter], device="cpu")
+        for entry, piece in self.sources[parameter]:
+            piece.copy(read_tensor(entry), tensor)
+        return tensor
+
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self.left
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.left)
+
+    def __len__(self) -> int:
+        return len(self.left)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -51,6 +51,8 @@ def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) ->
         return f"{policy.spec} does not say that it can be captured (graph_safe)"
     if not isinstance(model, ModelBase) and not config.cuda_graphs:
         return f"{type(model).__name__} is not a ModelBase"
+    if not getattr(model, "graph_safe", True):
+        return "the model's experts have no grouped product in this dtype on this device"
     if has_hooks(model) or has_hooks(policy):
         return "a hook waits for every forward"
     if isinstance(model, nn.Module) and len({p.device for p in model.parameters()}) > 1:

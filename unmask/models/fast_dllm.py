@@ -1,0 +1,41 @@
+"""Fast-dLLM v2 (Wu et al., arXiv 2509.26328): Qwen2.5 made block-causal; raw logits[i] predict token i + 1.
+
+The first token of a block is thus predicted by the row before the block, and blocks are decoded in smaller ones.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from unmask.config import PositiveInt
+from unmask.models.config_values import Raw, read
+from unmask.models.qwen import Qwen2Config, weight_names
+from unmask.models.transformer import TransformerConfig
+
+__all__ = ["MODEL_TYPE", "POLICY", "read_config", "weight_names"]
+
+MODEL_TYPE = "Fast_dLLM_Qwen"
+POLICY = "threshold:0.9"
+SUB_BLOCK = 8
+"""Upstream's ``small_block_size``, an argument of its generation."""
+
+
+class FastDLLMConfig(Qwen2Config, kw_only=True):
+    """Keys of Qwen2.5's configuration and ``bd_size``, the block size."""
+
+    MASK: ClassVar[int | None] = 151_665
+    STOPS: ClassVar[tuple[int, ...]] = (151_645,)
+
+    block_length: PositiveInt = 32
+
+
+def read_config(raw: Raw) -> TransformerConfig:
+    """Raises ValueError naming a key with a value that this decoder does not implement."""
+    c = read(FastDLLMConfig, raw)
+    return c.transformer(
+        qkv_bias=True,
+        logits_shift=1,
+        attention="block-causal",
+        seeded=True,
+        sub_block_length=None if c.block_length % SUB_BLOCK else SUB_BLOCK,
+    )
