@@ -44,13 +44,11 @@ class KVCache:
 
     def reserve(self, length: int) -> None:
         """Make room for ``length`` positions. The store at least doubles, so that growing costs little in all."""
-        if length <= self.length:
-            return
-        layers, rows, _, *head = self.keys.shape
-        for name in ("keys", "values"):
+        held = self.length
+        for name in ("keys", "values") if length > held else ():
             old = getattr(self, name)
-            new = old.new_zeros((layers, rows, max(length, 2 * self.length) + 1, *head))
-            new[:, :, : self.length] = old[:, :, :-1]
+            new = old.new_zeros((*old.shape[:2], max(length, 2 * held) + 1, *old.shape[3:]))
+            new[:, :, :held] = old[:, :, :held]
             setattr(self, name, new)
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,12 +63,6 @@ class Decision:
 
     select: Tensor | None = None
     logits: Tensor | None = None
-
-    def forced(self, certain: Tensor) -> Decision:
-        """This decision, but positions ``certain`` (B, L) are committed where nothing else is allowed."""
-        if self.select is not None:
-            return replace(self, select=self.select.bool() | certain)
-        return self if self.logits is None else replace(self, logits=self.logits.masked_fill(certain, 1e9))
 
 
 class UnmaskingPolicy(ABC):

@@ -55,8 +55,10 @@ class BlockPlan:
     step late. On the CPU it looks, and computes exactly what is needed.
     """
 
-    def __init__(self, model: Any, config: SamplerConfig) -> None:
+    def __init__(self, model: Any, config: SamplerConfig, late: bool) -> None:
+        """``late``: the host must not wait for the device, except when rows enter."""
         self.model, self.alone, self.exact = model, config.deterministic, config.cache != "none"
+        self.late = late
         self.cache: KVCache | None = None
         self.first = self.origin = self.stored = self.at = torch.empty(0, dtype=torch.int64)
         """(N,) int64 positions: first real token, start of the grid, end of final keys, block of the last forward."""
@@ -100,7 +102,8 @@ class BlockPlan:
         """Take note of new rows and of blocks with final keys; returns where the active blocks begin (N,)."""
         if self.cache is None:
             count, device = state.rows.shape[0], state.rows.device
-            self._fresh, self._end = count, LateCopy(late=device.type == "cuda")
+            # In an infill the active block may jump, for which a late host has no room.
+            self._fresh, self._end = count, LateCopy(self.late and state.start > 0)
             self.first = self.origin = self.stored = self.at = torch.full((count,), -1, device=device)
             self.seen = torch.full((count, state.grid), -1, device=device)
             self.cache = self.model.new_cache(count, 1)

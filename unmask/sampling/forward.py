@@ -29,9 +29,9 @@ class Forward:
         self.model, self.policy, self.config, self.seen = model, policy, config, seen
         self.block_only = not (policy.full_context or "logits" in policy.needs)
         self.plan: CachePlan | None = None
-        self.blocks = None if model_attention(model) == "bidirectional" else BlockPlan(model, config)
+        late = torch.device(model.device).type == "cuda" and not config.deterministic
+        self.blocks = None if model_attention(model) == "bidirectional" else BlockPlan(model, config, late)
         if config.cache in ("prefix", "dual"):
-            late = torch.device(model.device).type == "cuda" and not config.deterministic
             self.plan = CachePlan(model, config, self.block_only, late)
 
     def __call__(self, state: State) -> Statistics:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unmask.policies.base import Observation, UnmaskingPolicy
+from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import Forward
 from unmask.sampling.late import LateCopy
@@ -67,21 +67,34 @@ class Step:
         """One forward, one decision, one commit. A row that is held does not change."""
         seen = observation(self.forward(state), state, self.policy, self.config)
         held, seeding = self.forward.held(state), self.forward.seeding
-        if held is None:
-            decision = self.policy.decide(seen)
-            if seeding is not None:
-                decision = decision.forced(seeding[:, None] & state.allowed)
-                state.steps.sub_(seeding)  # the forward is no denoising step
-            return seen, commit(state, seen, decision, self.config)
-        before = {name: value.clone() for name, value in state.memory.items() if isinstance(value, Tensor)}
+        before = {} if held is None else {n: v.clone() for n, v in state.memory.items() if isinstance(v, Tensor)}
         decision = self.policy.decide(seen)
+        if seeding is not None:
+            return seen, self._seeded(state, seen, decision, seeding)
+        if held is None:
+            return seen, commit(state, seen, decision, self.config)
         for name, value in before.items():
             kept = held.view(-1, *(1,) * (value.ndim - 1))
             state.memory[name].copy_(torch.where(kept, value, state.memory[name]))
-        state.status.masked_fill_(held, PAUSED)
+        return seen, self._commit(state, seen, decision, ~held)
+
+    def _seeded(self, state: State, seen: Observation, decision: Decision, seeding: Tensor) -> Tensor:
+        """Commit the seed of rows ``seeding`` (N,), and the decision elsewhere.
+
+        The forward of a seed is no denoising step, and as in the models' own code it does not end a row.
+        """
+        rank = self._commit(state, seen, decision, ~seeding)
+        state.steps.sub_(seeding.long())
+        seeds = Decision(select=state.allowed & seeding[:, None])
+        return torch.maximum(rank, self._commit(replace(state, stop_ids=()), seen, seeds, seeding))
+
+    def _commit(self, state: State, seen: Observation, decision: Decision, taking: Tensor) -> Tensor:
+        """Commit in the running rows among ``taking`` (N,); the others stay as they are."""
+        waiting = ~taking & ~state.done
+        state.status.masked_fill_(waiting, PAUSED)
         rank = commit(state, seen, decision, self.config)
-        state.status.masked_fill_(held, RUNNING)
-        return seen, rank
+        state.status.masked_fill_(waiting, RUNNING)
+        return rank
 
 
 @torch.no_grad()

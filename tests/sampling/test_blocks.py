@@ -1,0 +1,242 @@
+"""Decoding models whose tokens see no later block: upstream's generations, exact caches, rows that do not interact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmask import Sampler, load_model
+from unmask.models import Transformer
+from unmask.models.transformer import TransformerConfig
+from unmask.sampling.blocks import BlockPlan
+from unmask.sampling.result import GenerationResult
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CACHES = ("none", "exact")
+MASK, EOS = 36, 35
+
+
+def golden(name: str) -> dict[str, Any]:
+    return dict(json.loads((GOLDEN / name / "golden_generate.json").read_text()))
+
+
+def loaded(name: str, eos: int | None = None, **overrides: Any) -> Transformer:
+    model = load_model(GOLDEN / name, eos_token_id=eos, **overrides)
+    assert isinstance(model, Transformer)
+    return model
+
+
+def complete(model: Any, policy: str, prompt: list[int], **settings: Any) -> tuple[list[int], int]:
+    """The completion and its denoising forwards; block lengths other than the checkpoint's only warn."""
+    result = Sampler(model, policy=policy).generate([prompt], **settings)
+    return result.completions[0].tolist(), int(result.steps[0])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", ["sdar-tiny", "sdar-moe-tiny"])
+def test_sdar_generates_as_upstream(name: str, cache: str) -> None:
+    """Threshold 1 commits the best one in every step, as SDAR's static rule with as many steps as tokens."""
+    data, model, compared = golden(name), loaded(name), 0
+    for run in data["runs"]:
+        static = run["remasking_strategy"] == "low_confidence_static"
+        if run["remasking_strategy"] == "sequential" or run["denoising_steps"] != run["block_length"]:
+            continue
+        prompt, wanted = run["prompt"], run["sequence"][len(run["prompt"]) :]
+        policy = f"threshold:{1.0 if static else run['confidence_threshold']}"
+        settings = {"max_new_tokens": run["gen_length"], "block_length": run["block_length"], "cache": cache}
+        stops = run["stop"] or [data["mask_token_id"]]
+        end = next((i for i, token in enumerate(wanted) if token in stops), run["gen_length"])
+        out, steps = complete(model, policy, prompt, stop_at_eos=False, **settings)
+        assert out[:end] == wanted[:end]
+        if run["stop"] is None:
+            assert out == wanted[: run["gen_length"]]
+            assert steps == run["denoise_forwards"]
+        compared += 1
+    assert compared > 50
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_llada2_generates_as_upstream(cache: str) -> None:
+    """Runs with one step per token; there upstream's fallback commits the best one."""
+    compared, stopped = 0, 0
+    for run in golden("llada2-tiny")["runs"]:
+        if run["steps"] != run["block_length"] or "minimal_topk" in run or run["gen_length"] < run["block_length"]:
+            continue
+        model = loaded("llada2-tiny", run["eos_id"])
+        settings = {"max_new_tokens": run["gen_length"], "block_length": run["block_length"], "cache": cache}
+        policy, early = f"threshold:{run['threshold']}", run["eos_early_stop"]
+        out, steps = complete(model, policy, run["prompt"], stop_at_eos=early, **settings)
+        assert out[: len(run["output"])] == run["output"]
+        if early or run["eos_id"] not in run["output"]:
+            assert steps == run["forwards"] or (run["eos_id"] in run["output"] and steps < run["forwards"])
+            stopped += early
+        compared += 1
+    assert compared > 40
+    assert stopped > 5
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_fast_dllm_generates_as_upstream(cache: str) -> None:
+    for run in golden("fastdllm2-tiny")["runs"]:
+        prompt, block = run["prompt"], run["block_size"]
+        model = loaded("fastdllm2-tiny", run["stop_token"])
+        room = len(prompt) // block * block + run["max_new_tokens"] - len(prompt)  # blocks count from the prompt's last
+        settings = {"max_new_tokens": room, "block_length": block, "sub_block_length": run["small_block_size"]}
+        out, steps = complete(model, f"threshold:{float(run['threshold'])}", prompt, cache=cache, **settings)
+        wanted = run["sequence"][len(prompt) :][:room]  # without the seed of a block that is not decoded
+        assert out[: len(wanted)] == wanted
+        assert steps == run["denoise_forwards"]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_nemotron_generates_as_upstream(cache: str) -> None:
+    """Upstream's count has one more forward per block, which rewrites its keys and gives the next seed."""
+    for run in golden("nemotron-tiny")["runs"]:
+        model = loaded("nemotron-tiny", run["eos_token_id"], causal_context=run["causal_context"])
+        settings = {"max_new_tokens": run["max_new_tokens"], "block_length": run["block_length"], "cache": cache}
+        policy = f"threshold:{1.0 if run['threshold'] is None else run['threshold']}"
+        out, steps = complete(model, policy, run["prompt"], **settings)
+        wanted = run["sequence"][len(run["prompt"]) :]
+        assert out[: len(wanted)] == wanted
+        assert steps == run["nfe"] - -(-len(wanted) // run["block_length"])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "block-causal": {},
+    "seeded": {"logits_shift": 1, "seeded": True},
+    "causal-prefix": {"attention": "causal-prefix", "seeded": True},
+    "bidirectional-prefix": {"attention": "bidirectional-prefix"},
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def model(request: pytest.FixtureRequest) -> Transformer:
+    torch.manual_seed(0)
+    config = dict(vocab_size=37, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=48)
+    ids = dict(mask_token_id=MASK, eos_token_id=EOS, block_length=4, qk_norm=True, max_position_embeddings=256)
+    net = Transformer(TransformerConfig(**{**config, **ids, "attention": "block-causal", **KINDS[request.param]}))
+    for p in net.parameters():
+        p.data.normal_(0, 0.3) if p.ndim > 1 else p.data.uniform_(0.5, 1.5)
+    return net.requires_grad_(False).eval()
+
+
+def prompts(lengths: tuple[int, ...] = (7, 1, 16, 4, 9, 12, 3, 8)) -> list[list[int]]:
+    """Prompts that end inside blocks, at their ends, and within the first."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, EOS, (n,), generator=generator).tolist() for n in lengths]
+
+
+def same(a: GenerationResult, b: GenerationResult) -> bool:
+    return torch.equal(a.completions, b.completions) and torch.equal(a.steps, b.steps)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("block_length", [4, 8])
+@pytest.mark.parametrize("policy", ["threshold:0.3", "entropy-bound:1.5", "random:5", "klass:0.3,0.1"])
+def test_cached_equals_uncached_alone_and_in_any_batch(
+    model: Transformer, policy: str, block_length: int, temperature: float
+) -> None:
+    """Also when rows join and leave, when each is computed by itself, and when the host reads a step late."""
+    sampler = Sampler(model, policy=policy)
+    settings = {"max_new_tokens": 19, "block_length": block_length, "temperature": temperature, "seed": 5}
+    plain = sampler.generate(prompts(), cache="none", **settings)
+    assert not (plain.completions == MASK).any()
+    assert plain.completions.shape == (8, 19)
+    assert plain.sequences.shape == (8, 16 + 19)
+    for how in ({}, {"max_batch_size": 3}, {"deterministic": True}, {"cache": "none", "deterministic": True}):
+        assert same(sampler.generate(prompts(), **settings, **how), plain), how
+    state = sampler.prepare(prompts(), None, sampler.settled(settings))
+    for row, prompt in enumerate(prompts()):
+        config = sampler.settled(settings)
+        alone = sampler.prepare([prompt], None, config, sequence=state.sequence[row : row + 1])
+        assert same(sampler.result(alone, config, sampler.steps(alone, config)), part(plain, row))
+
+
+def part(result: GenerationResult, row: int) -> GenerationResult:
+    one = slice(row, row + 1)
+    return GenerationResult(
+        result.sequences[one], result.completions[one], result.steps[one], result.finished[one], result.filled[one]
+    )
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_host_that_reads_late_changes_nothing(
+    model: Transformer, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(model, policy="threshold:0.3")
+    settings = {"max_new_tokens": 19, "block_length": 4, "max_batch_size": size}
+    plain = sampler.generate(prompts(), **settings)
+    create = BlockPlan.__init__
+    monkeypatch.setattr(BlockPlan, "__init__", lambda self, model, config, _: create(self, model, config, True))
+    assert same(sampler.generate(prompts(), **settings), plain)
+
+
+def test_a_forward_computes_the_active_block_and_what_is_not_stored(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One prompt of 9 tokens: two blocks are prefilled without logits, and each block is stored once."""
+    calls: list[tuple[int, bool]] = []
+    run = Transformer.forward_window
+
+    def spy(self: Transformer, ids: Tensor, attention: Tensor | None, window: Any, outputs: Any, horizon: Any) -> Any:
+        calls.append((int((window.computed < ids.shape[1]).sum()), outputs is not None))
+        return run(self, ids, attention, window, outputs, horizon)
+
+    monkeypatch.setattr(Transformer, "forward_window", spy)
+    result = Sampler(model, policy="threshold:1.0").generate(prompts((9,)), max_new_tokens=8, block_length=4)
+    sizes = [size for size, with_logits in calls if with_logits]
+    prefill = [size for size, with_logits in calls if not with_logits]
+    if model.attention == "block-causal":
+        assert prefill == [8]
+        assert int(result.steps[0]) == (11 if not model.seeded else 9)  # three blocks hold 11 new tokens
+        assert sizes == ([4] * 3 + [8] + [4] * 3 + [8] + [4] * 3 if not model.seeded else [4] * 11)
+    elif model.seeded:
+        assert (prefill, int(result.steps[0]), sizes) == ([5], 6, [4] * 8)
+    else:
+        assert (prefill, int(result.steps[0]), sizes) == ([9], 8, [4] * 4 + [8] + [4] * 3)
+
+
+def test_infill_of_blocks_that_skip(model: Transformer) -> None:
+    ids = torch.tensor([prompts((26,))[0], prompts((26, 26))[1]])
+    ids[0, [2, 13, 14]], ids[1, 20:24] = MASK, MASK
+    sampler = Sampler(model, policy="threshold:0.3")
+    if model.seeded:
+        with pytest.raises(ValueError, match="infill is not possible"):
+            sampler.infill(ids, block_length=4)
+        return
+    exact, plain = (sampler.infill(ids, block_length=4, cache=cache) for cache in ("exact", "none"))
+    assert same(exact, plain)
+    assert torch.equal(exact.completions[ids != MASK], ids[ids != MASK])
+
+
+def test_the_surplus_of_the_last_block_is_decoded_and_cut(model: Transformer) -> None:
+    sampler = Sampler(model, policy="threshold:0.3")
+    whole = sampler.generate(prompts((6,)), max_new_tokens=10 if model.attention == "block-causal" else 12)
+    cut = sampler.generate(prompts((6,)), max_new_tokens=9)
+    assert torch.equal(cut.completions[0], whole.completions[0, :9])
+    assert int(cut.steps[0]) == int(whole.steps[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": "prefix"}, 'cache="prefix" is for bidirectional models'),
+        ({"block_length": None}, "block_length=None is one block for all"),
+        ({"block_length": 8, "sub_block_length": 3}, "sub_block_length must divide block_length=8, got 3"),
+        ({"max_new_tokens": 300}, "exceeds the model's context of 256"),
+    ],
+)
+def test_bad_settings_are_named(model: Transformer, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampler(model, policy="threshold:0.3").generate([[1, 2]], **settings)
+
+
+@pytest.mark.parametrize("settings", [{"cache": "exact"}, {"sub_block_length": 4}])
+def test_settings_of_block_models_are_refused_elsewhere(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}.* is for models whose tokens see no later block"):
+        Sampler.from_pretrained("tiny").generate("cEaCfBeG:a=", **settings)
