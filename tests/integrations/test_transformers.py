@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from unmask import Sampler, SamplerConfig, load_model
 from unmask.integrations.transformers import CUSTOM_GENERATE, custom_generate, generate, sampler_settings
-from unmask.integrations.transformers.generate import trimmed
+from unmask.integrations.transformers.generate import as_sampler, trimmed
 from unmask.models.masked_lm import MaskedLM
 from unmask.sampling.result import GenerationResult
 
@@ -125,7 +126,6 @@ class Own(transformers.LogitsProcessor):  # type: ignore[misc, name-defined]
         ({"num_beams": 3}, "num_beams=3 has no meaning"),
         ({"max_time": 2.0}, "max_time=2.0 has no meaning"),
         ({"policy": "treshold:0.9"}, "unknown policy 'treshold:0.9'"),
-        ({"eos_token_id": [3, 5]}, r"eos_token_id must be one id, got \[3, 5\]"),
         ({"token_type_ids": torch.ones(2, 6, dtype=torch.int64)}, "token_type_ids must be all 0"),
         ({"position_ids": torch.arange(1, 7)[None]}, "position_ids must count the real tokens"),
         ({"logits_processor": [Own()]}, "logits_processor.* has no meaning"),
@@ -145,11 +145,18 @@ def test_bad_arguments_of_generate_are_named(model: Any, form: str, arguments: d
 def test_where_ids_and_settings_come_from(model: Any) -> None:
     with pytest.raises(ValueError, match=r"mask_token_id is needed: .* give mask_token_id=tokenizer.mask_token_id"):
         generate(model, prompts(), max_new_tokens=8)
+    for name, wrong in (("pad_token_id", "one id, got [3, 5]"), ("eos_token_id", "an integer or a list of integers")):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be {wrong}")):
+            generate(model, prompts(), max_new_tokens=8, mask_token_id=4, **{name: [3, 5] if "pad" in name else "x"})
     arguments = {"policy": "threshold:0.5", "stop_at_eos": False}
     expected = generate(model, prompts(), max_new_tokens=8, **arguments, **IDS)
     model.config.sep_token_id = 3  # the end of sequence is that of the config, or its separator
     tokenizer = type("Tokenizer", (), {"mask_token_id": 4})
     assert torch.equal(generate(model, prompts(), max_new_tokens=8, tokenizer=tokenizer, **arguments), expected)
+    assert as_sampler(model, None, 4, ()).stop_ids == (3,)
+    assert as_sampler(model, None, 4, (5, 3)).stop_ids == (5, 3)
+    model.config.eos_token_id = [6, 3]
+    assert as_sampler(model, None, 4, ()).stop_ids == (6, 3)
     config = transformers.GenerationConfig(max_length=14, eos_token_id=3)
     for form in FORMS.values():
         found = model.generate(prompts(), generation_config=config, mask_token_id=4, **arguments, **form)
@@ -179,6 +186,7 @@ def test_models_of_this_project_and_samplers() -> None:
         assert torch.equal(generate(given, input_ids=ids, policy="threshold:0.9"), expected)
     with pytest.raises(ValueError, match=r"eos_token_id=5 is not the model's, which is 1; load_model"):
         generate(model, ids, eos_token_id=5)
+    assert torch.equal(generate(model, ids, eos_token_id=[1], policy="threshold:0.9"), expected)
     with pytest.raises(TypeError, match="inputs must be an int64 tensor"):
         generate(model, "cEaC:a=")  # type: ignore[arg-type]
 

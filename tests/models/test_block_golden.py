@@ -40,6 +40,9 @@ def test_logits_match_upstream(tmp_path: Path, name: str, inputs: str, length: i
     assert (model(ids, horizon=horizon(ids, length)) - logits).abs().max() < TOLERANCE
     own: Any = load_model(GOLDEN / name, block_length=length)
     assert (own(ids) - logits).abs().max() < TOLERANCE
+    flat = torch.tensor([0, ids.shape[1] - 1, ids.shape[1], 5, 5])
+    assert (own(ids, positions=flat) - logits.flatten(0, 1)[flat]).abs().max() < TOLERANCE
+    assert (own(ids, positions=slice(5, None, 3)) - logits[:, 5::3]).abs().max() < TOLERANCE
     padded = torch.cat((torch.full((2, 7), 5), ids), dim=1)
     keep = torch.arange(padded.shape[1]).expand_as(padded) >= 7
     assert (own(padded, keep)[:, 7:] - logits).abs().max() < TOLERANCE

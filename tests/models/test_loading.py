@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "unknown type": (
         lambda f: edit_config(f, model_type="llava_llada"),
         ValueError,
-        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream, sdar.* and the masked",
+        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream, .* and the masked",
     ),
     "no type": (lambda f: edit_config(f, model_type="drop"), ValueError, "model_type None is not supported"),
     "autoregressive": (lambda f: edit_config(f, model_type="qwen2"), ValueError, "'qwen2' is not supported"),

@@ -82,6 +82,19 @@ def test_attributes(pair: tuple[Any, ModelBase]) -> None:
     assert not any(p.requires_grad for p in wrapped.parameters())
 
 
+def test_every_stop_id_of_a_checkpoint_is_known(tmp_path: Path) -> None:
+    """The tokenizer's, the config's and generation_config.json's, of which ids outside the vocabulary never come."""
+    model = make("bert")
+    model.config.eos_token_id = [6, 3]
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 9999]}')
+    assert load_model(tmp_path).stop_ids == (3, 6, 5)
+    assert load_model(tmp_path, eos_token_id=[7, 2]).stop_ids == (7, 2)
+    with pytest.raises(ValueError, match="horizon is for native models"):
+        load_model(tmp_path)(ids(1, 4), horizon=ids(1, 4))
+
+
 def test_padding_changes_nothing_for_real_tokens(pair: tuple[Any, ModelBase]) -> None:
     """Also with the padding id among the real tokens, from which RoBERTa would count its positions."""
     _, wrapped = pair

@@ -24,7 +24,7 @@ class View:
         self.finished = [False] * len(prompts)
         self.completions: list[list[int]] = []
         self.fresh: list[set[int]] = [set() for _ in prompts]
-        self.eos, self.mask = sampler.model.eos_token_id, sampler.model.mask_token_id
+        self.stops, self.mask = sampler.stop_ids, sampler.model.mask_token_id
 
     def update(self, event: StreamEvent) -> None:
         self.fresh = [set() for _ in self.prompts]
@@ -40,12 +40,12 @@ class View:
         style = ""
         for position, token in enumerate(self.completions[row]):
             piece_style = "bold green" if position in self.fresh[row] else "cyan"
-            if token == self.mask or token == self.eos or piece_style != style:
+            if token == self.mask or token in self.stops or piece_style != style:
                 self.flush(text, run, style)
                 run = []
             if token == self.mask:
                 text.append(MASK, style="bright_black")
-            elif token == self.eos:
+            elif token in self.stops:
                 text.append(END, style="bold green" if position in self.fresh[row] else "bright_black")
             else:
                 style = piece_style

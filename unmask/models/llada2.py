@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from unmask.config import Count, Positive, PositiveInt, require
 from unmask.models.config_values import CheckpointConfig, Raw, Scaled, read
 from unmask.models.pieces import Names, Piece, feed_forward_names
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer import Transformer, TransformerConfig
 
 MODEL_TYPE = "llada2_moe"
 POLICY = "threshold:0.95"
@@ -111,3 +112,18 @@ def layer_names(config: TransformerConfig, layer: int) -> Names:
         names[f"{theirs}.attention.query_layernorm.weight"] = f"{ours}.q_norm.weight"
         names[f"{theirs}.attention.key_layernorm.weight"] = f"{ours}.k_norm.weight"
     return names
+
+
+def finish(model: Transformer, raw: Raw) -> None:
+    """With ``norm_head``, give every column of the head, a hidden channel over the vocabulary, unit length.
+
+    That is what SGLang does when it loads such a checkpoint; upstream's own code ignores the key.
+    """
+    if not raw.get("norm_head"):
+        return
+    weight = model.lm_head.weight
+    if weight.is_meta:
+        raise ValueError("norm_head=true normalises the head, so device_map cannot leave lm_head on the disk")
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    with torch.no_grad():
+        weight.div_(torch.linalg.vector_norm(weight, dim=0, dtype=exact).clamp_min(1e-7))

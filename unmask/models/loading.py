@@ -33,7 +33,8 @@ __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_
 FAMILIES: dict[str, Any] = {
     family.MODEL_TYPE: family for family in (native, llada, dream, illada, sdar, sdar_moe, llada2, fast_dllm, nemotron)
 }
-"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names and perhaps a POLICY."""
+"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps a POLICY
+and what remains to be done when weights are read, finish."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """A Sampler refuses float64, which is for comparing forwards."""
@@ -136,20 +137,11 @@ def load_native(
 
     weights.stream(model, place)
     model.rotary.to_empty(device=placement.input_device(placed))
-    if raw.get("norm_head"):
-        normalise_head(model)
+    if hasattr(family, "finish"):
+        family.finish(model, raw)
     placement.dispatch(model, placed, weights)
     model.generation_defaults = generation_defaults(family, folder, raw, config)
     return model.requires_grad_(False).eval()
-
-
-def normalise_head(model: Transformer) -> None:
-    """Give every column of the head, a hidden channel over the vocabulary, unit length, as SGLang does on loading."""
-    weight = model.lm_head.weight
-    if weight.is_meta:
-        raise ValueError("norm_head=true normalises the head, so device_map cannot leave lm_head on the disk")
-    with torch.no_grad():
-        weight.div_(torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32).clamp_min(1e-7))
 
 
 def generation_defaults(family: Any, folder: Path, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def refuse_unsupported(config: Path, raw: Mapping[str, Any], trust_remote_code: 
     if has_experts(raw) and not trusted:
         said = ", ".join(f"{key}={raw[key]}" for key in EXPERTS if key in raw)
         raise ValueError(
-            f"{config}: model_type {kind!r} is a mixture of experts ({said}), which is native for {', '.join(MIXTURES)} "
-            "alone; if the model brings its own code and you trust it, trust_remote_code=True runs that"
+            f"{config}: model_type {kind!r} is a mixture of experts ({said}), which is native only for "
+            f"{', '.join(MIXTURES)}; if the model brings its own code and you trust it, trust_remote_code=True runs it"
         )
 
 

@@ -131,7 +131,8 @@ def run(
     arguments: dict[str, Any],
 ) -> Tensor | GenerationResult:
     """Decode ``prompts`` (B, P) with arguments named as transformers names them, and return what it would."""
-    eos, pad = (single_id(name, arguments.pop(name, None)) for name in ("eos_token_id", "pad_token_id"))
+    eos, pad = ids_of("eos_token_id", arguments.pop("eos_token_id", None)), arguments.pop("pad_token_id", None)
+    pad = single_id("pad_token_id", pad)
     as_result = arguments.pop("return_dict_in_generate", None)
     check_inputs(prompts, attention, arguments.pop("position_ids", None), arguments.pop("token_type_ids", None))
     settings = sampler_settings(arguments, prompts.shape[1])
@@ -154,31 +155,31 @@ def check_inputs(
 
 
 def as_sampler(
-    model: Any, policy: str | UnmaskingPolicy | None, mask_token_id: int | None, eos_token_id: int | None
+    model: Any, policy: str | UnmaskingPolicy | None, mask_token_id: int | None, stop_ids: tuple[int, ...]
 ) -> Sampler:
     """A Sampler for a transformers model, a model of this project, or a Sampler; ValueError for ids that contradict."""
     if not isinstance(model, (Sampler, ModelBase)):
-        return Sampler(wrap(model, mask_token_id, eos_token_id), None, policy)
+        return Sampler(wrap(model, mask_token_id, stop_ids), None, policy)
     inner = model.model if isinstance(model, Sampler) else model
-    for name, given in (("mask_token_id", mask_token_id), ("eos_token_id", eos_token_id)):
-        own = getattr(inner, name)
-        if given not in (None, own):
-            raise ValueError(f"{name}={given} is not the model's, which is {own}; load_model(..., {name}={given})")
+    given = {"mask_token_id": [] if mask_token_id is None else [mask_token_id], "eos_token_id": [*stop_ids]}
+    for name, own in (("mask_token_id", [inner.mask_token_id]), ("eos_token_id", [*inner.stop_ids])):
+        if given[name] and set(given[name]) != set(own):
+            asked, known = (ids[0] if len(ids) == 1 else ids for ids in (given[name], own))
+            raise ValueError(f"{name}={asked} is not the model's, which is {known}; load_model(..., {name}={asked})")
     if isinstance(model, Sampler):
         return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
     return Sampler(inner, None, policy)
 
 
-def wrap(model: Any, mask_token_id: int | None, eos_token_id: int | None) -> MaskedLM:
+def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> MaskedLM:
     """``model`` of transformers behind the model interface; nothing is copied."""
     config = getattr(model, "config", None)
     if config is None:
         raise TypeError(
             f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
         )
-    mask, eos, sep, pad = (
-        single_id(name, getattr(config, name, None))
-        for name in ("mask_token_id", "eos_token_id", "sep_token_id", "pad_token_id")
+    mask, sep, pad = (
+        single_id(name, getattr(config, name, None)) for name in ("mask_token_id", "sep_token_id", "pad_token_id")
     )
     mask = mask if mask_token_id is None else mask_token_id
     if mask is None:
@@ -186,20 +187,25 @@ def wrap(model: Any, mask_token_id: int | None, eos_token_id: int | None) -> Mas
             f"mask_token_id is needed: the config of {type(model).__name__} names none; "
             "give mask_token_id=tokenizer.mask_token_id"
         )
-    return MaskedLM(model, mask, next((i for i in (eos_token_id, eos, sep) if i is not None), None), pad)
+    stops = stop_ids or ids_of("eos_token_id", getattr(config, "eos_token_id", None))
+    return MaskedLM(model, mask, stops[0] if stops else sep, pad, stop_ids=stops)
+
+
+def ids_of(name: str, value: Any) -> tuple[int, ...]:
+    """The ids that transformers allows as one, a list, or a tensor; ValueError names another value."""
+    ids = value.flatten().tolist() if isinstance(value, Tensor) else value
+    ids = [] if ids is None else ids if isinstance(ids, (list, tuple)) else [ids]
+    if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+        raise ValueError(f"{name} must be an integer or a list of integers, got {value!r}")
+    return tuple(dict.fromkeys(ids))
 
 
 def single_id(name: str, value: Any) -> int | None:
     """An id given as such or as a list of one, as transformers allows."""
-    if isinstance(value, Tensor):
-        value = value.flatten().tolist()
-    if isinstance(value, (list, tuple)):
-        if len(value) > 1:
-            raise ValueError(f"{name} must be one id, got {list(value)}")
-        value = value[0] if value else None
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    return value
+    ids = ids_of(name, value)
+    if len(ids) > 1:
+        raise ValueError(f"{name} must be one id, got {list(ids)}")
+    return ids[0] if ids else None
 
 
 def trimmed(result: GenerationResult, prompt_length: int, stop_ids: Sequence[int], pad_token_id: int | None) -> Tensor:
