@@ -117,9 +117,10 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=list(KINDS))
 def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
-    config = dict(vocab_size=37, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=48)
-    ids = dict(mask_token_id=MASK, eos_token_id=EOS, block_length=4, qk_norm=True, max_position_embeddings=256)
-    net = Transformer(TransformerConfig(**{**config, **ids, "attention": "block-causal", **KINDS[request.param]}))
+    sizes = {"vocab_size": 37, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "block_length": 4}
+    rest = {"intermediate_size": 48, "mask_token_id": MASK, "eos_token_id": EOS, "max_position_embeddings": 256}
+    kind = {"attention": "block-causal", "qk_norm": True, **KINDS[request.param]}
+    net = Transformer(TransformerConfig(**{**sizes, **rest, **kind}))
     for p in net.parameters():
         p.data.normal_(0, 0.3) if p.ndim > 1 else p.data.uniform_(0.5, 1.5)
     return net.requires_grad_(False).eval()

@@ -61,7 +61,8 @@ def load_model(
 
     ``overrides``: ``mask_token_id`` and ``eos_token_id`` (one id or a list) replace the checkpoint's, ``block_length``
     the block size of a model that is not bidirectional; ``logits_shift=1`` says that a remote-code model's logits[i]
-    predict token i + 1.
+    predict token i + 1; ``causal_context=False`` makes Nemotron-Labs-Diffusion see its prompt and finished blocks in
+    both directions.
 
     ``device_map``, in place of ``device``, splits the model over several devices through accelerate: "auto",
     "balanced", "balanced_low_0", "sequential", or a mapping from parts of the model to devices, where "disk" leaves
@@ -85,6 +86,8 @@ def load_model(
     kind = raw.get("model_type")
     refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
     raw = changes.of(folder, raw)
+    if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
+        raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
     if kind in FAMILIES and not has_experts(raw):
         if changes.logits_shift:
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")

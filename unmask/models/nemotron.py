@@ -28,13 +28,17 @@ class NemotronConfig(qwen.QwenConfig, kw_only=True):
     rms_norm_eps: Positive = 1e-5
     head_dim: PositiveInt | None = 128
     block_length: PositiveInt = 32
+    causal_context: bool = True
+    """False: what is committed sees itself in both directions, and blocks have no seed."""
     attention_bias: Literal[False] = False
     sliding_window: None = None
 
 
 def read_config(raw: Raw) -> TransformerConfig:
     """Raises ValueError naming a key with a value that this decoder does not implement."""
-    return read(NemotronConfig, raw).transformer(attention="causal-prefix", seeded=True)
+    c = read(NemotronConfig, raw)
+    attention = "causal-prefix" if c.causal_context else "bidirectional-prefix"
+    return c.transformer(attention=attention, seeded=c.causal_context)
 
 
 def weight_names(config: TransformerConfig, stored: Collection[str] = ()) -> Names:

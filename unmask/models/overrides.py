@@ -20,6 +20,7 @@ class Overrides(Config, kw_only=True):
     eos_token_id: TokenIds = None
     block_length: PositiveInt | None = None
     logits_shift: Literal[0, 1] = 0
+    causal_context: bool | None = None
 
     def of(self, folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
         """``raw``, the config.json of ``folder``, as changed, with every stop id that it or generation_config.json has.
@@ -38,6 +39,8 @@ class Overrides(Config, kw_only=True):
         changed["eos_token_id"], changed["stop_ids"] = next(iter(stops), None), list(stops)
         if self.mask_token_id is not None:
             changed["mask_token_id"] = self.mask_token_id
+        if self.causal_context is not None:
+            changed["causal_context"] = self.causal_context
         if self.block_length is not None:
             changed = {key: value for key, value in changed.items() if key not in BLOCK_KEYS}
             changed["block_length"] = self.block_length

@@ -139,9 +139,9 @@ class Transformer(ModelBase):
     def own_horizon(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """(B, T) int64: the last column that each position sees by the model's own attention; None: all of them.
 
-        In block-causal attention blocks count from a row's first real token.
+        In block-causal attention blocks count from a row's first real token. With "bidirectional-prefix" all is prompt.
         """
-        if self.attention == "bidirectional":
+        if self.attention in ("bidirectional", "bidirectional-prefix"):
             return None
         columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if self.attention == "causal-prefix":

@@ -10,7 +10,7 @@ from unmask.config import Config, Count, Positive, PositiveInt, require
 from unmask.models.experts import MixtureConfig
 from unmask.models.rotary import Yarn
 
-Attention = Literal["bidirectional", "block-causal", "causal-prefix"]
+Attention = Literal["bidirectional", "block-causal", "causal-prefix", "bidirectional-prefix"]
 
 
 def nested(kind: type[Config]) -> BeforeValidator:
