@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from unittest import mock
 
+import pytest
 import torch
 
-from unmask.ops import library, reference
+from unmask.ops import build_info, library, reference
 
 T = TypeVar("T")
+
+needs_kernels = pytest.mark.skipif(build_info()["cpu_isa"] == "torch", reason="unmask has no compiled part here")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fresh_process import run_python
+from on_reference import needs_kernels
 
 import unmask
 from unmask.ops import build_info
@@ -54,6 +55,7 @@ def results(isa: str) -> tuple[list[object], list[float], str]:
     return ids, floats, process.stderr
 
 
+@needs_kernels
 def test_instruction_sets_and_plain_torch_agree() -> None:
     isas = [*build_info()["cpu_isas"], "torch"]
     assert isas[0] == "portable"
@@ -65,6 +67,7 @@ def test_instruction_sets_and_plain_torch_agree() -> None:
         assert warnings.count("many times slower: UNMASK_NO_EXT is set") == (isa == "torch")
 
 
+@needs_kernels
 def test_unknown_instruction_set_is_an_error() -> None:
     process = run_python("import unmask.ops", UNMASK_CPU_ISA="sse9")
     assert process.returncode != 0
@@ -89,8 +92,8 @@ def test_sources_without_a_compiled_part(tmp_path: Path) -> None:
     shutil.copytree(Path(unmask.__file__).parent, sources / "unmask", ignore=ignored)
     (site / "unmask").mkdir(parents=True)
     (site / "unmask" / "_C.so").touch()
-    alone = run_python(_USE, str(sources))
-    hiding = run_python(_USE, str(sources), str(site))
+    alone = run_python(_USE, str(sources), UNMASK_NO_EXT="0")
+    hiding = run_python(_USE, str(sources), str(site), UNMASK_NO_EXT="0")
     for process in (alone, hiding):  # both compute in plain torch, and say why, once
         assert process.stdout == "[[0, 1, 2], [0, 1, 2]] torch\n", process.stderr
         assert process.stderr.count("RuntimeWarning") == 1
@@ -98,7 +101,7 @@ def test_sources_without_a_compiled_part(tmp_path: Path) -> None:
     assert f"hides the installed package {site / 'unmask'}" in hiding.stderr
     assert "`pip install -e .`" in hiding.stderr
     (sources / "unmask" / "_C.so").write_text("no library")
-    broken = run_python(_USE, str(sources))
+    broken = run_python(_USE, str(sources), UNMASK_NO_EXT="0")
     assert broken.returncode != 0
     assert "(unmask._C) is there but cannot be loaded" in broken.stderr
     assert "UNMASK_NO_EXT=1" in broken.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_reference import truth
+from on_reference import needs_kernels, truth
 from policy_cases import inputs, pack, random_network, worst_error
 from safetensors.torch import load_file
 
@@ -83,6 +83,7 @@ def test_selected_rows_get_the_same_logits(k: int, device: torch.device) -> None
     assert torch.allclose(some[rows], everywhere[rows], atol=1e-5)
 
 
+@needs_kernels  # matrix products of torch round differently in other batches
 @pytest.mark.parametrize("k", [1, 50])
 def test_a_row_does_not_depend_on_its_neighbours(k: int) -> None:
     weights = pack(random_network(128, 2, 512, k))

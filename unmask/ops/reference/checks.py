@@ -22,8 +22,8 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
 def check_tensors(sizes: dict[str, int], like: Tensor, **tensors: tuple[Tensor | None, torch.dtype, str]) -> None:
     """Raises TypeError for a wrong dtype, ValueError for a wrong shape or a device other than that of ``like``.
 
-    A shape is given by one letter for each dimension. A letter stands for its entry in
-    ``sizes``, which is made by the first tensor that has the letter.
+    A shape is given by one letter for each dimension. A letter stands for its entry in ``sizes``, which is made by the
+    first tensor that has the letter.
     """
     for name, (tensor, dtype, letters) in tensors.items():
         if tensor is None:

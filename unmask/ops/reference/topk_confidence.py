@@ -33,25 +33,17 @@ def topk_confidence(
     A draw compares scores rounded to float32; where two differ by less than the rounding of their parts, a kernel may
     prefer the other.
     """
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"logits: expected float32, bfloat16 or float16, got {str(logits.dtype)[6:]}")
-    check(logits.ndim >= 1 and logits.shape[-1] >= 1, "logits", "shape (..., V) with V >= 1", tuple(logits.shape))
-    shape, vocab, excluded = tuple(logits.shape[:-1]), logits.shape[-1], sorted(set(exclude))
-    check(len(excluded) <= 16, "exclude", "at most 16 ids", len(excluded))
-    for token in excluded:
-        check(0 <= token < vocab, "exclude", f"ids in [0, {vocab})", token)
-    most = min(64, vocab - len(excluded))
-    check(1 <= k <= most, "k", f"1 to {most} (at most 64, and {vocab - len(excluded)} candidates)", k)
-    check(temperature == 0 or 1e-30 <= temperature <= 1e30, "temperature", "0 or 1e-30 to 1e30", temperature)
+    excluded = _check_logits(logits, k, temperature, exclude)
     check_seed(seed, temperature > 0, logits)
-    source = logits.reshape(-1, vocab)
-    chosen = torch.arange(len(source), device=logits.device) if rows is None else rows
+    source = logits.reshape(-1, logits.shape[-1])
+    count, vocab = source.shape
+    shape, chosen = tuple(logits.shape[:-1]), torch.arange(count, device=logits.device)
     if rows is not None:
         check_tensors({}, logits, rows=(rows, torch.int64, "R"))
-        shape = tuple(rows.shape)
-        bad = ((rows < 0) | (rows >= len(source))).nonzero() if rows.device.type == "cpu" else rows[:0]
+        shape, chosen = tuple(rows.shape), rows
+        bad = ((rows < 0) | (rows >= count)).nonzero() if rows.device.type == "cpu" else rows[:0]
         if len(bad):
-            check(False, "rows", f"indices in [0, {len(source)})", f"{int(rows[bad[0]])} at {int(bad[0])}")
+            check(False, "rows", f"indices in [0, {count})", f"{int(rows[bad[0]])} at {int(bad[0])}")
     sizes = {chr(65 + axis): size for axis, size in enumerate((*shape, 3))}
     check_tensors(sizes, logits, rows=(select, torch.bool, "".join(sizes)[:-1]))
     check_tensors(sizes, logits, counter=(counter, torch.int64, "".join(sizes)))
@@ -67,13 +59,29 @@ def topk_confidence(
             score = x * inverse + _gumbel(vocab, seed, keys[part], dtype)
         parts.append(_statistics(x, k, score, excluded))
     results = [torch.cat(values) for values in zip(*parts, strict=True)]
-    for result in results if select is not None else ():
-        assert select is not None
-        skipped = ~select.reshape(-1, *(1,) * (result.ndim - 1))
-        result.masked_fill_(skipped, 0 if result.is_floating_point() else -1)
+    if select is not None:
+        for result in results:
+            skipped = ~select.reshape(-1, *(1,) * (result.ndim - 1))
+            result.masked_fill_(skipped, 0 if result.is_floating_point() else -1)
     results = [result.view((*shape, *result.shape[1:])) for result in results]
     asked = (True, True, True, True, logsumexp, entropy)
     return tuple(result if wanted else result.new_empty(0) for result, wanted in zip(results, asked, strict=True))
+
+
+def _check_logits(logits: Tensor, k: int, temperature: float, exclude: Sequence[int]) -> list[int]:
+    """The distinct ids of ``exclude``."""
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"logits: expected float32, bfloat16 or float16, got {str(logits.dtype)[6:]}")
+    check(logits.ndim >= 1 and logits.shape[-1] >= 1, "logits", "shape (..., V) with V >= 1", tuple(logits.shape))
+    vocab, excluded = logits.shape[-1], sorted(set(exclude))
+    check(len(excluded) <= 16, "exclude", "at most 16 ids", len(excluded))
+    for token in excluded:
+        check(0 <= token < vocab, "exclude", f"ids in [0, {vocab})", token)
+    candidates = vocab - len(excluded)
+    most = min(64, candidates)
+    check(1 <= k <= most, "k", f"1 to {most} (at most 64, and {candidates} candidates)", k)
+    check(temperature == 0 or 1e-30 <= temperature <= 1e30, "temperature", "0 or 1e-30 to 1e30", temperature)
+    return excluded
 
 
 def _statistics(x: Tensor, k: int, score: Tensor | None, excluded: list[int]) -> tuple[Tensor, ...]:
@@ -99,7 +107,8 @@ def _order(values: Tensor, excluded: list[int]) -> Tensor:
     bits = (values.float() + 0.0).view(torch.int32).long()  # + 0.0: the zeros are equal
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     order = (bits << 32) - torch.arange(values.shape[1], device=values.device)
-    order[:, excluded] = torch.iinfo(torch.int64).min
+    for token in excluded:
+        order[:, token] = torch.iinfo(torch.int64).min
     return order
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.ops.library import fallback
 from unmask.ops.random import ACTION_INDEX, STOP_INDEX, philox_uniform
 from unmask.ops.reference.checks import check, check_seed, check_tensors, wide_dtype
-from unmask.ops.state import COMPLETE, EXHAUSTED, POISONED, REMAINING, RUNNING
+from unmask.ops.state import COMPLETE, EXHAUSTED, POISONED, RUNNING
 
 SELECT, BERNOULLI, BERNOULLI_ARGMAX, GREEDY, DPLS = range(5)
 _DRAWING = (BERNOULLI, BERNOULLI_ARGMAX, DPLS)
@@ -38,35 +38,13 @@ def unmask_(
 ) -> Tensor:
     """Arguments, effects and result of the op; probabilities and times are in ``dtype``, the widest unless given."""
     dtype = dtype or wide_dtype(tokens.device)
-    check(mask.ndim == 2 and mask.shape[1] >= 1, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
     decided = action_mode == SELECT and action.dtype == torch.bool
-    check_tensors(
-        {"8": 8},
-        tokens,
-        tokens=(tokens, torch.int64, "BT"),
-        mask=(mask, torch.bool, "BL"),
-        allowed=(allowed, torch.bool, "BL"),
-        rows=(rows, torch.int64, "B8"),
-        candidates=(candidates, torch.int64, "BL"),
-        action=(action, torch.bool if decided else torch.float32, "BL"),
-    )
-    for name, tensor in (("mask", mask), ("allowed", allowed), ("rows", rows)):
-        check(tensor.is_contiguous(), name, "a contiguous tensor, as it is written in place", tensor.stride())
-    (batch, width), length, stride = tokens.shape, mask.shape[1], tokens.stride()
-    apart = (width <= 1 or stride[1] == 1) and (batch <= 1 or abs(stride[0]) >= width)
-    check(apart, "tokens", "contiguous rows that do not overlap, as they are written in place", stride)
+    _check_tensors(tokens, mask, allowed, rows, candidates, action, torch.bool if decided else torch.float32)
     check_seed(seed, action_mode in _DRAWING, tokens)
-    room = width - length
-    check(0 <= start <= room, "start", f"0 to {room}", start)
-    check(block_length >= 1, "block_length", "at least 1", block_length)
-    check(max_steps >= 1, "max_steps", "at least 1", max_steps)
-    check(len(eos) <= 16, "eos", "at most 16 ids", len(eos))
-    check(min(eos, default=0) >= 0, "eos", "ids of at least 0", min(eos, default=0))
-    check(0 < temperature <= 1e30, "temperature", "a number above 0 and up to 1e30", temperature)
-    check(0 <= scale <= 1e30, "scale", "a number from 0 to 1e30", scale)
-    check(abs(stop_logit) <= 1e30, "stop_logit", "a number from -1e30 to 1e30", stop_logit)
+    length = mask.shape[1]
+    _check_numbers(tokens.shape[1] - length, start, block_length, max_steps, eos, temperature, scale, stop_logit)
 
-    steps, _, block, status, sequence, draw_step, position, phase = rows.unbind(1)
+    steps, remaining, block, status, sequence, draw_step, position, phase = rows.unbind(1)
     index = torch.arange(length, device=tokens.device)
     blocks = (index + phase[:, None]) // block_length  # (B, L)
     num_blocks = (length + phase + block_length - 1) // block_length
@@ -95,16 +73,14 @@ def unmask_(
     left &= ~ended
 
     steps += running
-    late = torch.where(steps >= max_steps, EXHAUSTED, RUNNING)
-    ending = torch.where(left.any(1), late, COMPLETE)
+    ending = torch.where(left.any(1), torch.where(steps >= max_steps, EXHAUSTED, RUNNING), COMPLETE)
     status.copy_(torch.where(poisoned, POISONED, torch.where(running, ending, status)))
-    rows[:, REMAINING] = torch.where(running, left.sum(1), rows[:, REMAINING])
+    remaining.copy_(torch.where(running, left.sum(1), remaining))
     first = _first_block(left, blocks, num_blocks)
     block.copy_(torch.where(running, first, block))
     mask &= left | ~running[:, None]
-    goes_on = (status == RUNNING)[:, None]
-    now_allowed = left & (blocks == first[:, None]) & goes_on
-    allowed.copy_(torch.where((running | poisoned)[:, None], now_allowed, allowed))
+    may = left & (blocks == first[:, None]) & (status == RUNNING)[:, None]
+    allowed.copy_(torch.where((running | poisoned)[:, None], may, allowed))
     return rank.to(torch.int32)
 
 
@@ -154,3 +130,44 @@ def _race(arrivals: Tensor, stop: Tensor) -> Tensor:
     place = torch.arange(arrivals.shape[1], device=arrivals.device)
     arrived = (times < torch.logaddexp(times[:, :1], stop)) | ((place == 0) & ~times.isnan())
     return torch.full_like(order, -1).scatter(1, order, torch.where(arrived, place, -1))
+
+
+def _check_tensors(
+    tokens: Tensor, mask: Tensor, allowed: Tensor, rows: Tensor, candidates: Tensor, action: Tensor, kind: torch.dtype
+) -> None:
+    check(mask.ndim == 2 and mask.shape[1] >= 1, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
+    check_tensors(
+        {"8": 8},
+        tokens,
+        tokens=(tokens, torch.int64, "BT"),
+        mask=(mask, torch.bool, "BL"),
+        allowed=(allowed, torch.bool, "BL"),
+        rows=(rows, torch.int64, "B8"),
+        candidates=(candidates, torch.int64, "BL"),
+        action=(action, kind, "BL"),
+    )
+    for name, tensor in (("mask", mask), ("allowed", allowed), ("rows", rows)):
+        check(tensor.is_contiguous(), name, "a contiguous tensor, as it is written in place", tensor.stride())
+    (batch, width), stride = tokens.shape, tokens.stride()
+    apart = (width <= 1 or stride[1] == 1) and (batch <= 1 or abs(stride[0]) >= width)
+    check(apart, "tokens", "contiguous rows that do not overlap, as they are written in place", stride)
+
+
+def _check_numbers(
+    room: int,
+    start: int,
+    block_length: int,
+    max_steps: int,
+    eos: Sequence[int],
+    temperature: float,
+    scale: float,
+    stop_logit: float,
+) -> None:
+    check(0 <= start <= room, "start", f"0 to {room}", start)
+    check(block_length >= 1, "block_length", "at least 1", block_length)
+    check(max_steps >= 1, "max_steps", "at least 1", max_steps)
+    check(len(eos) <= 16, "eos", "at most 16 ids", len(eos))
+    check(min(eos, default=0) >= 0, "eos", "ids of at least 0", min(eos, default=0))
+    check(0 < temperature <= 1e30, "temperature", "a number above 0 and up to 1e30", temperature)
+    check(0 <= scale <= 1e30, "scale", "a number from 0 to 1e30", scale)
+    check(abs(stop_logit) <= 1e30, "stop_logit", "a number from -1e30 to 1e30", stop_logit)
