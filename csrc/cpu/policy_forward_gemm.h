@@ -4,9 +4,7 @@
 // weights straight from torch's (out, in) layout, and whatever runs over channels (layer norm, softmax over keys) needs
 // no sums across lanes. A handful of vectors (conditioning, bases) is stored row by row instead, and multiplied by
 // `dots`, which reads every weight once.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+namespace unmask::cpu::UNMASK_ISA {
 
 // Terms summed in registers before they join the result: short chains round less, which attention scores in the hundreds
 // need; the feed-forward's long sums do not.
@@ -146,8 +144,7 @@ UNMASK_INLINE vf gelu(vf x) {
 
 // x * sigmoid(x).
 UNMASK_INLINE vf silu(vf x) {
-  constexpr float kLog2e = 1.4426950408889634f;
-  const vf e = exp2_fast(minimum(x, -x) * kLog2e);  // e^-|x|
+  const vf e = exp2_fast(minimum(x, -x) * kLog2E);  // e^-|x|
   const vf s = 1.0f / (1.0f + e);
   return x * (x >= 0.0f ? s : e * s);
 }
@@ -175,6 +172,4 @@ UNMASK_INLINE void layer_statistics(const float* x, int64_t d, int64_t xs, vf* m
   *inverse = inverse_deviation(((square[0] + square[1]) + (square[2] + square[3])) / static_cast<float>(d));
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

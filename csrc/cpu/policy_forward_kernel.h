@@ -1,10 +1,7 @@
 // policy_forward for one instruction set; policy_forward_gemm.h comes before it. No include guard.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+namespace unmask::cpu::UNMASK_ISA {
 
-constexpr int64_t kChunk = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int64_t kRows = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
 
 // One sequence in hand.
 struct PolicySequence {
@@ -55,13 +52,13 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
   dots(2 * count, 6 * d, d, w.ada.weight, d, s.cond, d, s.ada, 6 * d, w.ada.bias);
 }
 
-// Confidences of `lanes` rows, transposed to (K, kChunk); lanes beyond `count` repeat the last row. rows null: from `first`.
+// Confidences of `lanes` rows, transposed to (K, kRows); lanes beyond `count` repeat the last row. rows null: from `first`.
 static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count, int64_t lanes) {
   const int64_t k = q.p.sizes.confidences;
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t j = i < count ? i : count - 1;
     const float* row = q.confidence + (rows ? rows[j] : first + j) * k;
-    for (int64_t a = 0; a < k; ++a) q.s.confidence[a * kChunk + i] = row[a];
+    for (int64_t a = 0; a < k; ++a) q.s.confidence[a * kRows + i] = row[a];
   }
 }
 
@@ -71,7 +68,7 @@ UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const 
   const vf zero = {};
   for (int64_t a = 0; a < span; ++a) {
     vf c = inverse;
-    if (a < span - 2) c = load(confidence + a * kChunk) * inverse;
+    if (a < span - 2) c = load(confidence + a * kRows) * inverse;
     if (a == span - 1) c = splat(1.0f);
     store(out + a * stride, masked ? zero : c);
     store(out + (span + a) * stride, masked ? c : zero);
@@ -84,7 +81,7 @@ UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const floa
   const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
   const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
   for (int64_t c = 0; c < d; ++c) {
-    const vf normed = mul_add((load(x + c * kChunk) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
+    const vf normed = mul_add((load(x + c * kRows) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
     const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
     const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
     store(out + c * stride, mul_add(normed, scale, shift));
@@ -94,15 +91,15 @@ UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const floa
 // s.input (inputs, L): what the attention reads at every position.
 static void attention_input(const PolicySequence& q) {
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences, length = q.p.length;
-  for (int64_t first = 0; first < length; first += kChunk) {
-    const int64_t count = length - first < kChunk ? length - first : kChunk, lanes = round_to_lanes(count);
+  for (int64_t first = 0; first < length; first += kRows) {
+    const int64_t count = length - first < kRows ? length - first : kRows, lanes = round_to_lanes(count);
     gather_confidence(q, nullptr, first, count, lanes);
-    product(d, k, lanes, q.w.confidence.weight, k, 1, q.s.confidence, kChunk, q.s.x, kChunk, q.w.confidence.bias);
+    product(d, k, lanes, q.w.confidence.weight, k, 1, q.s.confidence, kRows, q.s.x, kRows, q.w.confidence.bias);
     for (int64_t v = 0; v < lanes; v += kLanes) {
       vi masked = {};
       for (int64_t i = 0; i < kLanes && v + i < count; ++i) masked[i] = q.mask[first + v + i] ? -1 : 0;
       vf mean, inverse;
-      layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+      layer_statistics(q.s.x + v, d, kRows, &mean, &inverse);
       float* out = q.s.input + first + v;
       if (q.s.low_rank) {
         input_coefficients(q, masked, q.s.confidence + v, inverse, out);
@@ -212,7 +209,7 @@ static void project_residual(const PolicySequence& q, int m) {
   for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
 }
 
-// Queries (D, kChunk) of some rows of mask value m, rotated, divided by sqrt(head size).
+// Queries (D, kRows) of some rows of mask value m, rotated, divided by sqrt(head size).
 static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, half = d / q.p.sizes.heads / 2;
@@ -221,54 +218,64 @@ static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(2 * half));
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t row = rows[i < count ? i : count - 1];
-    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kChunk + i] = source[a * s.stride + row];
+    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kRows + i] = source[a * s.stride + row];
     for (int64_t a = 0; a < half; ++a) {
-      s.cosine[a * kChunk + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
-      s.sine[a * kChunk + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
+      s.cosine[a * kRows + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
+      s.sine[a * kRows + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
     }
   }
   if (s.low_rank) {
-    product(d, inputs, lanes, s.basis_q + m * s.span, s.basis_stride, 1, s.query_input, kChunk, s.query, kChunk,
+    product(d, inputs, lanes, s.basis_q + m * s.span, s.basis_stride, 1, s.query_input, kRows, s.query, kRows,
             q.w.query.bias);
   } else {
-    product(d, d, lanes, q.w.query.weight, d, 1, s.query_input, kChunk, s.query, kChunk, q.w.query.bias);
+    product(d, d, lanes, q.w.query.weight, d, 1, s.query_input, kRows, s.query, kRows, q.w.query.bias);
   }
-  rotate(q.p.sizes, s.query, kChunk, s.cosine, s.sine, kChunk, lanes);
+  rotate(q.p.sizes, s.query, kRows, s.cosine, s.sine, kRows, lanes);
 }
 
 // exp(score - row's maximum) in place for one vector of rows; returns 1 / their sum.
 UNMASK_INLINE vf exponentials(float* scores, int64_t length) {
   vf best = load(scores);
-  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kChunk));
+  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kRows));
   vf sum[2] = {};
   for (int64_t j = 0; j < length; ++j) {
-    const vf e = exp2_fast((load(scores + j * kChunk) - best) * kLog2E);
-    store(scores + j * kChunk, e);
+    const vf e = exp2_fast((load(scores + j * kRows) - best) * kLog2E);
+    store(scores + j * kRows, e);
     sum[j & 1] += e;
   }
   return 1.0f / (sum[0] + sum[1]);
 }
 
-// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kChunk) at `out`.
+// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kRows) at `out`.
 static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   const PolicyScratch& s = q.s;
   const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
-  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kChunk) {
-    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kChunk, kChunk, s.scores,
-            kChunk, nullptr);
+  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kRows) {
+    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kRows, kRows, s.scores,
+            kRows, nullptr);
     vf inverse[2];
     for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
     const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
-    product(s.values, length, lanes, values, s.stride, 1, s.scores, kChunk, out, kChunk, nullptr);
+    product(s.values, length, lanes, values, s.stride, 1, s.scores, kRows, out, kRows, nullptr);
     for (int64_t a = 0; a < s.values; ++a) {
       for (int64_t v = 0; v < lanes; v += kLanes) {
-        store(out + a * kChunk + v, load(out + a * kChunk + v) * inverse[v / kLanes]);
+        store(out + a * kRows + v, load(out + a * kRows + v) * inverse[v / kLanes]);
       }
     }
   }
 }
 
-// s.x (D, kChunk): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
+// s.x (D, kRows) += (1 + alpha) * s.update.
+static void add_update(const PolicySequence& q, const float* alpha, int64_t lanes) {
+  for (int64_t c = 0; c < q.p.sizes.hidden; ++c) {
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      float* x = q.s.x + c * kRows + v;
+      store(x, mul_add(load(q.s.update + c * kRows + v), splat(1.0f + alpha[c]), load(x)));
+    }
+  }
+}
+
+// s.x (D, kRows): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
 static void attention_block(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
@@ -276,68 +283,57 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
   gather_confidence(q, rows, 0, count, lanes);
   if (s.low_rank) {
     for (int64_t v = 0; v < lanes; v += kLanes) {
-      for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kChunk + v, load(s.confidence + a * kChunk + v));
-      store(s.mixed + k * kChunk + v, splat(1.0f));
+      for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kRows + v, load(s.confidence + a * kRows + v));
+      store(s.mixed + k * kRows + v, splat(1.0f));
     }
-    attend(q, lanes, s.mixed + (k + 1) * kChunk);
-    product(d, s.residuals, lanes, s.residual, s.residual_stride, 1, s.mixed, kChunk, s.x, kChunk, nullptr);
+    attend(q, lanes, s.mixed + (k + 1) * kRows);
+    product(d, s.residuals, lanes, s.residual, s.residual_stride, 1, s.mixed, kRows, s.x, kRows, nullptr);
     return;
   }
   attend(q, lanes, s.mixed);
-  product(d, k, lanes, q.w.confidence.weight, k, 1, s.confidence, kChunk, s.x, kChunk, q.w.confidence.bias);
-  product(d, d, lanes, q.w.out.weight, d, 1, s.mixed, kChunk, s.update, kChunk, q.w.out.bias);
-  const float* alpha = q.modulation(m, 2);
-  for (int64_t c = 0; c < d; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) {
-      float* x = s.x + c * kChunk + v;
-      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
-    }
-  }
+  product(d, k, lanes, q.w.confidence.weight, k, 1, s.confidence, kRows, s.x, kRows, q.w.confidence.bias);
+  product(d, d, lanes, q.w.out.weight, d, 1, s.mixed, kRows, s.update, kRows, q.w.out.bias);
+  add_update(q, q.modulation(m, 2), lanes);
 }
 
 // Adds the feed-forward to s.x; `low` = its first layer works on the coefficients in s.mixed.
 static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn;
-  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4), *alpha = q.modulation(m, 5);
+  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4);
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse;
-    layer_statistics(s.x + v, d, kChunk, &mean, &inverse);
+    layer_statistics(s.x + v, d, kRows, &mean, &inverse);
     for (int64_t a = 0; low && a < s.residuals; ++a) {
-      store(s.h + a * kChunk + v, load(s.mixed + a * kChunk + v) * inverse);
+      store(s.h + a * kRows + v, load(s.mixed + a * kRows + v) * inverse);
     }
-    if (low) store(s.h + s.residuals * kChunk + v, splat(1.0f));
+    if (low) store(s.h + s.residuals * kRows + v, splat(1.0f));
     for (int64_t c = 0; !low && c < d; ++c) {
-      const vf centred = (load(s.x + c * kChunk + v) - mean) * inverse;
+      const vf centred = (load(s.x + c * kRows + v) - mean) * inverse;
       const vf normed = mul_add(centred, splat(q.w.norm2.weight[c]), splat(q.w.norm2.bias[c]));
-      store(s.h + c * kChunk + v, mul_add(normed, splat(1.0f + gamma[c]), splat(beta[c])));
+      store(s.h + c * kRows + v, mul_add(normed, splat(1.0f + gamma[c]), splat(beta[c])));
     }
   }
   if (low) {
-    product(f, s.residuals + 1, lanes, s.up_low, s.residual_stride, 1, s.h, kChunk, s.ffn, kChunk, nullptr);
+    product(f, s.residuals + 1, lanes, s.up_low, s.residual_stride, 1, s.h, kRows, s.ffn, kRows, nullptr);
   } else {
-    product(f, d, lanes, q.w.up.weight, d, 1, s.h, kChunk, s.ffn, kChunk, q.w.up.bias);
+    product(f, d, lanes, q.w.up.weight, d, 1, s.h, kRows, s.ffn, kRows, q.w.up.bias);
   }
   for (int64_t c = 0; c < f; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kChunk + v, gelu(load(s.ffn + c * kChunk + v)));
+    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kRows + v, gelu(load(s.ffn + c * kRows + v)));
   }
-  product(d, f, lanes, q.w.down.weight, f, 1, s.ffn, kChunk, s.update, kChunk, q.w.down.bias);
-  for (int64_t c = 0; c < d; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) {
-      float* x = s.x + c * kChunk + v;
-      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
-    }
-  }
+  product(d, f, lanes, q.w.down.weight, f, 1, s.ffn, kRows, s.update, kRows, q.w.down.bias);
+  add_update(q, q.modulation(m, 5), lanes);
 }
 
 static void output_logits(const PolicySequence& q, const int32_t* rows, int64_t count, int64_t lanes, float* logits) {
   const int64_t d = q.p.sizes.hidden;
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse, sum = {}, constant = {};
-    layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+    layer_statistics(q.s.x + v, d, kRows, &mean, &inverse);
     for (int64_t c = 0; c < d; ++c) {
       const float out = q.w.output.weight[c];
-      sum = mul_add(load(q.s.x + c * kChunk + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
+      sum = mul_add(load(q.s.x + c * kRows + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
       constant = mul_add(splat(q.w.final_norm.bias[c]), splat(out), constant);
     }
     const vf logit = mul_add(sum, inverse, constant + q.w.output.bias[0]);
@@ -363,8 +359,8 @@ static void policy_sequence(const PolicySequence& q, const uint8_t* select, floa
     const bool low = s.low_rank && round_to_lanes(columns) * d + rows * columns < rows * d;
     if (s.low_rank) residual_basis(q, m);
     if (low) project_residual(q, m);
-    for (int64_t first = 0; first < count; first += kChunk) {
-      const int64_t some = count - first < kChunk ? count - first : kChunk, lanes = round_to_lanes(some);
+    for (int64_t first = 0; first < count; first += kRows) {
+      const int64_t some = count - first < kRows ? count - first : kRows, lanes = round_to_lanes(some);
       attention_block(q, m, s.rows + first, some, lanes);
       feed_forward(q, m, low, lanes);
       output_logits(q, s.rows + first, some, lanes, logits);
@@ -397,6 +393,4 @@ void policy_forward(const PolicyForwardParams& p, int64_t begin, int64_t end, co
   }
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA
