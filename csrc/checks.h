@@ -15,6 +15,11 @@
 #include <string>
 #include <vector>
 
+// Defined by libtorch_cuda; absent (null) where torch is a CPU build. Its header is for CUDA builds only.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+// From the CUDA runtime linked into this module; declared here because no CUDA header is needed otherwise.
+extern "C" const char* cudaGetErrorString(int error);
+
 namespace unmask {
 
 using torch::headeronly::ScalarType;
@@ -157,9 +162,16 @@ struct DeviceScope<true> {
 };
 
 // The stream torch is using on the device of `t`, as a cudaStream_t.
-void* current_stream(const Tensor& t);
+inline void* current_stream(const Tensor& t) {
+  check(&aoti_torch_get_current_cuda_stream != nullptr, "this torch was built without CUDA");
+  void* stream = nullptr;
+  check(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == 0, "torch gave no current CUDA stream");
+  return stream;
+}
 // Throws if a launch returned anything but cudaSuccess.
-void check_cuda(int code, const char* op);
+inline void check_cuda(int code, const char* op) {
+  check(code == 0, op, ": CUDA error ", code, " (", cudaGetErrorString(code), ")");
+}
 // Scratch memory of a launch, freed (in stream order, by torch's allocator) when the tensor goes.
 inline Tensor workspace(int64_t bytes, const Tensor& reference) {
   return allocate({bytes > 0 ? bytes : 1}, ScalarType::Byte, reference);

@@ -36,6 +36,15 @@ struct Block {
   UNMASK_DEVICE int64_t sum(int64_t x) const {
     return reduce(x, [](int64_t a, int64_t b) { return a + b; });
   }
+  UNMASK_DEVICE void rank_arrivals(const UnmaskRow& row, const double* at, int64_t winner, double stop) const {
+    for (int64_t i = row.begin + thread; i < row.end; i += threads) {
+      if (!(at[i] < stop) && i != winner) continue;
+      // The rank is the number of earlier arrivals; all of them come before `stop` too, or are the winner.
+      int32_t earlier = 0;
+      for (int64_t j = row.begin; j < row.end; ++j) earlier += at[j] < at[i] || (at[j] == at[i] && j < i) ? 1 : 0;
+      row.rank[i] = earlier;
+    }
+  }
 };
 
 __global__ void __launch_bounds__(kUnmaskThreads) unmask_kernel(const __grid_constant__ UnmaskParams params) {

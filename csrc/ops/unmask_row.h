@@ -2,7 +2,8 @@
 //
 // A `Block` has `thread` (this one's number), `threads` (how many there are), `times` (room for one double per position of
 // a block of the buffer, for kDpls) and, for all threads together, barrier(), min(x) and sum(x), which order the memory
-// of what comes before them and after.
+// of what comes before them and after, and rank_arrivals(row, times, winner, stop), which sets the ranks of the winner,
+// 0, and of every other position i with times[i] < stop, in the order of (times[i], i).
 #pragma once
 #include <math.h>
 
@@ -11,7 +12,7 @@
 #if defined(__CUDACC__)
 #define UNMASK_ROW __device__ __forceinline__
 #else
-#define UNMASK_ROW inline
+#define UNMASK_ROW inline __attribute__((always_inline))
 #endif
 
 namespace unmask {
@@ -27,6 +28,7 @@ struct UnmaskRow {
   uint8_t* allowed;
   int64_t* numbers;  // kRowColumns
   int32_t* rank;
+  DrawKey key;                 // its position is that of the buffer's first
   int64_t begin = 0, end = 0;  // from the first mask to the end of its block
 
   UNMASK_ROW UnmaskRow(const UnmaskParams& p, int64_t b)
@@ -38,16 +40,16 @@ struct UnmaskRow {
         mask(p.mask + b * p.length),
         allowed(p.allowed + b * p.length),
         numbers(p.rows + b * kRowColumns),
-        rank(p.rank + b * p.length) {}
+        rank(p.rank + b * p.length),
+        key{p.seed ? static_cast<uint64_t>(*p.seed) : 0, static_cast<uint32_t>(numbers[kSequence]),
+            static_cast<uint32_t>(numbers[kPosition]), static_cast<uint32_t>(numbers[kSteps] + numbers[kDrawStep])} {}
 
   UNMASK_ROW bool is_candidate(int64_t i) const { return mask[i] && allowed[i]; }
   UNMASK_ROW double utility(int64_t i) const { return static_cast<double>(score[i]) / params.temperature; }
 
   UNMASK_ROW uint32_t bits(uint32_t index, int64_t position) const {
-    return philox4x32(static_cast<uint64_t>(*params.seed), index, static_cast<uint32_t>(position + numbers[kPosition]),
-                      static_cast<uint32_t>(numbers[kSteps] + numbers[kDrawStep]),
-                      static_cast<uint32_t>(numbers[kSequence]))
-        .word[0];
+    const uint32_t at = key.position + static_cast<uint32_t>(position);
+    return philox4x32(key.seed, index, at, key.step, key.sequence).word[0];
   }
   UNMASK_ROW double log_exponential(uint32_t index, int64_t position) const {
     return log(static_cast<double>(exponential(bits(index, position))));
@@ -112,15 +114,8 @@ UNMASK_ROW void draw_race(const UnmaskRow& row, const Block& block) {
   }
   const int64_t winner = smallest(row, block, [times](int64_t i) { return times[i]; });  // publishes `times`
   if (winner == row.end) return;
-  const double end = log_add(times[winner], row.log_exponential(kStopIndex, 0) - row.params.stop_logit);
-  for (int64_t i = row.begin + block.thread; i < row.end; i += block.threads) {
-    const double time = times[i];
-    if (!(time < end) && i != winner) continue;
-    // The rank is the number of earlier arrivals; all of them come before `end` too, or are the winner.
-    int32_t earlier = 0;
-    for (int64_t j = row.begin; j < row.end; ++j) earlier += times[j] < time || (times[j] == time && j < i) ? 1 : 0;
-    row.rank[i] = earlier;
-  }
+  const double stop = log_add(times[winner], row.log_exponential(kStopIndex, 0) - row.params.stop_logit);
+  block.rank_arrivals(row, times, winner, stop);
 }
 
 template <typename Block>
@@ -191,7 +186,7 @@ UNMASK_ROW void unmask_row(const UnmaskParams& params, int64_t b, const Block& b
 
   bool good = true;
   for (int64_t i = row.begin + block.thread; i < row.end; i += block.threads) {
-    good = good && (row.rank[i] < 0 || row.candidates[i] >= 0);
+    good &= (row.rank[i] < 0) | (row.candidates[i] >= 0);
   }
   if (!block.min(good)) {
     for (int64_t i = block.thread; i < params.length; i += block.threads) {
