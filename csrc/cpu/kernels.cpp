@@ -14,7 +14,8 @@
 #if UNMASK_HAVE_X86_ISAS
 #define UNMASK_PRAGMA(pragma) _Pragma(#pragma)
 #if defined(__clang__)
-#define UNMASK_BEGIN_TARGET(isas) UNMASK_PRAGMA(clang attribute push(__attribute__((target(isas))), apply_to = function))
+#define UNMASK_BEGIN_TARGET(isas) \
+  UNMASK_PRAGMA(clang attribute push(__attribute__((target(isas))), apply_to = function))
 #define UNMASK_END_TARGET _Pragma("clang attribute pop")
 #else
 #define UNMASK_BEGIN_TARGET(isas) _Pragma("GCC push_options") UNMASK_PRAGMA(GCC target(isas))

@@ -39,9 +39,9 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
       sine[i] = repeated ? sine[i - 1] : static_cast<float>(sin(angle));
     }
   }
-  dots(count, d, d, w.time_in.weight, d, s.embedding, d, s.shared_in, d, w.time_in.bias);
+  dots(count, d, d, w.time_in, s.embedding, s.shared_in);
   for (int64_t i = 0; i < count * d; i += kLanes) store(s.shared_in + i, silu(load(s.shared_in + i)));
-  dots(count, d, d, w.time_out.weight, d, s.shared_in, d, s.shared, d, w.time_out.bias);
+  dots(count, d, d, w.time_out, s.shared_in, s.shared);
   for (int64_t n = 0; n < count; ++n) {
     for (int64_t c = 0; c < d; ++c) {
       const float shared = s.shared[n * d + c] + (p.cond ? p.cond[sequences[n] * d + c] : 0.0f);
@@ -49,11 +49,12 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
       s.cond[(2 * n + 1) * d + c] = shared + w.mask_embedding[d + c];
     }
   }
-  dots(2 * count, 6 * d, d, w.ada.weight, d, s.cond, d, s.ada, 6 * d, w.ada.bias);
+  dots(2 * count, 6 * d, d, w.ada, s.cond, s.ada);
 }
 
 // Confidences of `lanes` rows, transposed to (K, kRows); lanes beyond `count` repeat the last row. rows null: from `first`.
-static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count, int64_t lanes) {
+static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count,
+                              int64_t lanes) {
   const int64_t k = q.p.sizes.confidences;
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t j = i < count ? i : count - 1;
@@ -63,7 +64,8 @@ static void gather_confidence(const PolicySequence& q, const int32_t* rows, int6
 }
 
 // One vector of positions: the attention's input as coefficients on the basis of each position's mask value.
-UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const float* confidence, vf inverse, float* out) {
+UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const float* confidence, vf inverse,
+                                      float* out) {
   const int64_t span = q.s.span, stride = q.s.stride;
   const vf zero = {};
   for (int64_t a = 0; a < span; ++a) {
@@ -81,7 +83,8 @@ UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const floa
   const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
   const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
   for (int64_t c = 0; c < d; ++c) {
-    const vf normed = mul_add((load(x + c * kRows) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
+    const vf normed =
+        mul_add((load(x + c * kRows) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
     const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
     const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
     store(out + c * stride, mul_add(normed, scale, shift));
@@ -94,7 +97,7 @@ static void attention_input(const PolicySequence& q) {
   for (int64_t first = 0; first < length; first += kRows) {
     const int64_t count = length - first < kRows ? length - first : kRows, lanes = round_to_lanes(count);
     gather_confidence(q, nullptr, first, count, lanes);
-    product(d, k, lanes, q.w.confidence.weight, k, 1, q.s.confidence, kRows, q.s.x, kRows, q.w.confidence.bias);
+    product(d, k, lanes, matrix(q.w.confidence, k), q.s.confidence, kRows, q.s.x, kRows);
     for (int64_t v = 0; v < lanes; v += kLanes) {
       vi masked = {};
       for (int64_t i = 0; i < kLanes && v + i < count; ++i) masked[i] = q.mask[first + v + i] ? -1 : 0;
@@ -132,15 +135,15 @@ static void project_basis(const PolicySequence& q) {
     float* out = s.basis + m * s.span + k + 1;
     for (int64_t c = 0; c < d; ++c) out[c * stride] = q.w.norm1.bias[c] * (1.0f + gamma[c]) + beta[c];
   }
-  product(d, d, lanes, q.w.query.weight, d, 1, s.basis, stride, s.basis_q, stride, nullptr);
-  product(d, d, lanes, q.w.key.weight, d, 1, s.basis, stride, s.basis_k, stride, nullptr);
-  product(d, d, lanes, q.w.value.weight, d, 1, s.basis, stride, s.basis_v, stride, nullptr);
+  product(d, d, lanes, {q.w.query.weight, d, 1, nullptr}, s.basis, stride, s.basis_q, stride);
+  product(d, d, lanes, {q.w.key.weight, d, 1, nullptr}, s.basis, stride, s.basis_k, stride);
+  product(d, d, lanes, {q.w.value.weight, d, 1, nullptr}, s.basis, stride, s.basis_v, stride);
   for (int64_t h = 0; h < heads; ++h) {
-    product(d, size, lanes, q.w.out.weight + h * size, d, 1, s.basis_v + h * size * stride, stride,
-            s.basis_out + h * d * stride, stride, nullptr);
+    product(d, size, lanes, {q.w.out.weight + h * size, d, 1, nullptr}, s.basis_v + h * size * stride, stride,
+            s.basis_out + h * d * stride, stride);
   }
   // A row's attention weights sum to 1, so the bias of v passes through.
-  dots(1, d, d, q.w.out.weight, d, q.w.value.bias, d, s.out_bias, d, q.w.out.bias);
+  dots(1, d, d, q.w.out, q.w.value.bias, s.out_bias);
 }
 
 // Rotary embedding of x (D, lanes) in place, rows 2i and 2i + 1 of each head; tables (D / heads / 2, lanes).
@@ -163,10 +166,10 @@ static void keys_and_values(const PolicySequence& q) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, lanes = round_to_lanes(q.p.length);
   if (s.low_rank) {
-    product(d, s.inputs, lanes, s.basis_k, s.basis_stride, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
+    product(d, s.inputs, lanes, {s.basis_k, s.basis_stride, 1, q.w.key.bias}, s.input, s.stride, s.key, s.stride);
   } else {
-    product(d, d, lanes, q.w.key.weight, d, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
-    product(d, d, lanes, q.w.value.weight, d, 1, s.input, s.stride, s.value, s.stride, q.w.value.bias);
+    product(d, d, lanes, matrix(q.w.key, d), s.input, s.stride, s.key, s.stride);
+    product(d, d, lanes, matrix(q.w.value, d), s.input, s.stride, s.value, s.stride);
   }
   rotate(q.p.sizes, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
 }
@@ -205,7 +208,7 @@ static void project_residual(const PolicySequence& q, int m) {
   for (int64_t c = 0; c < d; ++c) {
     s.up_input[c * stride + s.residuals] = q.w.norm2.bias[c] * (1.0f + gamma[c]) + beta[c];
   }
-  product(f, d, lanes, q.w.up.weight, d, 1, s.up_input, stride, s.up_low, stride, nullptr);
+  product(f, d, lanes, {q.w.up.weight, d, 1, nullptr}, s.up_input, stride, s.up_low, stride);
   for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
 }
 
@@ -225,10 +228,10 @@ static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t
     }
   }
   if (s.low_rank) {
-    product(d, inputs, lanes, s.basis_q + m * s.span, s.basis_stride, 1, s.query_input, kRows, s.query, kRows,
-            q.w.query.bias);
+    product(d, inputs, lanes, {s.basis_q + m * s.span, s.basis_stride, 1, q.w.query.bias}, s.query_input, kRows,
+            s.query, kRows);
   } else {
-    product(d, d, lanes, q.w.query.weight, d, 1, s.query_input, kRows, s.query, kRows, q.w.query.bias);
+    product(d, d, lanes, matrix(q.w.query, d), s.query_input, kRows, s.query, kRows);
   }
   rotate(q.p.sizes, s.query, kRows, s.cosine, s.sine, kRows, lanes);
 }
@@ -251,12 +254,12 @@ static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   const PolicyScratch& s = q.s;
   const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
   for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kRows) {
-    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kRows, kRows, s.scores,
-            kRows, nullptr);
+    product(length, size, lanes, {s.key + h * size * s.stride, 1, s.stride, nullptr}, s.query + h * size * kRows, kRows,
+            s.scores, kRows);
     vf inverse[2];
     for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
     const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
-    product(s.values, length, lanes, values, s.stride, 1, s.scores, kRows, out, kRows, nullptr);
+    product(s.values, length, lanes, {values, s.stride, 1, nullptr}, s.scores, kRows, out, kRows);
     for (int64_t a = 0; a < s.values; ++a) {
       for (int64_t v = 0; v < lanes; v += kLanes) {
         store(out + a * kRows + v, load(out + a * kRows + v) * inverse[v / kLanes]);
@@ -287,12 +290,12 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
       store(s.mixed + k * kRows + v, splat(1.0f));
     }
     attend(q, lanes, s.mixed + (k + 1) * kRows);
-    product(d, s.residuals, lanes, s.residual, s.residual_stride, 1, s.mixed, kRows, s.x, kRows, nullptr);
+    product(d, s.residuals, lanes, {s.residual, s.residual_stride, 1, nullptr}, s.mixed, kRows, s.x, kRows);
     return;
   }
   attend(q, lanes, s.mixed);
-  product(d, k, lanes, q.w.confidence.weight, k, 1, s.confidence, kRows, s.x, kRows, q.w.confidence.bias);
-  product(d, d, lanes, q.w.out.weight, d, 1, s.mixed, kRows, s.update, kRows, q.w.out.bias);
+  product(d, k, lanes, matrix(q.w.confidence, k), s.confidence, kRows, s.x, kRows);
+  product(d, d, lanes, matrix(q.w.out, d), s.mixed, kRows, s.update, kRows);
   add_update(q, q.modulation(m, 2), lanes);
 }
 
@@ -315,14 +318,14 @@ static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes
     }
   }
   if (low) {
-    product(f, s.residuals + 1, lanes, s.up_low, s.residual_stride, 1, s.h, kRows, s.ffn, kRows, nullptr);
+    product(f, s.residuals + 1, lanes, {s.up_low, s.residual_stride, 1, nullptr}, s.h, kRows, s.ffn, kRows);
   } else {
-    product(f, d, lanes, q.w.up.weight, d, 1, s.h, kRows, s.ffn, kRows, q.w.up.bias);
+    product(f, d, lanes, matrix(q.w.up, d), s.h, kRows, s.ffn, kRows);
   }
   for (int64_t c = 0; c < f; ++c) {
     for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kRows + v, gelu(load(s.ffn + c * kRows + v)));
   }
-  product(d, f, lanes, q.w.down.weight, f, 1, s.ffn, kRows, s.update, kRows, q.w.down.bias);
+  product(d, f, lanes, matrix(q.w.down, f), s.ffn, kRows, s.update, kRows);
   add_update(q, q.modulation(m, 5), lanes);
 }
 

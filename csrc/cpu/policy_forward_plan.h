@@ -68,11 +68,13 @@ struct RotaryTable {
 // 1. With `low_rank`, keys, values and queries are therefore kept as 2 (K + 2) coefficients per position on a *basis*,
 // whose projections are computed once per sequence; so is the attention's output, and the input of the feed-forward.
 struct PolicyScratch {
-  const int64_t d, f, k, heads, length;
+  const PolicySizes sizes;
+  const int64_t length;
+  const int64_t d = sizes.hidden, f = sizes.ffn, k = sizes.confidences, heads = sizes.heads;
   const int64_t span = k + 2;  // coefficients per mask value
   const bool low_rank = 2 * span <= d / heads && 4 * span <= length;
-  const int64_t inputs = low_rank ? 2 * span : d;          // rows of `input`
-  const int64_t values = low_rank ? 2 * span : d / heads;  // rows of the values that each head averages
+  const int64_t inputs = low_rank ? 2 * span : d;                   // rows of `input`
+  const int64_t values = low_rank ? 2 * span : d / heads;           // rows of the values that each head averages
   const int64_t residuals = low_rank ? k + 1 + heads * values : 0;  // low_rank: coefficients of x after attention
   const int64_t basis_stride = low_rank ? round_up(2 * span, kMaxLanes) : 0;
   const int64_t residual_stride = low_rank ? round_up(residuals + 1, kMaxLanes) : 0;
@@ -100,9 +102,9 @@ struct PolicyScratch {
   float* const basis_v = take(d * basis_stride);
   float* const basis_out = take(heads * d * basis_stride);  // (heads, D, 2 span)
   float* const out_bias = take(d);
-  float* const residual = take(d * residual_stride);  // (D, residuals)
-  float* const up_input = take(d * residual_stride);  // (D, residuals + 1)
-  float* const up_low = take(f * residual_stride);    // (F, residuals + 1)
+  float* const residual = take(d * residual_stride);               // (D, residuals)
+  float* const up_input = take(d * residual_stride);               // (D, residuals + 1)
+  float* const up_low = take(f * residual_stride);                 // (F, residuals + 1)
   int32_t* const rows = reinterpret_cast<int32_t*>(take(length));  // selected positions of one mask value
   // per chunk of rows: (n, chunk)
   float* const confidence = take(k * kMaxChunk);
@@ -117,8 +119,7 @@ struct PolicyScratch {
   float* const ffn = take(f * kMaxChunk);
   float* const update = take(d * kMaxChunk);
 
-  PolicyScratch(const PolicyForwardParams& p, char* memory)
-      : d(p.sizes.hidden), f(p.sizes.ffn), k(p.sizes.confidences), heads(p.sizes.heads), length(p.length), base(memory) {}
+  PolicyScratch(const PolicyForwardParams& p, char* memory) : sizes(p.sizes), length(p.length), base(memory) {}
 
  private:
   float* take(int64_t count) {

@@ -39,7 +39,7 @@ UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
 }
 constexpr int kTableBits = 4;
 UNMASK_INLINE vi exp2_table() {
-  return (vi){0, -152893, -289342, -408621, -509968, -592590, -655657, -698305,
+  return (vi){0,       -152893, -289342, -408621, -509968, -592590, -655657, -698305,
               -719629, -718684, -694486, -646004, -572163, -471841, -343865, -187011};
 }
 UNMASK_INLINE vi lookup(vi table, vi index) { return (vi)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table); }

@@ -170,7 +170,9 @@ static void insert(RowState* row, int k, float value, int64_t token) {
 }
 
 // Value that a candidate must exceed to enter the list.
-static inline float entry_value(const RowState& row, int k) { return row.found < k ? kMinusInfinity : row.value[k - 1]; }
+static inline float entry_value(const RowState& row, int k) {
+  return row.found < k ? kMinusInfinity : row.value[k - 1];
+}
 
 template <typename Type>
 static void update_list(const TopkConfidenceParams& params, const typename Type::Element* x, int count, int64_t first,

@@ -2,8 +2,7 @@
 #pragma once
 #include "topk_row.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kTopkWarps = kTopkThreads / 32;
 constexpr int kMaxLog2Parts = 3;  // the largest portable cluster is 8
@@ -165,5 +164,4 @@ UNMASK_DEVICE bool meet_in_workspace(Partial* partials, unsigned* finished, unsi
   return true;
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

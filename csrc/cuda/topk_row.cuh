@@ -9,8 +9,7 @@
 #include "../ops/topk_confidence.h"
 #include "portable.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kTopkThreads = 256;
 constexpr int kTopkBatch = 4;                     // 16-byte loads a thread has under way
@@ -296,5 +295,4 @@ struct Best {
   }
 };
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

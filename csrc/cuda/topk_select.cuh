@@ -7,13 +7,12 @@
 #pragma once
 #include "topk_row.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
-constexpr int kMaxCells = 16;          // of a thread
-constexpr int kMaxCandidates = 2048;   // keys under selection at a time
-constexpr int kUnitsPerRound = 32;     // batches re-read between two looks at the number of candidates
-constexpr int kRankDirectly = 256;     // up to so many keys are ordered by counting
+constexpr int kMaxCells = 16;         // of a thread
+constexpr int kMaxCandidates = 2048;  // keys under selection at a time
+constexpr int kUnitsPerRound = 32;    // batches re-read between two looks at the number of candidates
+constexpr int kRankDirectly = 256;    // up to so many keys are ordered by counting
 
 struct SelectScratch {
   uint64_t candidates[kMaxCandidates];  // first the threads' best keys
@@ -24,11 +23,6 @@ struct SelectScratch {
   int candidate_count;
   int kept_count;
 };
-
-UNMASK_DEVICE int warp_count(int x) {
-  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(kFullWarp, x, offset);
-  return x;
-}
 
 // By one warp: a bound that exactly k of the n keys reach (distinct but for zeros), or 1 if fewer than k are not zero.
 // Builds it bit by bit from the top, over the bits in which the keys differ.
@@ -49,7 +43,7 @@ UNMASK_DEVICE uint64_t kth_key(const uint64_t* keys, int n, int k) {
     differ &= ~bit;
     int count = 0;
     for (int i = lane; i < n; i += 32) count += keys[i] >= (bound | bit) ? 1 : 0;
-    count = warp_count(count);
+    count = __reduce_add_sync(kFullWarp, count);
     if (count >= k) bound |= bit;
     if (count == k) break;
   }
@@ -87,8 +81,8 @@ UNMASK_DEVICE void order_keys(const uint64_t* keys, int n, int k, uint64_t* orde
 
 // Reads batch `batch` of thread `thread` again, one element per lane and `units` batches per warp.
 template <typename Format>
-UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint32_t batch, uint32_t thread, int element,
-                          uint64_t threshold, SelectScratch* s) {
+UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint32_t batch, uint32_t thread,
+                          int element, uint64_t threshold, SelectScratch* s) {
   const uint32_t j = static_cast<uint32_t>(element / Format::kWidth);
   const uint32_t vector = row.begin + batch * kTile + j * kTopkThreads + thread;
   const uint32_t id = row.id(vector, element % Format::kWidth);
@@ -157,5 +151,4 @@ UNMASK_DEVICE void select_best(const Row<Format>& row, const Excluded& excluded,
   __syncthreads();
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

@@ -2,8 +2,7 @@
 #include "../ops/unmask_row.h"
 #include "portable.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 namespace {
 
 constexpr int kUnmaskThreads = 256;
@@ -72,5 +71,4 @@ int unmask(const UnmaskParams& params, void* stream) {
   return launch(unmask_kernel, shape, params);
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

@@ -14,8 +14,8 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
                       const OptionalTensor& cond) {
   const DeviceScope<kCuda> scope(mask);
   check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
-  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0, "ValueError: heads: expected hidden / heads to ",
-        "be an even number, got ", hidden, " / ", heads);
+  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0,
+        "ValueError: heads: expected hidden / heads to ", "be an even number, got ", hidden, " / ", heads);
   check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
   check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
   check_value(mask.dim() == 2, "mask", shape_text(mask), "shape (B, L)");
@@ -40,8 +40,8 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
     check_cuda(cuda::policy_forward(params, scratch.mutable_data_ptr(), current_stream(mask)), "policy_forward");
   } else {
     // A sequence is always enough work for a thread of its own.
-    torch::stable::parallel_for(
-        0, batch, 1, [&params](int64_t begin, int64_t end) { cpu::policy_forward(params, begin, end); });
+    torch::stable::parallel_for(0, batch, 1,
+                                [&params](int64_t begin, int64_t end) { cpu::policy_forward(params, begin, end); });
   }
   return logits;
 }

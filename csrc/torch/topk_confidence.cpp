@@ -76,8 +76,7 @@ Tensor set_logits(const Tensor& logits, TopkConfidenceParams* params) {
   params->vocab = logits.size(dims - 1);
   check_value(params->vocab < (int64_t{1} << 31), "logits", params->vocab, "a vocabulary below 2^31");
   const auto sizes = logits.sizes();
-  params->num_source_rows =
-      std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<int64_t>());
+  params->num_source_rows = std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<int64_t>());
   const Tensor rows = collapse(logits, params) ? logits : torch::stable::contiguous(logits);
   collapse(rows, params);
   params->logits = rows.const_data_ptr();
@@ -140,9 +139,8 @@ Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& r
     const Tensor scratch = workspace(cuda::topk_confidence_workspace(params), logits);
     check_cuda(cuda::topk_confidence(params, scratch.mutable_data_ptr(), current_stream(logits)), "topk_confidence");
   } else {
-    torch::stable::parallel_for(0, params.num_rows, grain_size(params.vocab), [&params](int64_t begin, int64_t end) {
-      cpu::topk_confidence(params, begin, end);
-    });
+    torch::stable::parallel_for(0, params.num_rows, grain_size(params.vocab),
+                                [&params](int64_t begin, int64_t end) { cpu::topk_confidence(params, begin, end); });
   }
   return outputs;
 }

@@ -18,8 +18,8 @@ T* in_place(const Arguments& in, const Tensor& t, const char* name, const Shape&
   return write<T>(t);
 }
 
-void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t block_length, int64_t max_steps, int64_t mode,
-                 const std::vector<int64_t>& eos) {
+void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t block_length, int64_t max_steps,
+                 int64_t mode, const std::vector<int64_t>& eos) {
   const int64_t room = width - params->length;
   check(start >= 0 && start <= room, "ValueError: start: expected 0 to ", room, ", got ", start);
   check_value(block_length >= 1, "block_length", block_length, "at least 1");
@@ -36,8 +36,7 @@ void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t blo
 }
 
 void set_odds(UnmaskParams* params, double temperature, double scale, double stop_logit) {
-  check_value(temperature > 0.0 && temperature <= 1e30, "temperature", temperature,
-              "a number above 0 and up to 1e30");
+  check_value(temperature > 0.0 && temperature <= 1e30, "temperature", temperature, "a number above 0 and up to 1e30");
   check_value(scale >= 0.0 && scale <= 1e30, "scale", scale, "a number from 0 to 1e30");
   check_value(stop_logit >= -1e30 && stop_logit <= 1e30, "stop_logit", stop_logit, "a number from -1e30 to 1e30");
   params->temperature = static_cast<float>(temperature);
