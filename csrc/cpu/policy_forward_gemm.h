@@ -10,34 +10,32 @@ namespace unmask::cpu::UNMASK_ISA {
 // need; the feed-forward's long sums do not.
 UNMASK_INLINE int64_t chain_length(int64_t terms) { return terms > 256 ? 128 : 32; }
 
-// A matrix whose element (r, k) is weight[r * row + k * column], and what is added to its products; null: nothing.
+// A matrix M whose rows are `stride` apart, and what is added to its products with vectors; null: nothing.
 struct Matrix {
   const float* weight;
-  int64_t row, column;
-  const float* bias;
-
-  Matrix from_row(int64_t r) const { return {weight + r * row, row, column, bias ? bias + r : nullptr}; }
+  int64_t stride;
+  const float* bias = nullptr;
 };
 
-// A layer's weights, `in` of them per output.
-UNMASK_INLINE Matrix matrix(const PolicyLinear& layer, int64_t in) { return {layer.weight, in, 1, layer.bias}; }
-
-// y[r, lane] = bias[r] + sum_k m[r, k] x[k, lane] for R outputs and V vectors of lanes.
-template <int R, int V>
-UNMASK_INLINE void product_tile(int64_t in, Matrix m, const float* x, int64_t xs, float* y, int64_t ys) {
-  const int64_t chain = chain_length(in);
+// y[r, lane] = bias[r] + sum_k A[r, k] x[k, lane] for R outputs from `first` on and V vectors of lanes; A is M or its
+// transpose.
+template <bool kTransposed, int R, int V>
+UNMASK_INLINE void product_tile(int64_t first, int64_t in, Matrix m, const float* x, int64_t xs, float* y, int64_t ys) {
+  const int64_t chain = chain_length(in), row = kTransposed ? 1 : m.stride, column = kTransposed ? m.stride : 1;
+  const float* w = m.weight + first * row;
+  y += first * ys;
   for (int64_t done = 0; done == 0 || done < in; done += chain) {
     vf sum[R][V];
     for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) sum[r][v] = splat(done == 0 && m.bias ? m.bias[r] : 0.0f);
+      for (int v = 0; v < V; ++v) sum[r][v] = splat(done == 0 && m.bias ? m.bias[first + r] : 0.0f);
     }
     const int64_t end = in - done < chain ? in - done : chain;
-    for (int64_t k = 0; k < end; ++k, x += xs, m.weight += m.column) {
-      vf column[V];
-      for (int v = 0; v < V; ++v) column[v] = load(x + v * kLanes);
+    for (int64_t k = 0; k < end; ++k, x += xs, w += column) {
+      vf inputs[V];
+      for (int v = 0; v < V; ++v) inputs[v] = load(x + v * kLanes);
       for (int r = 0; r < R; ++r) {
-        const vf weight = splat(m.weight[r * m.row]);
-        for (int v = 0; v < V; ++v) sum[r][v] = mul_add(weight, column[v], sum[r][v]);
+        const vf weight = splat(w[r * row]);
+        for (int v = 0; v < V; ++v) sum[r][v] = mul_add(weight, inputs[v], sum[r][v]);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -49,21 +47,22 @@ UNMASK_INLINE void product_tile(int64_t in, Matrix m, const float* x, int64_t xs
   }
 }
 
-template <int R, int V>
+template <bool kTransposed, int R, int V>
 static void product_lanes(int64_t out, int64_t in, Matrix m, const float* x, int64_t xs, float* y, int64_t ys) {
   for (int64_t o = 0; o < out && out >= R; o += R) {
     if (o + R > out) o = out - R;  // the last ones once more, together with their predecessors
-    product_tile<R, V>(in, m.from_row(o), x, xs, y + o * ys, ys);
+    product_tile<kTransposed, R, V>(o, in, m, x, xs, y, ys);
   }
-  for (int64_t o = 0; o < out && out < R; ++o) product_tile<1, V>(in, m.from_row(o), x, xs, y + o * ys, ys);
+  for (int64_t o = 0; o < out && out < R; ++o) product_tile<kTransposed, 1, V>(o, in, m, x, xs, y, ys);
 }
 
-// y (out, lanes) = M x (in, lanes) + bias; lanes a multiple of kLanes.
+// y (out, lanes) = A x (in, lanes) + bias; lanes a multiple of kLanes.
+template <bool kTransposed = false>
 static void product(int64_t out, int64_t in, int64_t lanes, Matrix m, const float* x, int64_t xs, float* y,
                     int64_t ys) {
   int64_t i = 0;
-  for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) product_lanes<6, 2>(out, in, m, x + i, xs, y + i, ys);
-  if (i < lanes) product_lanes<8, 1>(out, in, m, x + i, xs, y + i, ys);
+  for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) product_lanes<kTransposed, 6, 2>(out, in, m, x + i, xs, y + i, ys);
+  if (i < lanes) product_lanes<kTransposed, 8, 1>(out, in, m, x + i, xs, y + i, ys);
 }
 
 // Sums of the lanes of each of `count` vectors (a multiple of 4).

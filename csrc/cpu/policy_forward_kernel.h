@@ -11,7 +11,7 @@ struct PolicySequence {
   RotaryTable rotary;
   const uint8_t* mask;      // (L)
   const float* confidence;  // (L, K)
-  const float* ada;         // (2, 6D): gamma1, beta1, alpha1, gamma2, beta2, alpha2 for mask 0 and 1
+  const float* ada;         // (2, 6D): scale1, shift1, gate1, scale2, shift2, gate2 for mask 0 and 1, see condition()
 
   const float* modulation(int m, int part) const { return ada + (6 * m + part) * p.sizes.hidden; }
 };
@@ -24,7 +24,8 @@ static float mean_of(const float* x, int64_t count, int64_t step) {
   return static_cast<float>(sum / static_cast<double>(count));
 }
 
-// ada(cond) for both mask values of each of `count` sequences, into s.ada (2 * count, 6D).
+// ada(cond) for both mask values of each of `count` sequences, into s.ada (2 * count, 6D), as what it makes of the norms:
+// scale = weight (1 + gamma), shift = bias (1 + gamma) + beta and gate = 1 + alpha.
 static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, const PolicyScratch& s,
                       const int64_t* sequences, int64_t count) {
   const int64_t d = p.sizes.hidden;
@@ -50,6 +51,15 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
     }
   }
   dots(2 * count, 6 * d, d, w.ada, s.cond, s.ada);
+  for (int64_t half = 0; half < 4 * count; ++half) {
+    const PolicyLinear& norm = half % 2 ? w.norm2 : w.norm1;
+    float *scale = s.ada + half * 3 * d, *shift = scale + d, *gate = shift + d;
+    for (int64_t c = 0; c < d; ++c) {
+      shift[c] += norm.bias[c] * (1.0f + scale[c]);
+      scale[c] = norm.weight[c] * (1.0f + scale[c]);
+      gate[c] += 1.0f;
+    }
+  }
 }
 
 // Confidences of `lanes` rows, transposed to (K, kRows); lanes beyond `count` repeat the last row. rows null: from `first`.
@@ -80,14 +90,12 @@ UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const 
 // One vector of positions: the attention's input itself.
 UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const float* x, vf mean, vf inverse, float* out) {
   const int64_t d = q.p.sizes.hidden, stride = q.s.stride;
-  const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
-  const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
+  const float *scale0 = q.modulation(0, 0), *scale1 = q.modulation(1, 0);
+  const float *shift0 = q.modulation(0, 1), *shift1 = q.modulation(1, 1);
   for (int64_t c = 0; c < d; ++c) {
-    const vf normed =
-        mul_add((load(x + c * kRows) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
-    const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
-    const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
-    store(out + c * stride, mul_add(normed, scale, shift));
+    const vf scale = masked ? splat(scale1[c]) : splat(scale0[c]);
+    const vf shift = masked ? splat(shift1[c]) : splat(shift0[c]);
+    store(out + c * stride, mul_add((load(x + c * kRows) - mean) * inverse, scale, shift));
   }
 }
 
@@ -97,7 +105,7 @@ static void attention_input(const PolicySequence& q) {
   for (int64_t first = 0; first < length; first += kRows) {
     const int64_t count = length - first < kRows ? length - first : kRows, lanes = round_to_lanes(count);
     gather_confidence(q, nullptr, first, count, lanes);
-    product(d, k, lanes, matrix(q.w.confidence, k), q.s.confidence, kRows, q.s.x, kRows);
+    product(d, k, lanes, {q.w.confidence.weight, k, q.w.confidence.bias}, q.s.confidence, kRows, q.s.x, kRows);
     for (int64_t v = 0; v < lanes; v += kLanes) {
       vi masked = {};
       for (int64_t i = 0; i < kLanes && v + i < count; ++i) masked[i] = q.mask[first + v + i] ? -1 : 0;
@@ -123,23 +131,20 @@ static void project_basis(const PolicySequence& q) {
     const int64_t step = a < k ? k : 1;
     const float mean = mean_of(column, d, step);
     for (int m = 0; m < 2; ++m) {
-      const float* gamma = q.modulation(m, 0);
+      const float* scale = q.modulation(m, 0);
       float* out = s.basis + m * s.span + a;
-      for (int64_t c = 0; c < d; ++c) {
-        out[c * stride] = (column[c * step] - mean) * (q.w.norm1.weight[c] * (1.0f + gamma[c]));
-      }
+      for (int64_t c = 0; c < d; ++c) out[c * stride] = (column[c * step] - mean) * scale[c];
     }
   }
   for (int m = 0; m < 2; ++m) {
-    const float *gamma = q.modulation(m, 0), *beta = q.modulation(m, 1);
-    float* out = s.basis + m * s.span + k + 1;
-    for (int64_t c = 0; c < d; ++c) out[c * stride] = q.w.norm1.bias[c] * (1.0f + gamma[c]) + beta[c];
+    const float* shift = q.modulation(m, 1);
+    for (int64_t c = 0; c < d; ++c) s.basis[c * stride + m * s.span + k + 1] = shift[c];
   }
-  product(d, d, lanes, {q.w.query.weight, d, 1, nullptr}, s.basis, stride, s.basis_q, stride);
-  product(d, d, lanes, {q.w.key.weight, d, 1, nullptr}, s.basis, stride, s.basis_k, stride);
-  product(d, d, lanes, {q.w.value.weight, d, 1, nullptr}, s.basis, stride, s.basis_v, stride);
+  product(d, d, lanes, {q.w.query.weight, d}, s.basis, stride, s.basis_q, stride);
+  product(d, d, lanes, {q.w.key.weight, d}, s.basis, stride, s.basis_k, stride);
+  product(d, d, lanes, {q.w.value.weight, d}, s.basis, stride, s.basis_v, stride);
   for (int64_t h = 0; h < heads; ++h) {
-    product(d, size, lanes, {q.w.out.weight + h * size, d, 1, nullptr}, s.basis_v + h * size * stride, stride,
+    product(d, size, lanes, {q.w.out.weight + h * size, d}, s.basis_v + h * size * stride, stride,
             s.basis_out + h * d * stride, stride);
   }
   // A row's attention weights sum to 1, so the bias of v passes through.
@@ -165,12 +170,10 @@ static void rotate(const PolicySizes& sizes, float* x, int64_t xs, const float* 
 static void keys_and_values(const PolicySequence& q) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, lanes = round_to_lanes(q.p.length);
-  if (s.low_rank) {
-    product(d, s.inputs, lanes, {s.basis_k, s.basis_stride, 1, q.w.key.bias}, s.input, s.stride, s.key, s.stride);
-  } else {
-    product(d, d, lanes, matrix(q.w.key, d), s.input, s.stride, s.key, s.stride);
-    product(d, d, lanes, matrix(q.w.value, d), s.input, s.stride, s.value, s.stride);
-  }
+  const Matrix by =
+      s.low_rank ? Matrix{s.basis_k, s.basis_stride, q.w.key.bias} : Matrix{q.w.key.weight, d, q.w.key.bias};
+  product(d, s.inputs, lanes, by, s.input, s.stride, s.key, s.stride);
+  if (!s.low_rank) product(d, d, lanes, {q.w.value.weight, d, q.w.value.bias}, s.input, s.stride, s.value, s.stride);
   rotate(q.p.sizes, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
 }
 
@@ -178,14 +181,14 @@ static void keys_and_values(const PolicySequence& q) {
 static void residual_basis(const PolicySequence& q, int m) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
-  const float* alpha = q.modulation(m, 2);
+  const float* gate = q.modulation(m, 2);
   for (int64_t c = 0; c < d; ++c) {
     float* row = s.residual + c * s.residual_stride;
     for (int64_t a = 0; a < k; ++a) *row++ = q.w.confidence.weight[c * k + a];
-    *row++ = q.w.confidence.bias[c] + (1.0f + alpha[c]) * s.out_bias[c];
+    *row++ = q.w.confidence.bias[c] + gate[c] * s.out_bias[c];
     for (int64_t h = 0; h < q.p.sizes.heads; ++h) {
       const float* out = s.basis_out + (h * d + c) * s.basis_stride;
-      for (int64_t a = 0; a < s.values; ++a) *row++ = (1.0f + alpha[c]) * out[a];
+      for (int64_t a = 0; a < s.values; ++a) *row++ = gate[c] * out[a];
     }
   }
 }
@@ -195,20 +198,17 @@ static void project_residual(const PolicySequence& q, int m) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn, stride = s.residual_stride;
   const int64_t lanes = round_to_lanes(s.residuals + 1);
-  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4);
+  const float *scale = q.modulation(m, 3), *shift = q.modulation(m, 4);
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf sum[2] = {};
     for (int64_t c = 0; c < d; ++c) sum[c & 1] += load(s.residual + c * stride + v);
     const vf mean = (sum[0] + sum[1]) / static_cast<float>(d);
     for (int64_t c = 0; c < d; ++c) {
-      const float scale = q.w.norm2.weight[c] * (1.0f + gamma[c]);
-      store(s.up_input + c * stride + v, (load(s.residual + c * stride + v) - mean) * scale);
+      store(s.up_input + c * stride + v, (load(s.residual + c * stride + v) - mean) * scale[c]);
     }
   }
-  for (int64_t c = 0; c < d; ++c) {
-    s.up_input[c * stride + s.residuals] = q.w.norm2.bias[c] * (1.0f + gamma[c]) + beta[c];
-  }
-  product(f, d, lanes, {q.w.up.weight, d, 1, nullptr}, s.up_input, stride, s.up_low, stride);
+  for (int64_t c = 0; c < d; ++c) s.up_input[c * stride + s.residuals] = shift[c];
+  product(f, d, lanes, {q.w.up.weight, d}, s.up_input, stride, s.up_low, stride);
   for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
 }
 
@@ -227,12 +227,9 @@ static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t
       s.sine[a * kRows + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
     }
   }
-  if (s.low_rank) {
-    product(d, inputs, lanes, {s.basis_q + m * s.span, s.basis_stride, 1, q.w.query.bias}, s.query_input, kRows,
-            s.query, kRows);
-  } else {
-    product(d, d, lanes, matrix(q.w.query, d), s.query_input, kRows, s.query, kRows);
-  }
+  const Matrix by = s.low_rank ? Matrix{s.basis_q + m * s.span, s.basis_stride, q.w.query.bias}
+                               : Matrix{q.w.query.weight, d, q.w.query.bias};
+  product(d, inputs, lanes, by, s.query_input, kRows, s.query, kRows);
   rotate(q.p.sizes, s.query, kRows, s.cosine, s.sine, kRows, lanes);
 }
 
@@ -254,12 +251,12 @@ static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   const PolicyScratch& s = q.s;
   const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
   for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kRows) {
-    product(length, size, lanes, {s.key + h * size * s.stride, 1, s.stride, nullptr}, s.query + h * size * kRows, kRows,
-            s.scores, kRows);
+    product<true>(length, size, lanes, {s.key + h * size * s.stride, s.stride}, s.query + h * size * kRows, kRows,
+                  s.scores, kRows);
     vf inverse[2];
     for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
     const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
-    product(s.values, length, lanes, {values, s.stride, 1, nullptr}, s.scores, kRows, out, kRows);
+    product(s.values, length, lanes, {values, s.stride}, s.scores, kRows, out, kRows);
     for (int64_t a = 0; a < s.values; ++a) {
       for (int64_t v = 0; v < lanes; v += kLanes) {
         store(out + a * kRows + v, load(out + a * kRows + v) * inverse[v / kLanes]);
@@ -268,12 +265,12 @@ static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   }
 }
 
-// s.x (D, kRows) += (1 + alpha) * s.update.
-static void add_update(const PolicySequence& q, const float* alpha, int64_t lanes) {
+// s.x (D, kRows) += gate * s.update.
+static void add_update(const PolicySequence& q, const float* gate, int64_t lanes) {
   for (int64_t c = 0; c < q.p.sizes.hidden; ++c) {
     for (int64_t v = 0; v < lanes; v += kLanes) {
       float* x = q.s.x + c * kRows + v;
-      store(x, mul_add(load(q.s.update + c * kRows + v), splat(1.0f + alpha[c]), load(x)));
+      store(x, mul_add(load(q.s.update + c * kRows + v), splat(gate[c]), load(x)));
     }
   }
 }
@@ -290,12 +287,12 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
       store(s.mixed + k * kRows + v, splat(1.0f));
     }
     attend(q, lanes, s.mixed + (k + 1) * kRows);
-    product(d, s.residuals, lanes, {s.residual, s.residual_stride, 1, nullptr}, s.mixed, kRows, s.x, kRows);
+    product(d, s.residuals, lanes, {s.residual, s.residual_stride}, s.mixed, kRows, s.x, kRows);
     return;
   }
   attend(q, lanes, s.mixed);
-  product(d, k, lanes, matrix(q.w.confidence, k), s.confidence, kRows, s.x, kRows);
-  product(d, d, lanes, matrix(q.w.out, d), s.mixed, kRows, s.update, kRows);
+  product(d, k, lanes, {q.w.confidence.weight, k, q.w.confidence.bias}, s.confidence, kRows, s.x, kRows);
+  product(d, d, lanes, {q.w.out.weight, d, q.w.out.bias}, s.mixed, kRows, s.update, kRows);
   add_update(q, q.modulation(m, 2), lanes);
 }
 
@@ -303,7 +300,7 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
 static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn;
-  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4);
+  const float *scale = q.modulation(m, 3), *shift = q.modulation(m, 4);
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse;
     layer_statistics(s.x + v, d, kRows, &mean, &inverse);
@@ -313,19 +310,15 @@ static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes
     if (low) store(s.h + s.residuals * kRows + v, splat(1.0f));
     for (int64_t c = 0; !low && c < d; ++c) {
       const vf centred = (load(s.x + c * kRows + v) - mean) * inverse;
-      const vf normed = mul_add(centred, splat(q.w.norm2.weight[c]), splat(q.w.norm2.bias[c]));
-      store(s.h + c * kRows + v, mul_add(normed, splat(1.0f + gamma[c]), splat(beta[c])));
+      store(s.h + c * kRows + v, mul_add(centred, splat(scale[c]), splat(shift[c])));
     }
   }
-  if (low) {
-    product(f, s.residuals + 1, lanes, {s.up_low, s.residual_stride, 1, nullptr}, s.h, kRows, s.ffn, kRows);
-  } else {
-    product(f, d, lanes, matrix(q.w.up, d), s.h, kRows, s.ffn, kRows);
-  }
+  const Matrix up = low ? Matrix{s.up_low, s.residual_stride} : Matrix{q.w.up.weight, d, q.w.up.bias};
+  product(f, low ? s.residuals + 1 : d, lanes, up, s.h, kRows, s.ffn, kRows);
   for (int64_t c = 0; c < f; ++c) {
     for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kRows + v, gelu(load(s.ffn + c * kRows + v)));
   }
-  product(d, f, lanes, matrix(q.w.down, f), s.ffn, kRows, s.update, kRows);
+  product(d, f, lanes, {q.w.down.weight, f, q.w.down.bias}, s.ffn, kRows, s.update, kRows);
   add_update(q, q.modulation(m, 5), lanes);
 }
 

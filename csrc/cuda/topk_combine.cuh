@@ -91,11 +91,9 @@ UNMASK_DEVICE int count_greater(const uint64_t* list, int n, uint64_t key) {
   int low = 0, high = n;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (list[middle] > key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+    const bool greater = list[middle] > key;
+    low = greater ? middle + 1 : low;
+    high = greater ? high : middle;
   }
   return low;
 }
