@@ -21,24 +21,34 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
     "topk_confidence": 110,
-    "policy_forward": 40,
-    "step": 120,
-    "graphs": 130,
-    "lm_head": 40,
-    "generation": 40,
-    "rollouts": 90,
+    "policy_forward": 110,
+    "step": 110,
+    "graphs": 110,
+    "lm_head": 30,
+    "generation": 30,
+    "rollouts": 60,
 }
 """Seconds that each may take, in the order in which they run; one that is stopped keeps the rows it has."""
 RESERVE = 5.0
 """Seconds kept back to write the summary."""
 FAILED = ("failed", "timed out", "skipped")
+VERSIONS = """
+import json, sys, torch
+ok = torch.cuda.is_available()
+p = torch.cuda.get_device_properties(0) if ok else None
+print(json.dumps({
+    "device": p.name if ok else "none", "capability": f"{p.major}{p.minor}" if ok else "",
+    "multiprocessors": p.multi_processor_count if ok else 0,
+    "python": sys.version.split()[0], "torch": torch.__version__, "torch_cuda": torch.version.cuda,
+}))
+"""
 
 
 @dataclass
@@ -51,23 +61,18 @@ class Result:
     seconds: float
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.status:11} {self.seconds:4.0f} s  {self.name:22} {self.detail[:110]}"
+
 
 def describe_machine() -> dict[str, str]:
     """Device, versions and commit; each "unknown" rather than an error."""
-    info = {"commit": _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])}
-    code = (
-        "import json, sys, torch; ok = torch.cuda.is_available();"
-        "p = torch.cuda.get_device_properties(0) if ok else None;"
-        "print(json.dumps({'python': sys.version.split()[0], 'torch': torch.__version__,"
-        "'torch_cuda': str(torch.version.cuda), 'device': p.name if ok else 'none',"
-        "'capability': f'{p.major}{p.minor}' if ok else '',"
-        "'multiprocessors': str(p.multi_processor_count) if ok else ''}))"
-    )
-    answer = _output([sys.executable, "-c", code])
+    answer = _output([sys.executable, "-c", VERSIONS])
     try:
-        info.update(json.loads(answer.splitlines()[-1]))
-    except (ValueError, IndexError):
-        info.update({"device": "unknown", "capability": "", "torch": answer[-200:]})
+        info = json.loads(answer.splitlines()[-1])
+    except ValueError:
+        info = {"device": "unknown", "capability": "", "torch": answer[-200:]}
+    info["commit"] = _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
     info["driver"] = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     info["nvcc"] = _output([_tool("nvcc"), "--version"]).splitlines()[-1]
     return info
@@ -84,10 +89,8 @@ def _output(command: list[str]) -> str:
 def _tool(name: str) -> str:
     """Path of a program of the toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    for folder in (Path(home) / "bin" for home in homes if home):
-        if (folder / name).exists():
-            return str(folder / name)
-    return shutil.which(name) or name
+    found = [Path(home) / "bin" / name for home in homes if home]
+    return next((str(path) for path in found if path.exists()), shutil.which(name) or name)
 
 
 class Check:
@@ -117,9 +120,8 @@ class Check:
             return self.note(Result(name, "skipped", 0.0, "no time left"))
         started = time.monotonic()
         log = self.logs / f"{name.replace(' ', '-')}.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         try:
-            status = self._wait(command, left, environment, log)
+            status = self._wait(command, left, {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}, log)
         except OSError as error:
             status = "failed"
             log.write_text(f"{command[0]}: {error}\n")
@@ -145,23 +147,17 @@ class Check:
                     process.wait()
 
     def note(self, result: Result, log: list[str] | None = None) -> bool:
+        """Add a result, and save all of them: whatever stops the check later, this much is known."""
         self.results.append(result)
-        self.save()  # after every step: whatever stops the check later, this much is known
-        print(line(result), flush=True)
+        steps = [asdict(result) for result in self.results]
+        self.summary.write_text(json.dumps({"machine": self.machine, "steps": steps}, indent=2) + "\n")
+        print(result, flush=True)
         if result.status in FAILED and log:
             print("\n".join(f"   | {text[:160]}" for text in log[-12:]), flush=True)
         return result.status == "passed"
 
-    def save(self) -> None:
-        rows = [asdict(result) for result in self.results]
-        self.summary.write_text(json.dumps({"machine": self.machine, "steps": rows}, indent=2) + "\n")
-
     def failures(self) -> int:
         return sum(result.status in FAILED for result in self.results)
-
-
-def line(result: Result) -> str:
-    return f"{result.status:11} {result.seconds:4.0f} s  {result.name:22} {result.detail[:110]}"
 
 
 def build(check: Check) -> None:
@@ -188,33 +184,33 @@ def tests(check: Check) -> None:
         "-m",
         "cuda",
     ]
+    graphs = "tests/sampling/test_graphs.py"
     check.run("tests of the ops", [*pytest, "tests/ops"], 110)
-    check.run("tests of graphs", [*pytest, "tests/sampling/test_graph_cuda.py"], 120)
-    rest = ["--ignore=tests/ops", "--ignore=tests/sampling/test_graph_cuda.py", "--continue-on-collection-errors"]
+    check.run("tests of graphs", [*pytest, graphs], 120)
+    rest = ["--ignore=tests/ops", f"--ignore={graphs}", "--continue-on-collection-errors"]
     check.run("other tests", [*pytest, *rest, "tests"], 80)
 
 
 def benchmarks(check: Check) -> None:
+    """All suites in full, operations with a warm and with a flushed cache."""
     for suite, limit in SUITES.items():
         rows = check.folder / f"{suite}.csv"
-        before = rows.stat().st_mtime_ns if rows.exists() else 0
-        program = [sys.executable, f"benchmarks/bench_{suite}.py", "--device", "cuda", "--seconds", "0.5"]
-        check.run(f"bench {suite}", program, limit, {"COLUMNS": "160"})
-        if rows.exists() and rows.stat().st_mtime_ns > before:
+        rows.unlink(missing_ok=True)
+        options = ["--full", "--device", "cuda", "--seconds", "0.5", "--output", str(rows)]
+        check.run(f"bench {suite}", [sys.executable, "-m", "unmask", "bench", suite, *options], limit)
+        if rows.exists():
             print("\n".join(f"   | {text}" for text in measured(rows)), flush=True)
 
 
-def measured(path: Path) -> list[str]:
+def measured(path: Path) -> Iterator[str]:
     """What the library took, one line for each comparison."""
-    lines = []
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["contender"] == "unmask":
+                took = f"{float(row['seconds']) * 1e6:10.1f} us" if row["seconds"] else row["note"]
                 share = f"{float(row['limit_share']):.0%} of {row['limit']}" if row["limit_share"] else ""
-                goal = f"(goal {row['goal']}x)" if row["goal"] else ""
-                found = f"{float(row['seconds']) * 1e6:10.1f} us {row['ratio']:>6}x {goal} {share}"
-                lines.append(f"{found}  {row['name']}: {row['setting'][:60]}")
-    return lines
+                ratio = f"{row['ratio']}x" if row["ratio"] else ""
+                yield f"{took} {ratio:>7}  {row['name']}: {row['setting'][:60]}  {share}  {row['goal']}".rstrip()
 
 
 def sanitizer(check: Check) -> None:
@@ -238,34 +234,8 @@ def sanitizer(check: Check) -> None:
     check.run("sanitizer initcheck", [*watch, "initcheck", *program], 70, environment, otherwise="noted")
 
 
-PARTS: dict[str, Callable[[Check], None]] = {
-    "build": build,
-    "tests": tests,
-    "benchmarks": benchmarks,
-    "sanitizer": sanitizer,
-}
+PARTS: dict[str, Callable[[Check], None]] = {part.__name__: part for part in (build, tests, benchmarks, sanitizer)}
 """In the order in which they run: whether results are right comes before how fast they are."""
-
-
-def attempt(check: Check, part: Callable[[Check], None]) -> None:
-    """A part that cannot even be started counts as one failed step."""
-    try:
-        part(check)
-    except Exception as error:
-        check.note(Result(part.__name__, "failed", 0.0, f"{type(error).__name__}: {error}"))
-
-
-def summarise(check: Check) -> None:
-    print("\n" + "  ".join(f"{key} {value}" for key, value in check.machine.items()))
-    print("\n".join(line(result) for result in check.results))
-    print(f"{check.failures()} of {len(check.results)} steps did not pass; logs are in {check.logs}")
-
-
-def pack(folder: Path, archive: Path) -> None:
-    """Rows, logs and summaries in one file."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(folder, arcname=folder.name)
 
 
 def main() -> int:
@@ -284,16 +254,22 @@ def main() -> int:
     if machine["device"] in ("none", "unknown"):
         print("torch sees no CUDA device here: nothing to check", file=sys.stderr)
         return 2
-    slug = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    folder = ROOT / "benchmarks" / "results" / slug
+    folder = ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     check = Check(folder, parts, arguments.budget - (time.monotonic() - started), machine)
     try:
         for part in parts:
-            attempt(check, PARTS[part])
+            try:
+                PARTS[part](check)
+            except Exception as error:  # a part that cannot even be started counts as one failed step
+                check.note(Result(part, "failed", 0.0, f"{type(error).__name__}: {error}"))
     finally:
-        summarise(check)
+        print("\n" + "  ".join(f"{key} {value}" for key, value in machine.items()))
+        print("\n".join(map(str, check.results)))
+        print(f"{check.failures()} of {len(check.results)} steps did not pass; logs are in {check.logs}")
         if arguments.archive:
-            pack(folder, arguments.archive)
+            arguments.archive.parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(arguments.archive, "w:gz") as file:
+                file.add(folder, arcname=folder.name)
     return min(check.failures(), 100)
 
 

@@ -13,6 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Defined by libtorch_cuda; absent (null) where torch is a CPU build. Its header is for CUDA builds only.
@@ -69,16 +70,14 @@ inline std::ostream& operator<<(std::ostream& text, const Device& device) {
 }
 
 inline const char* dtype_name(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Bool: return "bool";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    default: return "another dtype";
+  constexpr std::pair<ScalarType, const char*> kNames[] = {
+      {ScalarType::Bool, "bool"},     {ScalarType::Int, "int32"},         {ScalarType::Long, "int64"},
+      {ScalarType::Half, "float16"},  {ScalarType::BFloat16, "bfloat16"}, {ScalarType::Float, "float32"},
+      {ScalarType::Double, "float64"}};
+  for (const auto& [value, name] : kNames) {
+    if (value == dtype) return name;
   }
+  return "another dtype";
 }
 
 // The dtype of tensors whose elements the kernels see as T.
@@ -134,8 +133,8 @@ class Arguments {
 
 // Uninitialised contiguous tensor on the device of `reference`.
 inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& reference) {
-  return torch::stable::new_empty(
-      reference, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
+  return torch::stable::new_empty(reference, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
+                                  dtype);
 }
 
 template <typename T>

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+collect_ignore = ["ptx"]  # run by a tool that emulates a GPU, whose tests have the same names as those of the ops
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "training": JUDGING,
     "integrations": JUDGING,
     "pretraining": {"models", "tasks", "commit"},
-    "benchmarking": DECODING | {"training"},
+    "benchmarking": DECODING | {"commit"},
     "testing": set(),
     "plots": set(),
     "cli": JUDGING | {"training", "integrations", "plots", "pretraining", "benchmarking"},

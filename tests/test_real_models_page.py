@@ -63,7 +63,7 @@ STAND_INS = {
 FILES = " ".join(f"{name}.path=data/{name}.jsonl" for name in ("gsm8k", "math500", "humaneval", "mbpp"))
 SMALL_RUN = (
     "task_options='{gsm8k.train_path: data/gsm8k.jsonl, math.train_path: data/math.jsonl, grading: strict}' "
-    "model=models/GSAI-ML/LLaDA-8B-Instruct dtype=float32 max_steps=1 max_completion_length=16 num_generations=2 "
+    "model=models/GSAI-ML/LLaDA-8B-Instruct dtype=float32 iterations=1 max_completion_length=16 num_generations=2 "
     "per_device_train_batch_size=4"
 )
 SUBSTITUTIONS: list[tuple[str, str]] = [

@@ -14,46 +14,6 @@ constexpr int64_t kMaxGroup = 8;
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-struct PolicyLinear {
-  const float* weight;
-  const float* bias;
-};
-
-// The packed buffer, taken apart in the order of ops/policy_forward.h.
-struct PolicyWeightView {
-  const float *frequencies, *mask_embedding;
-  PolicyLinear time_in, time_out, confidence, norm1, ada, query, key, value, out, norm2, up, down, final_norm, output;
-
-  PolicyWeightView(const float* p, const PolicySizes& s) {
-    const int64_t d = s.hidden;
-    auto take = [&p](int64_t count) {
-      const float* start = p;
-      p += count;
-      return start;
-    };
-    auto linear = [&take](int64_t rows, int64_t columns) {
-      const float* weight = take(rows * columns);
-      return PolicyLinear{weight, take(rows)};
-    };
-    frequencies = take(d / 2);
-    mask_embedding = take(2 * d);
-    time_in = linear(d, d);
-    time_out = linear(d, d);
-    confidence = linear(d, s.confidences);
-    norm1 = linear(d, 1);
-    ada = linear(6 * d, d);
-    query = linear(d, d);
-    key = linear(d, d);
-    value = linear(d, d);
-    out = linear(d, d);
-    norm2 = linear(d, 1);
-    up = linear(s.ffn, d);
-    down = linear(d, s.ffn);
-    final_norm = linear(d, 1);
-    output = linear(1, d);
-  }
-};
-
 // Cosines and sines of the rotary embedding: row i (of head size / 2) holds frequency i for positions 0, 1, 2, ...
 struct RotaryTable {
   const float* cosine;

@@ -1,200 +1,395 @@
-// policy_forward on CUDA: one launch. On devices with clusters up to eight blocks share a sequence: each reads its share
-// of every weight matrix and of the keys, and owns every eighth of the rows that need a logit; small vectors are
-// published to all blocks' shared memory, partial sums are collected from it. Elsewhere one block does it all.
-#include <math.h>
-
-#include "policy_attention.cuh"
+// policy_forward on CUDA: six kernels, one stage of the network each, over tiles of 16 rows on all multiprocessors.
+// Where the device can, a kernel starts before those in front of it have ended, copies weights to shared memory, and
+// then waits for what they compute.
+#include "policy_work.cuh"
 
 namespace unmask {
 namespace cuda {
 namespace {
 
-// This block's feed-forward units: its part of linear2's output for all rows of the chunk.
-UNMASK_DEVICE void feed_forward(const PolicyBlock& s, int rows) {
-  const PolicyShared& m = s.work.shared;
-  const PolicyOffsets& o = s.work.offset;
-  const int d = s.d, f = static_cast<int>(s.work.params.sizes.ffn);
-  const int begin = unit_share(s, s.rank), units = unit_share(s, s.rank + 1) - begin;
-  const bool staged = m.linear1 >= 0;
-  const float* linear1 = staged ? s.at(m.linear1) : s.weight(o.linear1) + begin * d;
-  const float* linear2 = staged ? s.at(m.linear2) : s.weight(o.linear2) + begin;
-  const int stride1 = staged ? d + 4 : d, stride2 = staged ? (f / 4 + s.team - 1) / s.team * 4 + 4 : f;
-  if (units == 0) {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < rows * d; i += kPolicyThreads) s.at(m.out)[i] = 0.0f;
-  }
-  for (int first = 0; first < units; first += kHidden) {
-    const int now = units - first < kHidden ? units - first : kHidden;
-    product(s.at(m.h2), d + 4, rows, linear1 + first * stride1, stride1, now, d, s.at(m.scratch), m.scratch_floats,
-            [&](int row, int unit, float sum) {
-              s.at(m.units)[row * (kHidden + 4) + unit] = gelu(sum + s.weight(o.linear1 + f * d)[begin + first + unit]);
-            });
-    __syncthreads();
-    product(s.at(m.units), kHidden + 4, rows, linear2 + first, stride2, d, now, s.at(m.scratch), m.scratch_floats,
-            [&](int row, int channel, float sum) {
-              float* to = s.at(m.out) + row * d + channel;
-              *to = first == 0 ? sum : *to + sum;
-            });
-    __syncthreads();
-  }
-}
+constexpr int kRowThreads = 32 * kRows;  // a warp for each row of a tile
+constexpr int kTileThreads = 256;
+constexpr int kOutputThreads = 128;
 
-// Logits of the owned rows.
-UNMASK_DEVICE void finish_rows(const PolicyBlock& s, int chunk, int rows) {
-  const PolicyShared& m = s.work.shared;
-  const PolicyOffsets& o = s.work.offset;
-  const int d = s.d, f = static_cast<int>(s.work.params.sizes.ffn), owned = owned_rows(s, rows);
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int* masks = reinterpret_cast<const int*>(s.at(m.query_mask));
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < owned * d; i += kPolicyThreads) {
-    const int slot = i / d * s.team + s.rank, channel = i % d;
-    float sum = s.weight(o.linear2 + d * f)[channel], parts[kMaxTeam];
-#pragma unroll
-    for (int t = 0; t < kMaxTeam; ++t) {
-      parts[t] = t < s.team ? *cluster_map(s.at(m.out) + slot * d + channel, static_cast<unsigned>(t)) : 0.0f;
-    }
-#pragma unroll
-    for (int t = 0; t < kMaxTeam; ++t) sum += parts[t];
-    s.at(m.x1)[i] = fmaf(sum, 1.0f + modulation(s, masks[slot] != 0, 5)[channel], s.at(m.x1)[i]);
+// 1. ada(cond) of up to 8 sequences for both masks: a share of its outputs. Every block computes the layers before it:
+// to wait for another one would take longer.
+UNMASK_DEVICE void condition(const PolicyWork& s, int group, int share) {
+  const int d = s.d, stride = row_stride(d), last = s.batch - 1;
+  float *a = shared_floats(), *b = a + kRows * stride;
+  const auto sequence = [&](int row) { return min(group * kGroup + row % kGroup, last); };
+  for (int i = static_cast<int>(threadIdx.x); i < kGroup * d / 2; i += kRowThreads) {
+    const int row = i / (d / 2), c = i % (d / 2);
+    const float2 angle = angle_of(static_cast<double>(s.p.time[sequence(row)]) * s.w.frequencies[c]);
+    a[row * stride + c] = angle.x;
+    a[row * stride + d / 2 + c] = angle.y;
   }
   __syncthreads();
-#pragma unroll 1
-  for (int row = warp; row < owned; row += kPolicyWarps) {
-    const int slot = row * s.team + s.rank;
-    float x[kPerLane];
-#pragma unroll
-    for (int e = 0; e < kPerLane; ++e) x[e] = lane + 32 * e < d ? s.at(m.x1)[row * d + lane + 32 * e] : 0.0f;
-    normalise(x, d);
-    float sum = 0.0f;
-#pragma unroll
-    for (int e = 0; e < kPerLane; ++e) {
-      const int channel = lane + 32 * e;
-      if (channel >= d) continue;
-      const float normal = fmaf(x[e], s.weight(o.final_norm)[channel], s.weight(o.final_norm)[d + channel]);
-      sum = fmaf(normal, s.weight(o.output)[channel], sum);
+  product<4>(a, stride, s.w.time_in.weight, d, d, d, [&](int row, int c, float x, float y) {
+    const float* bias = s.w.time_in.bias + c;
+    if (row < kGroup) store2(b + row * stride + c, silu(x + bias[0]), silu(y + bias[1]));
+  });
+  __syncthreads();
+  product<4>(b, stride, s.w.time_out.weight, d, d, d, [&](int row, int c, float x, float y) {
+    if (row >= kGroup) return;
+    const float *bias = s.w.time_out.bias + c, *extra = s.p.cond ? s.p.cond + sequence(row) * d + c : nullptr;
+    for (int mask = 0; mask < 2; ++mask) {
+      const float* to_add = s.w.mask_embedding + mask * d + c;
+      store2(a + (mask * kGroup + row) * stride + c, x + bias[0] + to_add[0] + (extra ? extra[0] : 0.0f),
+             y + bias[1] + to_add[1] + (extra ? extra[1] : 0.0f));
     }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-      s.work.params.logits[s.sequence * s.work.params.length + s.selected()[chunk + slot]] = sum + s.weight(o.output)[d];
+  });
+  __syncthreads();
+  const int eights = 6 * d / 8, begin = eights * share / s.shares * 8, end = eights * (share + 1) / s.shares * 8;
+  product<4>(a, stride, s.w.ada.weight + begin * d, d, end - begin, d, [&](int row, int c, float x, float y) {
+    if (group * kGroup + row % kGroup > last) return;
+    const float* bias = s.w.ada.bias + begin + c;
+    store2(s.ada + (sequence(row) * 2 + row / kGroup) * 6 * d + begin + c, x + bias[0], y + bias[1]);
+  });
+}
+
+// 1. By one block: the slots, and -inf to the logits that are not needed. A warp takes a sequence.
+UNMASK_DEVICE void list_rows(const PolicyWork& s) {
+  int* counts = reinterpret_cast<int*>(shared_floats());  // tiles of each sequence
+  const auto wanted = [&](int position) { return !s.p.select || s.p.select[position] != 0; };
+  for (int b = warp_id(); b < s.batch; b += kRows) {
+    int count = 0;
+#pragma unroll 4
+    for (int i = lane_id(); i < s.length; i += 32) count += wanted(b * s.length + i) ? 1 : 0;
+    count = __reduce_add_sync(kFullWarp, count);
+    if (lane_id() == 0) counts[b] = (count + kRows - 1) / kRows;
+  }
+  __syncthreads();
+  for (int b = warp_id(); b < s.batch; b += kRows) {
+    int before = 0, total = 0;
+    for (int i = lane_id(); i < b; i += 32) before += counts[i];
+    int* rows = s.rows + __reduce_add_sync(kFullWarp, before) * kRows;
+#pragma unroll 4
+    for (int first = 0; first < s.length; first += 32) {
+      const bool inside = first + lane_id() < s.length;
+      const int position = b * s.length + first + lane_id();
+      const bool listed = inside && wanted(position);
+      const unsigned ballot = __ballot_sync(kFullWarp, listed);
+      if (listed) rows[total + __popc(ballot & ((1u << lane_id()) - 1))] = 2 * position + (s.p.mask[position] != 0);
+      if (inside && !listed) s.p.logits[position] = -INFINITY;
+      total += __popc(ballot);
     }
+    __syncwarp();
+    int* end = s.rows + s.tiles * kRows;
+    for (int i = total + lane_id(); i < counts[b] * kRows; i += 32) rows[i] = ~rows[total - 1];
+    for (int i = counts[b] * kRows + lane_id(); b == s.batch - 1 && rows + i < end; i += 32) rows[i] = kNone;
   }
 }
 
-template <bool kBasis>
-__global__ void __launch_bounds__(kPolicyThreads, 1) policy_kernel(const __grid_constant__ PolicyWork work) {
-  // The wait before anything is published: by then all blocks have started. It says no more, nothing is written yet.
-  cluster_arrive_relaxed();
-  const PolicySizes& z = work.params.sizes;
-  const int team = work.team, rank = static_cast<int>(blockIdx.x) % team;
-  const int64_t sequence = static_cast<int>(blockIdx.x) / team;
-  const int head_size = static_cast<int>(z.hidden / z.heads);
-  PolicyBlock s{work,
-                reinterpret_cast<float*>(dynamic_shared()),
-                rank,
-                team,
-                sequence,
-                static_cast<int>(z.hidden),
-                static_cast<int>(z.heads),
-                head_size,
-                (head_size + 3) / 4 * 4,
-                static_cast<int>(z.confidences),
-                0};
-  start_copies(s);
-  prepare(s);
-  s.count = list_selected(s);
-  if (s.count == 0) {  // in every block of the team
+// 1. What the network reads of 16 positions: a row for each warp.
+UNMASK_DEVICE void embed(const PolicyWork& s, int tile) {
+  const int d = s.d, k = s.k, stride = k | 1;  // odd: neighbouring channels are in different banks
+  float *w = shared_floats(), x[kPerLane] = {};
+  for (int i = static_cast<int>(threadIdx.x); i < d * k; i += kRowThreads) {
+    w[i / k * stride + i % k] = s.w.confidence.weight[i];
+  }
+  __syncthreads();
+  const int64_t position = tile * kRows + warp_id(), at = position * d;
+  if (position >= s.batch * s.length) return;
+#pragma unroll 4
+  for (int j = 0; j < k; ++j) {
+    const float confidence = s.p.confidence[position * k + j];
+    for_channels(d, [&](int e, int c) { x[e] = fmaf(confidence, w[c * stride + j], x[e]); });
+  }
+  for_channels(d, [&](int e, int c) {
+    x[e] += s.w.confidence.bias[c];
+    s.x[at + c] = x[e];
+  });
+  normalise(x, d);
+  for_channels(d, [&](int e, int c) { s.normal[at + c] = fmaf(x[e], s.w.norm1.weight[c], s.w.norm1.bias[c]); });
+}
+
+// 1. Conditioning, slots and inputs beside each other.
+__global__ void __launch_bounds__(kRowThreads, 1) begin_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  const int lines = static_cast<int>(s.w.output.bias - s.p.weights) / 32;  // of 128 bytes
+  for (unsigned i = blockIdx.x * kRowThreads + threadIdx.x; i < lines; i += gridDim.x * kRowThreads) {
+    prefetch_l2(s.p.weights + i * 32);  // the model that ran before has driven them out
+  }
+  const int conditioning = s.groups * s.shares, block = block_id();
+  if (block < conditioning) {
+    condition(s, block / s.shares, block % s.shares);
+  } else if (block == conditioning) {
+    list_rows(s);
+  } else {
+    embed(s, block - conditioning - 1);
+  }
+}
+
+// 2. Keys and values of all positions, queries of the slots. A block keeps 64 columns of a weight matrix.
+__global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  const int block = block_id(), d = s.d, stride = row_stride(d), per = (d + kColumns - 1) / kColumns;
+  const int which = block % (3 * per) / per, first = block % per * kColumns, columns = min(kColumns, d - first);
+  const PolicyLinear w = which == 0 ? s.w.query : which == 1 ? s.w.key : s.w.value;
+  float *a = shared_floats(), *b = a + kRows * stride, *bias = b + kColumns * stride;
+  stage(b, columns, d, [&](int r) { return w.weight + (first + r) * d; });
+  stage(bias, 1, columns, [&](int) { return w.bias + first; });
+  commit_copies();
+  wait_for_launches();
+  for (int tile = block / (3 * per); tile < s.tiles; tile += block_count() / (3 * per)) {
+    const int row0 = tile * kRows, sequence = row0 / s.padded, start = row0 % s.padded;
+    if (which == 0 && s.rows[row0] == kNone) break;
+    const auto row = [&](int r) {  // beyond a sequence's end the last one again
+      const int position = sequence * s.length + min(start + r, s.length - 1);
+      return which == 0 ? s.row_of(row0 + r) : 2 * position + (s.p.mask[position] != 0);
+    };
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * d / 4; i += kTileThreads) {
+      const int r = i / (d / 4), c = i % (d / 4) * 4, at = row(r);
+      const float *ada = s.modulation(at, 0) + c, *from = s.normal + static_cast<int64_t>(at / 2) * d + c;
+      const float4 x = load4(from), gamma = load4(ada), beta = load4(ada + d);
+      store2(a + r * stride + c, fmaf(x.x, 1.0f + gamma.x, beta.x), fmaf(x.y, 1.0f + gamma.y, beta.y));
+      store2(a + r * stride + c + 2, fmaf(x.z, 1.0f + gamma.z, beta.z), fmaf(x.w, 1.0f + gamma.w, beta.w));
+    }
     wait_copies<0>();
-    return;
-  }
-  __syncthreads();
-  if (kBasis) column_means(s);
-  for (int chunk = 0; chunk < s.count; chunk += work.shared.rows) {
-    const int rows = s.count - chunk < work.shared.rows ? s.count - chunk : work.shared.rows;
-    start_chunk<kBasis>(s, chunk, rows);
-    if (chunk == 0) {
-      cluster_wait();
-      __syncthreads();
-      condition(s);
-      if (kBasis) {
-        project_basis(s);
-      } else {
-        project_positions(s);
+    __syncthreads();
+    product(a, stride, b, stride, columns, d, [&](int r, int c, float x, float y) {
+      x += bias[c];
+      y += bias[c + 1];
+      c += first;
+      if (which == 2) {
+        float* to = s.value + (static_cast<int64_t>(sequence) * d + c) * s.padded + start + r;
+        to[0] = x;
+        to[s.padded] = y;
+        return;
       }
-      wait_copies<0>();  // visible to the block after the barriers of attend()
-    } else {
+      const float scale = which == 0 ? 1.4426950408889634f / sqrtf(static_cast<float>(s.head)) : 1.0f;
+      const float2 angle = angle_of(static_cast<double>(row(r) / 2 % s.length) * s.rotary[c % s.head / 2]);
+      float* to = (which == 0 ? s.query : s.key) + static_cast<int64_t>(row0 + r) * d + c;
+      store2(to, (x * angle.x - y * angle.y) * scale, (x * angle.y + y * angle.x) * scale);
+    });
+  }
+  wait_copies<0>();
+}
+
+// 3. By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is
+// the factor of what was summed before.
+UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
+  const int lane = lane_id();
+  const float first = lane < count ? scores[lane] : -INFINITY;
+  const float second = lane + 32 < count ? scores[lane + 32] : -INFINITY;
+  const float now = fmaxf(scale->x, warp_max(fmaxf(first, second))), factor = exp2_fast(scale->x - now);
+  const float a = exp2_fast(first - now), b = exp2_fast(second - now);
+  if (lane < count) scores[lane] = a;
+  if (lane + 32 < count) scores[lane + 32] = b;
+  *scale = make_float2(now, fmaf(scale->y, factor, warp_sum(a + b)));
+  return factor;
+}
+
+// 3. Attention of a tile of slots, for one head and a share of the keys.
+__global__ void __launch_bounds__(kTileThreads, 2) attend_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  const int per_tile = s.heads * s.splits, key_tiles = (s.padded + s.keys - 1) / s.keys;
+  wait_for_launches();
+  for (int task = block_id(); task < s.tiles * per_tile; task += block_count()) {
+    const int row0 = task / per_tile * kRows, head = task % per_tile / s.splits, split = task % s.splits;
+    if (s.rows[row0] == kNone) break;
+    const int low = head * s.head / 16 * 16, span = (head * s.head + s.head + 15) / 16 * 16 - low;
+    const int64_t sequence = s.rows[row0] / 2 / s.length, out = static_cast<int64_t>(split) * s.tiles * kRows + row0;
+    const auto mine = [&](int c) { return (low + c) / s.head == head; };
+    const int stride = row_stride(span), begin = key_tiles * split / s.splits, end = key_tiles * (split + 1) / s.splits;
+    float *q = shared_floats(), *k = q + kRows * stride, *v = k + s.keys * stride;
+    float2 scale[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};  // of rows 2 w and 2 w + 1
+    for (int t = begin; t < end; ++t) {
+      const int first = t * s.keys, count = min(s.keys, s.padded - first), key_stride = row_stride(count);
+      const float* keys = s.key + (sequence * s.padded + first) * s.d + low;
+      const float* values = s.value + (sequence * s.d + low) * s.padded + first;
+      float *weights = v + span * key_stride, *factors = weights + kRows * key_stride;
+      stage(k, count, span, [&](int r) { return keys + r * s.d; });
+      stage(v, span, count, [&](int r) { return values + static_cast<int64_t>(r) * s.padded; });
+      commit_copies();
+      for (int i = static_cast<int>(threadIdx.x); i < kRows * span; i += kTileThreads) {
+        const int r = i / span, c = i % span;  // zeros keep other heads' channels out
+        q[r * stride + c] = mine(c) ? s.query[static_cast<int64_t>(row0 + r) * s.d + low + c] : 0.0f;
+      }
+      wait_copies<0>();
+      __syncthreads();
+      product(q, stride, k, stride, count, span, [&](int r, int c, float x, float y) {
+        const int left = s.length - first - c;
+        store2(weights + r * key_stride + c, left > 0 ? x : -INFINITY, left > 1 ? y : -INFINITY);
+      });
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = 2 * warp_id() + i;
+        const float factor = attention_weights(weights + row * key_stride, count, &scale[i]);
+        if (lane_id() == 0) factors[row] = factor;
+        if (lane_id() == 0 && t == end - 1) s.scales[(out + row) * s.heads + head] = scale[i];
+      }
+      __syncthreads();
+      product(weights, key_stride, v, key_stride, span, count, [&](int r, int c, float x, float y) {
+        if (!mine(c)) return;
+        float* to = s.sums + (out + r) * s.d + low + c;
+        if (t > begin) x = fmaf(to[0], factors[r], x), y = fmaf(to[1], factors[r], y);
+        store2(to, x, y);
+      });
       __syncthreads();
     }
-    attend<kBasis>(s, chunk, rows);
-    s.sync();
-    finish_attention<kBasis>(s, rows);
-    s.sync();
-    feed_forward(s, rows);
-    s.sync();
-    finish_rows(s, chunk, rows);
+  }
+}
+
+// 4. Attention's output, a channel of a slot: the splits' sums, brought to a common maximum.
+UNMASK_DEVICE float attended(const PolicyWork& s, int64_t slot, int channel) {
+  float top = -INFINITY, sum = 0.0f, total = 0.0f;
+#pragma unroll 4
+  for (int split = 0; split < s.splits; ++split, slot += s.tiles * kRows) {
+    const float2 scale = s.scales[slot * s.heads + channel / s.head];
+    const float now = fmaxf(top, scale.x), before = exp2_fast(top - now), factor = exp2_fast(scale.x - now);
+    sum = fmaf(s.sums[slot * s.d + channel], factor, sum * before);
+    total = fmaf(scale.y, factor, total * before);
+    top = now;
+  }
+  return sum / total;
+}
+
+// 4. The residual stream after attention, and the feed-forward's input: a warp for each slot of a tile.
+__global__ void __launch_bounds__(kRowThreads, 1) mix_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  const int d = s.d, stride = row_stride(d), row = warp_id() * stride;
+  float *a = shared_floats(), *out = a + kRows * stride, *copy = out + kRows * stride;
+  const bool staged = d <= kMostStaged;
+  if (staged) stage(copy, d, d, [&](int r) { return s.w.out.weight + r * d; });
+  commit_copies();
+  wait_for_launches();
+  for (int tile = block_id(); tile < s.tiles; tile += block_count()) {
+    if (s.rows[tile * kRows] == kNone) break;
+    const int64_t slot = tile * kRows + warp_id(), to = slot * d;
+    const int which = s.row_of(tile * kRows + warp_id());
+    const float *ada = s.modulation(which, 2), *from = s.x + static_cast<int64_t>(which / 2) * d;
+    // All that the row needs later is asked for now.
+    float x[kPerLane], alpha[kPerLane], scale[kPerLane], shift[kPerLane];
+    for_channels(d, [&](int e, int c) {
+      a[row + c] = attended(s, slot, c);
+      alpha[e] = 1.0f + ada[c];
+      x[e] = fmaf(s.w.out.bias[c], alpha[e], from[c]);
+      scale[e] = s.w.norm2.weight[c] * (1.0f + ada[d + c]);
+      shift[e] = fmaf(s.w.norm2.bias[c], 1.0f + ada[d + c], ada[2 * d + c]);
+    });
+    wait_copies<0>();
     __syncthreads();
+    product(a, stride, staged ? copy : s.w.out.weight, staged ? stride : d, d, d,
+            [&](int r, int c, float even, float odd) { store2(out + r * stride + c, even, odd); });
+    __syncthreads();
+    for_channels(d, [&](int e, int c) {
+      x[e] = fmaf(out[row + c], alpha[e], x[e]);
+      s.residual[to + c] = x[e];
+    });
+    normalise(x, d);
+    for_channels(d, [&](int e, int c) { s.hidden[to + c] = fmaf(x[e], scale[e], shift[e]); });
   }
-  // Nobody leaves while others still read its shared memory. Nothing is written for them any more, and what this block
-  // read of theirs was there before the barrier above, in finish_rows() it went into sums.
-  cluster_arrive_relaxed();
-  cluster_wait();
+  wait_copies<0>();
 }
 
-auto kernel_for(const PolicyWork& work) { return work.basis ? policy_kernel<true> : policy_kernel<false>; }
-
-LaunchShape launch_shape(const PolicyWork& work, int64_t batch, void* stream) {
-  LaunchShape shape = {};
-  shape.grid_x = static_cast<unsigned>(batch * work.team);
-  shape.grid_y = 1;
-  shape.threads = kPolicyThreads;
-  shape.cluster = static_cast<unsigned>(work.team);
-  shape.shared_bytes = work.shared.total * static_cast<int>(sizeof(float));
-  shape.stream = stream;
-  return shape;
-}
-
-// Fills in team and layout; false if no layout fits. The team is the largest with which the device runs the whole batch
-// at once: a sequence that had to wait would take as long again.
-bool plan_policy(const PolicyForwardParams& params, const DeviceInfo& device, PolicyWork* work) {
-  for (int team = device.clusters ? kMaxTeam : 1; team > 1; team /= 2) {
-    if (params.batch * team > device.multiprocessors || !lay_out(params, device, team, work)) continue;
-    const LaunchShape shape = launch_shape(*work, params.batch, nullptr);
-    if (params.batch * team <= resident_blocks(kernel_for(*work), shape)) return true;
+// 5. The feed-forward layers. A block keeps some of the units, and gives their part of the output.
+__global__ void __launch_bounds__(kTileThreads, 2) feed_forward_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  const int d = s.d, stride = row_stride(d), which = block_id() % s.unit_blocks;
+  const int first = which * s.units, units = min(s.units, s.ffn - first), unit_stride = row_stride(units);
+  float *a = shared_floats(), *u = a + kRows * stride, *up = u + kRows * unit_stride, *down = up + units * stride;
+  float* bias = down + d * unit_stride;
+  stage(up, units, d, [&](int r) { return s.w.up.weight + (first + r) * d; });
+  stage(down, d, units, [&](int r) { return s.w.down.weight + r * s.ffn + first; });
+  stage(bias, 1, units, [&](int) { return s.w.up.bias + first; });
+  wait_for_launches();
+  const auto start = [&](int tile) {  // where there are no slots, what it copies is not used
+    const float* from = s.hidden + static_cast<int64_t>(tile) * kRows * d;
+    if (tile < s.tiles) stage(a, kRows, d, [&](int r) { return from + r * d; });
+    commit_copies();
+  };
+  int tile = block_id() / s.unit_blocks, step = block_count() / s.unit_blocks;
+  for (start(tile); tile < s.tiles && s.rows[tile * kRows] != kNone; tile += step) {
+    wait_copies<0>();
+    __syncthreads();
+    product(a, stride, up, stride, units, d, [&](int r, int c, float x, float y) {
+      store2(u + r * unit_stride + c, gelu(x + bias[c]), gelu(y + bias[c + 1]));
+    });
+    __syncthreads();
+    start(tile + step);
+    float* to = s.parts + (static_cast<int64_t>(which) * s.tiles + tile) * kRows * d;
+    product(u, unit_stride, down, unit_stride, d, units,
+            [&](int r, int c, float x, float y) { store2(to + r * d + c, x, y); });
   }
-  return lay_out(params, device, 1, work);
+  wait_copies<0>();
 }
 
-int64_t selected_bytes(const PolicyForwardParams& p, int team) { return (p.batch * team * p.length * 4 + 15) / 16 * 16; }
+// 6. Logits: a warp for each slot.
+__global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_constant__ PolicyWork s) {
+  launch_dependents();
+  wait_for_launches();
+  const int d = s.d, slots = s.tiles * kRows, warps = kOutputThreads / 32;
+  for (int slot = block_id() * warps + warp_id(); slot < slots; slot += block_count() * warps) {
+    const int which = s.rows[slot];
+    if (which == kNone) break;
+    if (which < 0) continue;
+    float x[kPerLane] = {}, logit = 0.0f;
+    const int64_t row = static_cast<int64_t>(slot) * d;
+    const float *ada = s.modulation(which, 5), *part = s.parts + row;
+#pragma unroll 4
+    for (int i = 0; i < s.unit_blocks; ++i, part += static_cast<int64_t>(slots) * d) {
+      for_channels(d, [&](int e, int c) { x[e] += part[c]; });
+    }
+    for_channels(d, [&](int e, int c) { x[e] = fmaf(x[e] + s.w.down.bias[c], 1.0f + ada[c], s.residual[row + c]); });
+    normalise(x, d);
+    for_channels(d, [&](int e, int c) {
+      logit = fmaf(fmaf(x[e], s.w.final_norm.weight[c], s.w.final_norm.bias[c]), s.w.output.weight[c], logit);
+    });
+    logit = warp_sum(logit);
+    if (lane_id() == 0) s.p.logits[which / 2] = logit + s.w.output.bias[0];
+  }
+}
+
+cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
+  const int stride = row_stride(s.d), embed = s.d * (s.k | 1), inputs = ceil_div(s.batch * s.length, kRows);
+  LaunchShape shape = {1, 1, 1, 1, 0, stream, false};
+  cudaError_t error = cudaSuccess;
+  // `across` blocks for each tile, or for as many tiles as the device has room for: the blocks take turns.
+  const auto next = [&](auto kernel, unsigned threads, int floats, int across, int tiles) {
+    // The same for all: before a multiprocessor changes how its memory is divided, it must be empty.
+    const auto divided = cudaFuncAttributePreferredSharedMemoryCarveout;
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, divided, cudaSharedmemCarveoutMaxShared);
+    if (error != cudaSuccess) return;
+    shape.threads = threads;
+    shape.shared_bytes = 4 * floats;
+    shape.grid_x =
+        static_cast<unsigned>(std::max(std::min(resident_blocks(kernel, shape) / across, tiles), 1) * across);
+    error = launch(kernel, shape, s);
+  };
+  next(begin_kernel, kRowThreads, std::max({2 * kRows * stride, embed, s.batch}), s.groups * s.shares + 1 + inputs, 1);
+  shape.dependent = dependent;  // the first is not: what ran before it may be writing what it reads
+  next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns), s.tiles);
+  next(attend_kernel, kTileThreads,
+       (kRows + s.keys) * row_stride(s.span) + (kRows + s.span) * row_stride(s.keys) + kRows, s.heads * s.splits,
+       s.tiles);
+  next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1, s.tiles);
+  next(feed_forward_kernel, kTileThreads, (kRows + s.units) * stride + (kRows + s.d) * row_stride(s.units) + s.units,
+       s.unit_blocks, s.tiles);
+  next(output_kernel, kOutputThreads, 0, 32 * kRows / kOutputThreads, s.tiles);
+  return error;
+}
 
 }  // namespace
 
 int64_t policy_forward_workspace(const PolicyForwardParams& params) {
-  DeviceInfo device;
-  PolicyWork work = {};
-  if (query_device(&device) != cudaSuccess || !plan_policy(params, device, &work)) return 0;
-  const int64_t projected = work.basis ? 0 : params.batch * params.length * 3 * params.sizes.hidden * 4;
-  return selected_bytes(params, work.team) + projected;
+  return PolicyWork(params, 0, DeviceInfo{1, 0, false}, nullptr).bytes;
 }
 
 int policy_forward(const PolicyForwardParams& params, void* workspace, void* stream) {
-  if (params.batch == 0) return cudaSuccess;
   // Weights are read 16 bytes at a time.
   if (reinterpret_cast<uintptr_t>(params.weights) % 16 != 0) return cudaErrorMisalignedAddress;
+  if (params.length > INT32_MAX / 1024) return cudaErrorInvalidValue;
   DeviceInfo device;
-  const cudaError_t error = query_device(&device);
-  if (error != cudaSuccess) return error;
-  PolicyWork work = {};
-  work.params = params;
-  work.offset = policy_offsets(params.sizes);
-  if (!plan_policy(params, device, &work)) return cudaErrorInvalidValue;
-  if (params.batch * work.team > INT32_MAX || params.length > INT32_MAX / 2) return cudaErrorInvalidValue;
-  work.selected = static_cast<int*>(workspace);
-  work.projected = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + selected_bytes(params, work.team));
-  const int64_t head_size = params.sizes.hidden / params.sizes.heads;
-  for (int64_t i = 0; i < head_size / 2; ++i) {
-    work.rotary[i] = static_cast<float>(pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head_size)));
+  cudaError_t error = query_device(&device);
+  for (int64_t first = 0; first < params.batch && error == cudaSuccess;) {
+    const PolicyWork work(params, first, device, workspace);
+    error = run(work, device.clusters, stream);
+    first += work.batch;
   }
-  return launch(kernel_for(work), launch_shape(work, params.batch, stream), work);
+  return error;
 }
 
 }  // namespace cuda

@@ -21,7 +21,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 struct DeviceInfo {
   int multiprocessors;
   int shared_bytes;  // most dynamic shared memory of a block
-  bool clusters;     // thread block clusters: the device has them, and so has the code that runs on it
+  bool clusters;     // clusters and dependent launches: the device has them, and so has the code that runs on it
 };
 
 struct LaunchShape {
@@ -31,6 +31,7 @@ struct LaunchShape {
   unsigned cluster;  // blocks of a cluster, along x; 1 = none
   int shared_bytes;
   void* stream;
+  bool dependent;  // may start before what was launched before it has ended; its kernel calls wait_for_launches()
 };
 
 // The architecture whose code runs on a device of this one (900 = compute capability 9.0): the newest up to it that was
@@ -54,19 +55,26 @@ inline cudaError_t query_device(DeviceInfo* info) {
   return error;
 }
 
-// A launch's configuration; `attribute` must live as long as it.
-inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, cudaLaunchAttribute* attribute) {
+// A launch's configuration; `attributes`, room for two, must live as long as it.
+inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, cudaLaunchAttribute* attributes) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(shape.grid_x, shape.grid_y, 1);
   config.blockDim = dim3(shape.threads, 1, 1);
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(shape.stream);
-  attribute->id = cudaLaunchAttributeClusterDimension;
-  attribute->val.clusterDim.x = shape.cluster;
-  attribute->val.clusterDim.y = 1;
-  attribute->val.clusterDim.z = 1;
-  config.attrs = attribute;
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = shape.cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
+  if (shape.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   return config;
 }
 
@@ -85,28 +93,23 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
   const cudaError_t error = allow_shared(kernel, shape.shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  const cudaLaunchConfig_t config = launch_config(shape, &attribute);
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = launch_config(shape, attributes);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 template <typename... Parameters>
 cudaError_t count_resident(void (*kernel)(Parameters...), const LaunchShape& shape, int* blocks) {
-  cudaError_t error = allow_shared(kernel, shape.shared_bytes);
-  if (error != cudaSuccess) return error;
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute attribute = {};
-    const cudaLaunchConfig_t config = launch_config(shape, &attribute);
-    error = cudaOccupancyMaxActiveClusters(blocks, kernel, &config);
-    *blocks *= static_cast<int>(shape.cluster);
-    return error;
-  }
   DeviceInfo device;
-  error = query_device(&device);
+  cudaError_t error = query_device(&device);
+  if (error == cudaSuccess) error = allow_shared(kernel, shape.shared_bytes);
   if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, static_cast<int>(shape.threads),
-                                                        static_cast<size_t>(shape.shared_bytes));
-  *blocks *= device.multiprocessors;
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = launch_config(shape, attributes);
+  const int threads = static_cast<int>(shape.threads), cluster = static_cast<int>(shape.cluster);
+  error = cluster > 1 ? cudaOccupancyMaxActiveClusters(blocks, kernel, &config)
+                      : cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, config.dynamicSmemBytes);
+  *blocks *= cluster > 1 ? cluster : device.multiprocessors;
   return error;
 }
 
@@ -171,6 +174,16 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// For kernels launched as `dependent`: lets the next such kernel start once every block has come here or ended; and waits
+// until all kernels before this one are done, and their writes visible.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+__device__ __forceinline__ void launch_dependents() {}
+__device__ __forceinline__ void wait_for_launches() {}
+#endif
 
 // Cluster primitives. A kernel compiled for a device without clusters is only ever launched with clusters of one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

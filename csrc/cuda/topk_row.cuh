@@ -90,9 +90,7 @@ struct Row {
   }
 
   // Ids before the row wrap around and so are outside [0, V) too.
-  UNMASK_DEVICE uint32_t id(uint32_t vector, int i) const {
-    return vector * kWidth - shift + static_cast<uint32_t>(i);
-  }
+  UNMASK_DEVICE uint32_t id(uint32_t vector, int i) const { return vector * kWidth - shift + static_cast<uint32_t>(i); }
   UNMASK_DEVICE float value(uint32_t id) const { return Format::value(first[id]); }
 
   UNMASK_DEVICE const Element* at(uint32_t vector) const { return base + static_cast<uint64_t>(vector) * kWidth; }

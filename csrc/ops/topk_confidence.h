@@ -25,18 +25,18 @@ constexpr int kMaxTopK = 64;
 constexpr int kMaxExclude = 16;
 
 struct TopkConfidenceParams {
-  const void* logits;     // row r starts at logits + offset(r) elements; a row's V entries are contiguous
+  const void* logits;  // row r starts at logits + offset(r) elements; a row's V entries are contiguous
   DType dtype;
-  int64_t num_rows;       // rows to produce
-  int64_t vocab;          // V >= 1
-  int64_t inner;          // logits are (num_outer, inner, V): source row s is at
-  int64_t stride_outer;   //   (s / inner) * stride_outer + (s % inner) * stride_inner elements
+  int64_t num_rows;      // rows to produce
+  int64_t vocab;         // V >= 1
+  int64_t inner;         // logits are (num_outer, inner, V): source row s is at
+  int64_t stride_outer;  //   (s / inner) * stride_outer + (s % inner) * stride_inner elements
   int64_t stride_inner;
-  const int64_t* rows;    // null, or (num_rows): output row r reads source row rows[r] (validated by the caller on CPU;
-                          // on CUDA an id outside [0, num_source_rows) poisons the row)
+  const int64_t* rows;  // null, or (num_rows): output row r reads source row rows[r] (validated by the caller on CPU;
+                        // on CUDA an id outside [0, num_source_rows) poisons the row)
   int64_t num_source_rows;
-  const uint8_t* select;  // null, or (num_rows) bool: 0 = skip the row
-  int k;                  // 1..kMaxTopK and k <= V - num_exclude (exclude holds distinct ids in [0, V))
+  const uint8_t* select;         // null, or (num_rows) bool: 0 = skip the row
+  int k;                         // 1..kMaxTopK and k <= V - num_exclude (exclude holds distinct ids in [0, V))
   int64_t exclude[kMaxExclude];  // sorted ascending
   int num_exclude;
   float inverse_temperature;  // 0 = greedy; else 1 / T

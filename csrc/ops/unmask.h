@@ -45,16 +45,16 @@ constexpr int kMaxStops = 16;
 
 struct UnmaskParams {
   int64_t batch;
-  int64_t length;             // L >= 1
-  int64_t start;              // first buffer position in the canvas
-  int64_t canvas_stride;      // elements between canvas rows
-  int64_t block_length;       // >= 1
+  int64_t length;         // L >= 1
+  int64_t start;          // first buffer position in the canvas
+  int64_t canvas_stride;  // elements between canvas rows
+  int64_t block_length;   // >= 1
   int64_t max_steps;
-  int64_t stops[kMaxStops];   // ids, >= 0
+  int64_t stops[kMaxStops];  // ids, >= 0
   int num_stops;
   ActionMode mode;
-  float temperature;          // > 0
-  float scale;                // >= 0
+  float temperature;  // > 0
+  float scale;        // >= 0
   float stop_logit;
   const int64_t* seed;        // one value, or null for the modes that draw nothing
   const int64_t* candidates;  // (B, L) token each position would get

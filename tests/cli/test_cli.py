@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -169,20 +170,26 @@ def test_cpu_time_is_for_one_thread_and_no_gpu(capsys: pytest.CaptureFixture[str
         torch.set_num_threads(before)
 
 
+def suites(monkeypatch: pytest.MonkeyPatch, **listed: Callable[[], list[Comparison]]) -> None:
+    """Put ``listed`` in place of the suites of these names."""
+    for name, comparisons in listed.items():
+        monkeypatch.setattr(f"unmask.benchmarking.operations.{name}", lambda device, quick, give=comparisons: give())
+
+
 def test_bench_gives_no_ratio_where_outputs_differ(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(device: torch.device, quick: bool) -> list[Comparison]:
-        def check() -> None:
-            raise AssertionError("off by 3")
+    def agree(got: int, want: int) -> None:
+        if got != want:
+            raise AssertionError(f"off by {got - want}")
 
-        return [Comparison("policy_forward", "a setting", {"unmask": int, "eager": int}, check)]
-
-    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", broken)
-    assert main(["bench", "policy_forward", "--json"]) == 1
+    contenders = {"unmask": lambda: 3, "eager": int}
+    suites(monkeypatch, policy_forward=lambda: [Comparison("a", "b", contenders, agree)])
+    assert main(["bench", "policy_forward", "--json", "--seconds", "0.01"]) == 1
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["timings"] == []
-    assert "outputs differ, not timed: off by 3" in printed.err
+    ours, _ = json.loads(printed.out)["timings"]
+    assert (ours["seconds"], ours["ratio"], ours["note"]) == (None, None, "outputs differ: off by 3")
+    assert "a, b, unmask: outputs differ: off by 3" in printed.err
 
 
 def test_bench_keeps_the_rows_it_has_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +199,11 @@ def test_bench_keeps_the_rows_it_has_when_it_is_stopped(tmp_path: Path, monkeypa
         assert len(path.read_text().splitlines()) == 3, "the first comparison's rows"
         raise KeyboardInterrupt
 
-    def listed(device: torch.device, quick: bool) -> list[Comparison]:
-        contenders = {"unmask": int, "eager": int}
-        return [Comparison("policy_forward", "a", contenders, lambda: None), Comparison("b", "b", contenders, stopped)]
+    def two() -> list[Comparison]:
+        calls = {"a": int, "b": stopped}
+        return [Comparison(n, n, {"unmask": call, "eager": int}, lambda got, want: None) for n, call in calls.items()]
 
-    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", listed)
+    suites(monkeypatch, policy_forward=two)
     assert main(["bench", "policy_forward", "--seconds", "0.01", "--output", str(path)]) == 130
     assert [row.split(",")[2] for row in path.read_text().splitlines()] == ["contender", "unmask", "eager"]
 
@@ -204,11 +211,10 @@ def test_bench_keeps_the_rows_it_has_when_it_is_stopped(tmp_path: Path, monkeypa
 def test_a_suite_that_cannot_be_made_is_one_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(device: torch.device, quick: bool) -> list[Comparison]:
+    def broken() -> list[Comparison]:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr("unmask.benchmarking.policy_forward.comparisons", broken)
-    monkeypatch.setattr("unmask.benchmarking.lm_head.comparisons", lambda device, quick: [])
+    suites(monkeypatch, policy_forward=broken, lm_head=list)
     assert main(["bench", "policy_forward", "lm_head"]) == 1
     assert "policy_forward: no memory left" in capsys.readouterr().err
 
@@ -237,7 +243,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "kind", "missing", "said"),
     [
-        ("generate", SamplerConfig, {"record"}, "--cache-refresh INT Also recompute everything every so many steps"),
+        (
+            "generate",
+            SamplerConfig,
+            {"record"},
+            "--cache-refresh INT Steps within a block after which everything is recomputed",
+        ),
         ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {none,prefix,dual} Reuse of keys and values"),
         (
             "train",

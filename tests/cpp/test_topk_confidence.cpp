@@ -76,7 +76,9 @@ struct OneRow {
       as_float.push_back(x);
       as_half.push_back(to_bfloat16(x));
       const uint16_t half = as_half.back();
-      row.push_back(dtype == DType::kFloat32 ? x : dtype == DType::kBFloat16 ? from_bfloat16(half) : from_float16(half));
+      row.push_back(dtype == DType::kFloat32    ? x
+                    : dtype == DType::kBFloat16 ? from_bfloat16(half)
+                                                : from_float16(half));
     }
     as_float.shrink_to_fit();
     as_half.shrink_to_fit();

@@ -189,3 +189,10 @@ def test_a_digest_knows_a_policy_by_its_weights(tmp_path: Path) -> None:
         policy.output_proj.bias += 1e-3
     assert weights_digest(policy) != digest
     assert weights_digest(make_policy("threshold:0.9")) == ""
+
+
+def test_grades_must_be_as_many_as_completions(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.6", config=SamplerConfig(24, 8))
+    monkeypatch.setattr(Hops, "grade_all", lambda self, problems, completions: [1.0])
+    with pytest.raises(ValueError, match="hops: grade_all returned 1 grades for 2 completions"):
+        evaluate(sampler, Hops(), 2)

@@ -1,11 +1,8 @@
-"""lm-evaluation-harness runs the packaged model as ``evaluate`` does; likelihoods are what they should be."""
+"""lm-evaluation-harness gets the Sampler's completions, and likelihoods that are what they should be."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -14,32 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import unmask
 from unmask import Sampler
-from unmask.evaluation import evaluate
 from unmask.integrations.lm_eval.likelihood import loglikelihoods, mask_patterns
-from unmask.tasks.hops import Hops
 
-COUNT = 40
-TASK = """task: hops_{name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/hops.jsonl}}}}
-test_split: test
-"""
-GENERATION = """output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: [], max_gen_toks: 24, do_sample: false}
-filter_list: [{name: answer, filter: [{function: regex, regex_pattern: "#([A-P])$"}, {function: take_first}]}]
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
-CHOICE = """output_type: multiple_choice
-doc_to_text: "{{walked}}"
-doc_to_choice: ["#A", "#B", "#C", "#D", "#E", "#F", "#G", "#H", "#I", "#J", "#K", "#L"]
-doc_to_target: "#{{answer}}"
-target_delimiter: ""
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
 PROMPTS = ["cEaCfBeGgD:a=", "bCaB:a=", "bCaBcDdEgF:a=", "aB:a=", "dAbDcBaE:c="]
 
 
@@ -89,17 +63,10 @@ def test_neighbours_and_batches_change_nothing(sampler: Sampler) -> None:
     assert loglikelihoods(sampler.model, pairs[:1], 0, mc_num=20, seed=2)[0] != pytest.approx(together[0], abs=1e-3)
 
 
-def test_patterns_are_enumerated_or_uniform_in_number_and_place() -> None:
-    masked, weights = mask_patterns(3, 7, seed=0)
-    # (1/3 for the number) * (1 / ways to choose) * (3 / number): 1/3, 1/6 and 1/3 for one, two and three masks
-    assert len({tuple(row) for row in masked.tolist()}) == 7
-    assert weights.tolist() == pytest.approx([{1: 1 / 3, 2: 1 / 6, 3: 1 / 3}[int(n)] for n in masked.sum(dim=1)])
+def test_drawn_patterns_are_uniform_in_number_and_place() -> None:
     masked, weights = mask_patterns(10, 500, seed=0)
     assert torch.bincount(masked.sum(dim=1), minlength=11).tolist() == [0] + [50] * 10  # evenly spaced
     assert torch.equal(weights, 10 / (masked.sum(dim=1).double() * 500))
-    pooled = torch.cat([mask_patterns(10, 3, seed=s)[0].sum(dim=1) for s in range(4000)])
-    shares = torch.bincount(pooled, minlength=11)[1:] / len(pooled)
-    assert (shares - 0.1).abs().max() < 4 * math.sqrt(0.1 * 0.9 / 4000)
     places = torch.stack([mask_patterns(10, 30, seed=s)[0].double().mean(dim=0) for s in range(200)]).mean(dim=0)
     assert (places - 0.55).abs().max() < 4 * 0.5 / math.sqrt(6000)  # the mean number masked is 5.5 of 10
 
@@ -114,57 +81,6 @@ class Request:
 
 def requests(prompts: list[str], **gen_kwargs: Any) -> list[Request]:
     return [Request((prompt, {"until": [], "max_gen_toks": 24, **gen_kwargs}), i) for i, prompt in enumerate(prompts)]
-
-
-def walk(problem: Any) -> str:
-    """The hops of a problem in order, as a careful response has them before its answer."""
-    arrows = {a: b for a, b in zip(problem.prompt[::2], problem.prompt[1::2], strict=False) if b.isupper()}
-    node, walked = problem.prompt[-2], ""
-    while node in arrows:
-        walked += node + arrows[node]
-        node = arrows[node].lower()
-    return walked
-
-
-@pytest.mark.slow
-def test_the_command_line_gets_what_evaluate_gets(sampler: Sampler, tmp_path: Path) -> None:
-    """Both kinds of tasks offline, with the packaged policy, whose actions are drawn."""
-    pytest.importorskip("lm_eval.api.registry")
-    problems = Hops().problems(COUNT, 0)
-    rows = [{"prompt": p.prompt, "answer": p.answer, "walked": p.prompt + walk(p)} for p in problems]
-    (tmp_path / "hops.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("generation", GENERATION), ("choice", CHOICE)):
-        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, folder=tmp_path) + text)
-    arguments = (
-        "--model unmask --model_args pretrained=tiny,policy=tiny,block_length=full,mc_num=4,check_greedy=False "
-        "--tasks hops_generation,hops_choice --include_path . --batch_size 7 --output_path out --device cpu"
-    )
-    environment = {
-        "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "unmask.integrations.lm_eval", *arguments.split()]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "out").rglob("results_*.json")
-    found = json.loads(path.read_text())
-
-    expected = evaluate(sampler, Hops(), COUNT, block_length=None)
-    assert 0.5 < expected.accuracy < 1
-    assert found["results"]["hops_generation"]["exact_match,answer"] == pytest.approx(expected.accuracy, abs=1e-9)
-    config = found["config"]
-    assert (config["nfe"], config["tpf"]) == pytest.approx((expected.nfe, expected.tpf), abs=1e-6)
-    assert (config["generations"], config["block_length"]) == (COUNT, "full")
-    assert f"NFE {expected.nfe:.2f} ± {expected.nfe_se:.2f}, TPF {expected.tpf:.2f}" in done.stdout + done.stderr
-
-    right = []
-    for row in rows:
-        values = loglikelihoods(
-            sampler.model, encoded(sampler, *((row["walked"], f"#{n}") for n in "ABCDEFGHIJKL")), 0, 4
-        )
-        right.append("ABCDEFGHIJKL"[values.index(max(values))] == row["answer"])
-    assert sum(right) / COUNT > 0.5
-    assert found["results"]["hops_choice"]["acc,none"] == pytest.approx(sum(right) / COUNT, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +154,11 @@ def test_loglikelihoods_and_greedy_flags(model: Any, sampler: Sampler) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"batch_size": "auto"}, ValueError, "batch_size must be a positive integer, got 'auto'"),
-        ({"max_batch_size": 8}, ValueError, "max_batch_size=8 goes with automatic batch sizes"),
+        ({"batch_size": "auto"}, ValueError, "batch_size must be an integer, got 'auto'"),
+        ({"max_batch_size": 8}, ValueError, "model_args has no max_batch_size"),
         ({"temperature": 0.5}, ValueError, "model_args has no temperature"),
         ({"cache": "some"}, ValueError, "cache"),
-        ({"mc_num": 0}, ValueError, "mc_num must be a positive integer, got 0"),
+        ({"mc_num": 0}, ValueError, "mc_num must be at least 1, got 0"),
         ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'"),
         ({"blok_length": 8}, TypeError, "blok_length"),
     ],
@@ -252,28 +168,24 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Except
         made(**arguments)
 
 
-def test_chat_templates_and_bos(model: Any, tmp_path: Path) -> None:
+def test_chat_templates_and_special_tokens(model: Any, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="loglikelihood_rolling"):
         model.loglikelihood_rolling([])
     with pytest.raises(ValueError, match="the tokenizer of tiny has no chat template"):
         model.apply_chat_template([{"role": "user", "content": "a"}])
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
-    words = {word: i for i, word in enumerate(["<unk>", "<s>", "user", "hi", "assistant"])}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %} assistant{% endif %}"
-    )
-    tokenizer.save_pretrained(tmp_path)
-    model = made(tokenizer=str(tmp_path))
-    text = model.apply_chat_template([{"role": "user", "content": "hi"}])
-    assert text == "<s> user hi assistant"
-    assert model.chat_template(True) == tokenizer.chat_template
-    assert model.tok_encode(text) == [1, 2, 3, 4]  # one BOS, the template's
-    assert model.tok_encode("user hi") == [1, 2, 3]
-    assert model.tok_encode("user hi", add_special_tokens=False) == [2, 3]
-    assert model.tokenizer_name == str(tmp_path).replace("/", "__")
-    assert model.prefix_token_id == 1
+    pytest.importorskip("transformers")
+    from unmask.testing import write_checkpoint
+
+    chat = made(tokenizer=str(write_checkpoint("llada", tmp_path)))
+    text = chat.apply_chat_template([{"role": "user", "content": "hi"}])
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    assert text == f"<|startoftext|>{header.format('user')}hi<|eot_id|>{header.format('assistant')}"
+    assert chat.chat_template(True) == chat.tokenizer.chat_template
+    assert chat.prefix_token_id == chat.tokenizer.bos_token_id
+    assert chat.tokenizer_name == str(tmp_path).replace("/", "__")
+    tags = made(tokenizer=str(write_checkpoint("modernbert", tmp_path / "tags")))
+    assert tags.tok_encode("hi") == [
+        tags.tokenizer.cls_token_id,
+        *tags.tok_encode("hi", add_special_tokens=False),
+        tags.tokenizer.sep_token_id,
+    ]

@@ -18,7 +18,6 @@ import torch
 from fresh_process import run_python
 from sglang_engine import Engine, Request, forward_batch
 from sglang_modules import VARIABLE, importable_sglang
-from torch import Tensor
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, load_model, load_tokenizer
 from unmask.integrations.sglang import REGISTRY, RegistryFinder, register
@@ -88,7 +87,10 @@ def serve(settings: dict[str, Any], fdfo: bool, total: int = TOTAL, **engine: An
 
 
 DRAWN = {"policy": "learned", "actions": "bernoulli-argmax", "policy_temperature": 1.5}
-RULES = ("threshold:0.9", "factor:1", "entropy-bound:0.1", "entropy-threshold:0.45", "margin:20", "confidence:20")
+RULES = (
+    *("threshold:0.9", "factor:1", "entropy-bound:0.1", "entropy-threshold:0.45", "margin:20", "confidence:20"),
+    *("threshold:1", "entropy-bound:0"),  # one position in every step
+)
 EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(({"policy": rule}, {}) for rule in RULES),
     ({"policy": "klass:0.2,0.5", "max_new_tokens": BLOCK}, {}),  # it starts afresh in each block
@@ -97,6 +99,7 @@ EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (DRAWN, {}),
     (DRAWN | {"temperature": 0.5}, {"num_confidences": 3}),
     (DRAWN | {"alpha": 30.0}, {"alpha_conditioned": True}),
+    (DRAWN | {"policy_scale": 0.01}, {}),  # draws nothing as a rule, and then takes one
     (DRAWN | {"actions": "greedy"}, {}),
     (DRAWN | {"actions": "dpls", "max_new_tokens": BLOCK}, {}),  # STOP's draw is keyed by where a buffer begins
 ]
@@ -149,44 +152,29 @@ def test_requests_that_join_and_leave_do_not_change_each_other(
     assert len({r.nfe for r in crowded}) > 2
 
 
-POLICIES: list[dict[str, Any]] = [
-    {"policy": "threshold:1"},
-    {"policy": "threshold:0.1", "temperature": 1.0},
-    {"policy": "entropy-bound:0"},
-    {"policy": "klass:0.2,0.5"},
-    {"policy": "random:2", "max_new_tokens": 16},
-    {"policy": "learned", "actions": "bernoulli-argmax", "policy_scale": 0.01, "max_new_tokens": 16},
-    {"policy": "learned", "actions": "dpls", "max_new_tokens": 16},
-]
+def batch_of(rows: int) -> Any:
+    return forward_batch(torch.full((rows, BLOCK), MASK), "abcdefghijklmnop"[:rows], [BLOCK] * rows)
 
 
-def batch_of(tokens: Tensor, **more: Any) -> Any:
-    return forward_batch(tokens, "abcdefghijklmnop"[: len(tokens)], [BLOCK] * len(tokens), **more)
-
-
-@pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s["policy"])
-def test_every_step_unmasks_at_least_one_and_only_masks(sglang: str, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """A block is done one forward after it has filled, and that forward is no step."""
-    algorithm = make_algorithm(named(settings, tmp_path))
-    tokens = torch.randint(0, MASK, (6, BLOCK))
-    masked = torch.rand(6, BLOCK) < 0.7
-    masked[0], masked[1] = True, False  # a fresh block, and one that is full already
-    tokens[masked] = MASK
-    batch = batch_of(tokens)
-    states, done = algorithm.init_step_state(batch), [False]
-    counts = torch.zeros(6, dtype=torch.int64)
-    while not all(done):
-        before = tokens.clone()
-        logits = torch.randn(6 * BLOCK, VOCAB) * 2
-        logits[:, MASK] = 50.0  # the mask token must never be chosen
-        done = algorithm.step(batch, logits, states)
-        tokens = batch.input_ids.view(6, BLOCK)
-        left = before == MASK
-        counts += left.any(dim=1)
-        assert done == (~left.any(dim=1)).tolist()
-        assert torch.equal(tokens[~left], before[~left])
-        assert ((tokens != MASK) & left).any(dim=1).tolist() == left.any(dim=1).tolist()
-    assert [state.steps for state in states] == counts.tolist()
+def test_what_a_step_answers(sglang: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Undefined logits end the block, loudly; a full block was done before; others are, one forward after the last."""
+    algorithm = make_algorithm({"policy": "threshold:0.9"})
+    batch, logits = batch_of(3), torch.randn(3, BLOCK, VOCAB)
+    logits[0, :, 3], logits[1, :, MASK] = float("nan"), 50.0  # the mask token must never be chosen
+    full = torch.arange(BLOCK)
+    tokens = batch.input_ids.view(3, BLOCK)
+    tokens[2] = full
+    states = algorithm.init_step_state(batch)
+    for step in range(BLOCK + 1):
+        with caplog.at_level(logging.ERROR):
+            answer = algorithm.step(batch, logits.flatten(0, 1), states)
+        left = int((tokens[1] == MASK).sum())
+        assert answer == [True, step == BLOCK, True]
+        assert left == max(0, BLOCK - 1 - step)
+    assert "request a: the model's logits are undefined" in caplog.text
+    assert tokens[0].tolist() == [MASK] * BLOCK
+    assert tokens[2].tolist() == full.tolist()
+    assert [state.steps for state in states] == [0, BLOCK, 0]
 
 
 def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None:
@@ -197,13 +185,13 @@ def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None
     assert [i for i, token in enumerate(request.tokens) if token == mask] == [1, 5, 9]
 
 
-@pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s["policy"])
-def test_no_tensor_work_and_no_wait_per_row(sglang: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("policy", ["threshold:0.9", "entropy-bound:0", "klass:0.2,0.5", "random:2", "learned"])
+def test_no_tensor_work_and_no_wait_per_row(sglang: str, tmp_path: Path, policy: str) -> None:
     """A step takes the same operations for 2 rows and for 12, in an old batch and in one in a new order."""
-    algorithm = make_algorithm(named(settings, tmp_path))
+    algorithm = make_algorithm(named({"policy": policy, "max_new_tokens": 16, "temperature": 1.0}, tmp_path))
 
     def operations(rows: int) -> Counter[str]:
-        batch, logits = batch_of(torch.full((rows, BLOCK), MASK)), torch.randn(rows * BLOCK, VOCAB)
+        batch, logits = batch_of(rows), torch.randn(rows * BLOCK, VOCAB)
         states = algorithm.init_step_state(batch)
         algorithm.step(batch, logits, states)
         with torch.profiler.profile() as profile:
@@ -219,25 +207,10 @@ def test_no_tensor_work_and_no_wait_per_row(sglang: str, tmp_path: Path, setting
     assert few["aten::item"] == few["aten::nonzero"] == 0  # the host waits for the answer alone
 
 
-def test_undefined_logits_end_the_block_loudly_and_leave_other_rows_alone(
-    sglang: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    algorithm = make_algorithm({"policy": "threshold:0.9"})
-    batch, logits = batch_of(torch.full((2, BLOCK), MASK)), torch.randn(2 * BLOCK, VOCAB)
-    logits[:BLOCK, 3] = float("nan")
-    states = algorithm.init_step_state(batch)
-    with caplog.at_level(logging.ERROR):
-        assert algorithm.step(batch, logits, states) == [True, False]
-    assert "request a: the model's logits are undefined" in caplog.text
-    assert batch.input_ids[:BLOCK].tolist() == [MASK] * BLOCK
-    assert (batch.input_ids[BLOCK:] != MASK).any()
-    assert [s.steps for s in states] == [0, 1]
-
-
 def test_batches_without_requests_and_of_another_sglang(sglang: str) -> None:
     algorithm = make_algorithm({})
-    assert algorithm.step(batch_of(torch.zeros((0, BLOCK), dtype=torch.int64)), torch.zeros(0, VOCAB), []) == []
-    batch = batch_of(torch.full((2, BLOCK), MASK))
+    assert algorithm.step(batch_of(0), torch.zeros(0, VOCAB), []) == []
+    batch = batch_of(2)
     batch.rids = None
     with pytest.raises(RuntimeError, match=r"rids and seq_lens_cpu of its 2 requests, as SGLang 0.5.23 makes them"):
         algorithm.init_step_state(batch)
@@ -287,12 +260,16 @@ def test_keys_and_memory_are_a_requests_own() -> None:
         ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
-        ({"actions": "greedy"}, ValueError, "actions means nothing to the policy 'threshold:0.9'"),
+        ({"actions": "greedy"}, ValueError, "policy 'threshold:0.9' has no use for actions"),
         ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
-        ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "must be a multiple of the 3 blocks .*, got 8"),
+        ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "a multiple of the 3 blocks of .*, got 8"),
         ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, "policy 'tiny-blocks' has context=\"full\""),
         ({"policy": "learned"}, ValueError, "reads the time, steps taken / max_new_tokens: .* must set max_new_tokens"),
-        ({"policy": "learned", "max_new_tokens": 24, "alpha": 1.0}, ValueError, "alpha=1.0 was given, but policy"),
+        (
+            {"policy": "learned", "max_new_tokens": 24, "alpha": 1.0},
+            ValueError,
+            "is not conditioned on alpha, got alpha=1.0",
+        ),
         ({"policy": "learned", "max_new_tokens": 24, "actions": "bernoulli"}, ValueError, "may unmask nothing"),
     ],
 )
@@ -325,14 +302,14 @@ def test_the_configuration_file_is_sglangs(sglang: str, tmp_path: Path) -> None:
     get_algorithm_cls("Unmask").configure_server_args(args)
     algorithm = DllmAlgorithm.from_server_args(args)
     assert (algorithm.block_size, algorithm.mask_id, algorithm.fdfo) == (16, 156895, True)
-    policy, sampling = algorithm.settings.policy, algorithm.settings.sampling
+    policy, sampling = algorithm.policy, algorithm.sampling
     assert (policy.spec, sampling.seed, sampling.max_new_tokens) == ("entropy-bound:0.1", 3, 64)
     file.write_text("policy: confidence:8\n")
     with pytest.raises(ValueError, match="must set max_new_tokens"):  # before the model is loaded
         get_algorithm_cls("Unmask").configure_server_args(args)
     args.dllm_algorithm_config = None
     plain = DllmAlgorithm.from_server_args(args)
-    assert (plain.settings.policy.spec, plain.block_size) == ("threshold:0.9", 32)
+    assert (plain.policy.spec, plain.block_size) == ("threshold:0.9", 32)
 
 
 def declared() -> EntryPoint:
@@ -362,7 +339,7 @@ def test_registering_imports_nothing_and_leaves_no_trace() -> None:
 
 def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if sglang == "stub":
-        pytest.skip(f"{VARIABLE} names no sglang 0.5.23")
+        pytest.skip(f"needs the released package; see {VARIABLE}")
     import sglang.srt.plugins as plugins
 
     monkeypatch.setattr(plugins, "entry_points", lambda group: [e for e in [declared()] if e.group == group])
@@ -373,7 +350,7 @@ def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monke
 
     theirs = get_algorithm(DllmConfig("LowConfidence", {"threshold": 0.6}, BLOCK, MASK, 16, True))
     ours = make_algorithm({"policy": "threshold:0.6"})
-    batches = [batch_of(torch.full((16, BLOCK), MASK)) for _ in range(2)]
+    batches = [batch_of(16), batch_of(16)]
     states, done = ours.init_step_state(batches[0]), [False]
     while not all(done):
         logits = torch.randn(16 * BLOCK, VOCAB) * 4

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from unmask.models import (
     CharTokenizer,
     Transformer,
-    checkpoint,
     load_model,
     load_tokenizer,
     packaged_models,
     save_model,
     sources,
 )
+from unmask.models import weights as weight_files
 
 Build = Callable[..., Transformer]
 INDEX = "model.safetensors.index.json"
@@ -238,7 +238,7 @@ def test_broken_checkpoints_are_explained(folder: Path, case: str) -> None:
 def test_nothing_is_read_before_everything_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(folder, 3)
     edit_config(folder, num_layers=5)
-    monkeypatch.setattr(checkpoint, "read_tensor", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
+    monkeypatch.setattr(weight_files, "read_tensor", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
     with pytest.raises(ValueError, match="lacks 18 tensors"):
         load_model(folder)
 
@@ -287,7 +287,7 @@ def test_saving_is_atomic(folder: Path, build: Build, monkeypatch: pytest.Monkey
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", die)
+    monkeypatch.setattr(weight_files, "save_file", die)
     with pytest.raises(OSError, match="disk full"):
         save_model(build(seed=1), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -390,25 +390,3 @@ def test_streaming_to_cuda(folder: Path, build: Build) -> None:
     loaded = load_model(folder, device="cuda")
     assert {t.device.type for t in (*loaded.parameters(), *loaded.buffers())} == {"cuda"}
     assert torch.allclose(loaded(IDS.cuda()).cpu(), build()(IDS), atol=1e-3)
-
-
-def test_dream_tokenizers_need_no_remote_code(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    write(tmp_path, "vocab.json", json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
-    write(tmp_path, "merges.txt", "#version: 0.2\na b\n")
-    write(
-        tmp_path,
-        "tokenizer_config.json",
-        json.dumps(
-            {
-                "tokenizer_class": "DreamTokenizer",
-                "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
-                "added_tokens_decoder": {"4": {"content": "<|mask|>", "special": True}},
-                "mask_token": "<|mask|>",
-                "eos_token": "<|endoftext|>",
-            }
-        ),
-    )
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.encode("aba<|mask|>") == [2, 0, 4]
-    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (4, 3)

@@ -38,6 +38,7 @@ def test_error_against_float64(size: tuple[int, int, int], k: int, device: torch
         ((256, 4, 1024), 1, 256, 1),
         ((128, 2, 512), 1, 1000, 1),
         ((64, 2, 256), 50, 1000, 1),
+        ((16, 1, 16), 1, 3, 1100),
     ],
 )
 def test_error_of_long_buffers(

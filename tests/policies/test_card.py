@@ -71,12 +71,12 @@ def test_the_snippet_without_a_base_model_runs(tmp_path: Path) -> None:
 
 def test_what_the_policy_is() -> None:
     config = PolicyConfig(trained_block_length=8, context="block", num_confidences=4)
-    text = policy_card(config, "user/name", "tiny", training={"alpha": 3.0, "max_steps": 90})
+    text = policy_card(config, "user/name", "tiny", training={"alpha": 3.0, "iterations": 90})
     assert "| block length | 8 |" in text
     assert "| context | the active block |" in text
     assert "| alpha | 3.0, fixed in training |" in text
     assert "| confidences per position | 4 |" in text
-    assert '"max_steps": 90' in text
+    assert '"iterations": 90' in text
     assert "trained for blocks of 8 tokens" in text
     full = policy_card(PolicyConfig(trained_block_length=0, alpha_conditioned=True, default_alpha=2.0), "user/name")
     assert "| block length | full diffusion |" in full

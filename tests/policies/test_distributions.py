@@ -252,5 +252,5 @@ def test_errors():
         lambda: DPLS(math.inf),
         lambda: DPLS(0.0, -1.0),
     ):
-        with pytest.raises(ValueError, match="must be finite"):
+        with pytest.raises(ValueError, match="^(temperature|scale|stop_logit) must be "):
             make()

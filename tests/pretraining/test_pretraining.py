@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,31 +15,49 @@ from torch import nn
 from unmask import Sampler, load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.pretraining.config import RECIPES
-from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, pretrain
+from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, make_tokenizer, pretrain
 from unmask.pretraining.optimizer import Muon, orthogonalize
 
 SMALL = dataclasses.replace(RECIPES["tiny"], hidden_size=32, num_layers=1, num_heads=2, batch_size=8, steps=6, warmup=2)
+LITTLE = dataclasses.replace(RECIPES["little"], hidden_size=32, num_layers=1, num_heads=2, batch_size=8, bf16=False)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
-    tokenizer = CharTokenizer(SMALL.characters)
-    tokens, attention = encode_batch(SMALL, tokenizer, step=3)
-    again, _ = encode_batch(SMALL, tokenizer, step=3)
-    other, _ = encode_batch(SMALL, tokenizer, step=4)
-    assert torch.equal(tokens, again)
-    assert not torch.equal(tokens, other)
-    assert torch.equal(attention, tokens != tokenizer.pad_token_id)
+    tokenizer = CharTokenizer(str(SMALL.characters))
+    [group], [again], [other] = (encode_batch(SMALL, tokenizer, step) for step in (3, 3, 4))
+    assert torch.equal(group.tokens, again.tokens)
+    assert not torch.equal(group.tokens, other.tokens)
+    assert torch.equal(group.attention, group.tokens != tokenizer.pad_token_id)
 
 
-def test_loss_is_one_over_t_weighted_cross_entropy() -> None:
+def test_groups_are_of_one_buffer_and_alike_prompts(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(LITTLE, batch_size=200, group_rows=16)
+    tokenizer = make_tokenizer(recipe, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert make_tokenizer(recipe, tmp_path).ids == tokenizer.ids
+    groups = encode_batch(recipe, tokenizer, 0)
+    assert sum(len(g.tokens) for g in groups) == 200
+    assert {g.buffer for g in groups} == set(recipe.buffers)
+    assert max(len(g.tokens) for g in groups) == 16
+    for group in groups:
+        responses = group.tokens[:, -group.buffer :]
+        ends = responses.eq(tokenizer.eos_token_id)
+        assert torch.equal(ends, ends.long().cummax(1).values.bool()), "nothing follows an end of sequence"
+        assert group.attention[:, 0].any(), "no longer than its longest prompt"
+    short = dataclasses.replace(recipe, buffers=(16,), buffer_weights=(1.0,))
+    with pytest.raises(ValueError, match=r"the response of .* has \d+ tokens, buffers=\(16,\)"):
+        encode_batch(short, tokenizer, 0)
+
+
+def test_loss_is_one_over_t_weighted_cross_entropy(tmp_path: Path) -> None:
     """With a model that knows nothing, E[sum(mask / t)] / L = 1, so the loss is log V on average."""
-    recipe = dataclasses.replace(SMALL, batch_size=256)
-    tokenizer = CharTokenizer(SMALL.characters)
+    recipe = dataclasses.replace(SMALL, batch_size=256, group_rows=256)
+    tokenizer = make_tokenizer(recipe, tmp_path)
     model = build_model(recipe, tokenizer)
     nn.init.zeros_(model.lm_head.weight)
-    tokens, attention = encode_batch(recipe, tokenizer, 0)
+    [group] = encode_batch(recipe, tokenizer, 0)
     rng = torch.Generator().manual_seed(0)
-    losses = [diffusion_loss(model, recipe, tokens, attention, rng).item() for _ in range(6)]
+    losses = [diffusion_loss(model, recipe, group, rng).item() / (256 * 24) for _ in range(6)]
     expected = torch.tensor(float(tokenizer.vocab_size)).log().item()
     assert sum(losses) / 6 == pytest.approx(expected, rel=0.05)
 
@@ -80,7 +100,7 @@ def test_a_run_of_another_recipe_is_not_resumed(tmp_path: Path) -> None:
     run.save_state()
     with pytest.raises(ValueError, match="another recipe: batch_size 8 there, 4 here; seed 0 there, 1 here"):
         Run(dataclasses.replace(SMALL, batch_size=4, seed=1), tmp_path).load_state()
-    assert Run(SMALL, tmp_path).load_state()
+    assert Run(dataclasses.replace(SMALL, steps=7), tmp_path).load_state(), "a run may be made longer"
     save_file(run.state(), tmp_path / "state.safetensors")  # of before recipes were noted
     assert Run(SMALL, tmp_path).load_state()
 
@@ -91,10 +111,27 @@ def test_exported_model_loads_and_generates(tmp_path: Path) -> None:
     assert out.finished.all()
 
 
+def test_a_model_of_words_is_exported_with_its_tokenizer(tmp_path: Path) -> None:
+    pretrain(dataclasses.replace(LITTLE, steps=2), tmp_path, save_every=1, log_every=1)
+    rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    pretrain(dataclasses.replace(LITTLE, steps=3), tmp_path, log_every=1)
+    longer = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert longer[:2] == rows
+    assert [row["step"] for row in longer] == [1, 2, 3]
+    assert rows[0]["loss"] == pytest.approx(math.log(471), rel=0.2)  # as of one that knows nothing
+    sampler = Sampler.from_pretrained(str(tmp_path))
+    assert sampler.config.max_new_tokens == 64
+    out = sampler.generate(["Line: Tom, Ann, Eve. Reverse the line."], max_new_tokens=8)
+    assert out.finished.all()
+
+
 def test_a_recipe_may_start_from_a_packaged_model() -> None:
     recipe = RECIPES["tiny-small"]
-    model, tiny = build_model(recipe, CharTokenizer(recipe.characters)).state_dict(), load_model("tiny").state_dict()
+    model, tiny = (
+        build_model(recipe, CharTokenizer(str(recipe.characters))).state_dict(),
+        load_model("tiny").state_dict(),
+    )
     assert len(model) < len(tiny)  # a layer less
     assert all(value.equal(tiny[name]) for name, value in model.items())
     fresh = dataclasses.replace(recipe, start=None)
-    assert not build_model(fresh, CharTokenizer(recipe.characters)).embed.weight.equal(tiny["embed.weight"])
+    assert not build_model(fresh, CharTokenizer(str(recipe.characters))).embed.weight.equal(tiny["embed.weight"])

@@ -53,6 +53,45 @@ def test_seeds_change_draws_and_repeat() -> None:
     assert not torch.equal(a, c)
 
 
+def test_without_a_seed_every_call_draws_anew_from_torchs_generator() -> None:
+    sampler = make_sampler(temperature=3.0)
+    torch.manual_seed(5)
+    first, second = (sampler.generate(PROMPTS).completions for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.manual_seed(5)
+    assert torch.equal(sampler.generate(PROMPTS).completions, first)
+
+
+def test_steps_can_be_followed_one_by_one() -> None:
+    sampler = make_sampler("confidence:8", max_batch_size=2)
+    config = sampler.settled({"seed": 3})
+    state = sampler.prepare(PROMPTS, None, config)
+    committed, finished = torch.zeros(len(PROMPTS), dtype=torch.int64), []
+    for record in sampler.steps(state, config):
+        assert record.took.all()
+        committed[record.rows] += (record.rank >= 0).sum(dim=1)
+        finished.append(record.finished)
+    assert committed.tolist() == [16] * len(PROMPTS)
+    assert finished == [0] * 8 + [2] * 8 + [4] * 8, "two rows side by side, eight forwards each"
+    assert torch.equal(state.buffer, sampler.generate(PROMPTS, seed=3).completions)
+
+
+def test_an_object_that_decides_is_a_policy() -> None:
+    class First:
+        def decide(self, observation: Observation) -> Decision:
+            position = torch.arange(observation.length)
+            first = torch.where(observation.allowed, position, observation.length).amin(dim=1, keepdim=True)
+            return Decision(select=position == first)
+
+    sampler = Sampler(random_model(), policy=First(), config=SamplerConfig(6, 3, stop_at_eos=False))  # type: ignore[arg-type]
+    assert [e.positions[0] for e in sampler.stream([[1]])] == [[i] for i in range(6)]
+    assert sampler.policy.spec == "First"
+    for decision in (Decision(), Decision(torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6))):
+        sampler.policy.decide = lambda observation, decision=decision: decision  # type: ignore[method-assign, misc]
+        with pytest.raises(TypeError, match="exactly one of select and logits"):
+            sampler.generate([[1]])
+
+
 def test_temperature_zero_is_greedy_and_never_the_mask() -> None:
     logits = torch.randn(8, VOCAB)
     logits[:, MASK] = 50.0

@@ -169,7 +169,7 @@ def test_no_problem_is_repeated_by_other_processes(
     taken.clear()
     one.train()
     assert taken == [(16, 2)]  # after two rounds of 4 x 2 problems
-    assert "the run was on 4 processes, and goes on on 1" in caplog.text
+    assert "the run was on 4 processes and continues on 1" in caplog.text
 
 
 def test_checkpoints_of_before_still_resume(tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-SUITES = {
+SUITES = {  # and the modules that they are in
     **dict.fromkeys(("topk_confidence", "policy_forward", "lm_head"), "operations"),
     "step": "step",
     **dict.fromkeys(("generation", "rollouts", "graphs"), "decoding"),
 }
-"""The modules that they are in."""
 
 
 def suite(name: str) -> Any:

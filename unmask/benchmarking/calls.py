@@ -13,10 +13,8 @@ from unmask.sampling.graphs import Capture, CudaCapture
 
 Call = Callable[[], Any]
 
-CALLS = 20
-"""In one graph: its own launch is spread over them."""
-CACHED = 2**28
-"""Bytes of which a GPU's cache (50 MB on an H100) holds only a small part."""
+CALLS = 20  # in one graph: its own launch is spread over them
+CACHED = 2**28  # bytes of which a GPU's cache (50 MB on an H100) holds only a small part
 
 
 class Captured:

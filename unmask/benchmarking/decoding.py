@@ -13,19 +13,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmask.benchmarking.calls import Captured
-from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, random_policy
+from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, confident_policy
 from unmask.benchmarking.timing import Comparison
-from unmask.models import Transformer, TransformerConfig
+from unmask.models import Transformer, TransformerConfig, load_model, load_tokenizer
 from unmask.policies import UnmaskingPolicy, make_policy
 from unmask.sampling import Sampler, SamplerConfig
 from unmask.sampling.graphs import Capture, CudaCapture, StepGraphs
 from unmask.sampling.result import first_stop
 from unmask.tasks import make_task
 
-SHORT, GROUP = 24, 8
-"""The packaged model's buffer, and rollouts of each prompt, where the batch has room for them, as in training."""
-PROMPT, STEPS = 64, 64
-"""Tokens before the buffer of the large model, and steps of a generation with it."""
+SHORT, GROUP = 24, 8  # the packaged model's buffer, and rollouts of each prompt where the batch has room for them
+PROMPT, STEPS = 64, 64  # tokens before the large model's buffer, and steps of a generation with it
 
 
 class Products(TorchDispatchMode):
@@ -48,9 +46,8 @@ class Products(TorchDispatchMode):
     @torch.no_grad()
     def repeat(self) -> None:
         """The same products and attentions as often, on the tensors collected."""
-        for key, call in self.calls.items():
-            for _ in range(self.times[key]):
-                call()
+        for key in self.times.elements():
+            self.calls[key]()
 
 
 def generated(sampler: Sampler, batch: int) -> Comparison:
@@ -132,7 +129,7 @@ class Rollouts:
                     allowed[:, end:] = False
                     logits = self.model(state.tokens, state.attention)[:, state.start :]
                     confidence = torch.softmax(logits, dim=-1).topk(1, dim=-1).values
-                    score = self.sampler.policy(mask, confidence, state.steps / SHORT, state.alpha)
+                    score = self.sampler.policy(mask, confidence, state.steps / SHORT)
                     score.masked_fill_(~allowed, float("-inf"))
                     action = act(score, 0.0 if actions == "greedy" else None) & allowed
                     state.buffer[action] = logits.argmax(dim=-1)[action]
@@ -157,7 +154,8 @@ def act(score: Tensor, cutoff: float | None = None) -> Tensor:
 
 def rollouts(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
     """Batches of 1 to 256, in blocks of 8 and as one block, four or two of each; compared are greedy actions."""
-    sampler = Sampler.from_pretrained("tiny", device=device)
+    model, tokenizer = load_model("tiny", device=device), load_tokenizer("tiny")
+    sampler = Sampler(model, tokenizer, confident_policy(device), SamplerConfig(SHORT, None))
     for block in (8, SHORT):
         for batch in (16,) if quick else (1, 16, 64, 256):
             r = Rollouts(sampler, batch, max(16, min(4 * batch, 512)), block)
@@ -196,8 +194,7 @@ def captured(model: Transformer, policy: UnmaskingPolicy, capture: Capture) -> C
     ours = Sampler(model, None, policy, replace(config, cuda_graphs=True))
     graphs = ours.graphs = StepGraphs(capture)
     tokens = eager.generate(prompt).sequences
-    block = torch.arange(PROMPT, PROMPT + BLOCK, device=tokens.device)
-    positions = slice(PROMPT, None) if policy.full_context else block
+    positions = slice(PROMPT, None) if policy.full_context else torch.arange(PROMPT, PROMPT + BLOCK).to(tokens.device)
     forward = Captured(lambda: model(tokens, None, positions=positions), capture, 1)
 
     def by_graphs() -> Tensor:
@@ -226,5 +223,5 @@ def graphs(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
     """A buffer of 256 in blocks of 32 on a random bfloat16 model of LLaDA-8B's shape; on CUDA only."""
     if device.type == "cuda":
         model = random_llada(*((2, 1024) if quick else (32, 4096)), VOCAB, device, torch.bfloat16)
-        for policy in (make_policy(f"confidence:{STEPS}"), random_policy(device)):
+        for policy in (make_policy(f"confidence:{STEPS}"), confident_policy(device)):
             yield captured(model, policy, CudaCapture(device))

@@ -18,8 +18,7 @@ from unmask.policies.learned import Policy
 VOCAB = 126_464  # LLaDA's
 LENGTH, BLOCK = 256, 32
 
-Found = tuple[Tensor, Tensor]
-"""The largest probability of each row of logits, and its token."""
+Found = tuple[Tensor, Tensor]  # the largest probability of each row of logits, and its token
 
 
 def fused(logits: Tensor, rows: Tensor | None = None) -> Found:
@@ -89,9 +88,8 @@ def lm_head(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
         torch.manual_seed(0)
         hidden = torch.randn(LENGTH, size, device=device).to(dtype)
         weight = torch.empty(vocab, size, device=device, dtype=dtype).normal_(std=3 / size**0.5)
-        block = torch.arange(BLOCK, 2 * BLOCK, device=device)
         masked = torch.randperm(LENGTH, device=device)[: LENGTH // 2].sort().values
-        for name, rows in (("active block", block), ("masked positions", masked)):
+        for name, rows in (("active block", masked.new_tensor(range(BLOCK, 2 * BLOCK))), ("masked positions", masked)):
             yield Comparison(
                 "lm_head",
                 f"{name}: {len(rows)} of {LENGTH} rows, {size} x {vocab} {str(dtype)[6:]}",
@@ -106,14 +104,22 @@ def lm_head(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
 
 
 @torch.no_grad()
-def random_policy(device: torch.device) -> Policy:
-    """The reference configuration, with weights in the adaptive layers too, which begin as zeros."""
+def confident_policy(device: torch.device) -> Policy:
+    """The reference configuration, random weights in every layer, and a logit that is 0 near a confidence of 0.8.
+
+    The confidence c enters along one direction and a constant along another, so that the normalised sum has the
+    component c / sqrt(c^2 + 1) along the first. From this the output layer makes the logit.
+    """
     torch.manual_seed(0)
-    policy = Policy(PolicyConfig()).to(device).eval()
-    for p in policy.parameters():
-        if not p.any():
-            p.normal_(std=0.05)
-    return policy
+    policy = Policy(PolicyConfig()).eval()
+    for name, p in policy.named_parameters():
+        p.normal_(float("norm" in name and "weight" in name), 0.02)
+    direction = torch.tensor([1.0, -1.0]).repeat(64)
+    policy.confidence_proj.weight.copy_(direction[:, None])
+    policy.confidence_proj.bias.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(32))
+    policy.output_proj.weight.copy_(direction[None] * 25 / 128)
+    policy.output_proj.bias.fill_(-25 * 0.8 / (0.8**2 + 1) ** 0.5)
+    return policy.to(device)
 
 
 def network(policy: Policy, batch: int, active: int, device: torch.device, flushed: bool) -> Comparison:
@@ -151,7 +157,7 @@ def network(policy: Policy, batch: int, active: int, device: torch.device, flush
 
 def policy_forward(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
     """Batch 1 and 16; logits needed in one block of 32, or everywhere; on CUDA also with a flushed cache."""
-    policy = random_policy(device)
+    policy = confident_policy(device)
     for batch in (1,) if quick else (1, 16):
         for active in (BLOCK, LENGTH):
             for flushed in (False, True)[: 1 + (device.type == "cuda")]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.benchmarking.calls import CALLS, Call, compiled, copies, library
 from unmask.benchmarking.decoding import act
-from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, Found, eager, in_float64, random_policy
+from unmask.benchmarking.operations import BLOCK, LENGTH, VOCAB, Found, confident_policy, eager, in_float64
 from unmask.benchmarking.timing import Comparison
 from unmask.policies import Threshold, UnmaskingPolicy
 from unmask.sampling import Sampler, SamplerConfig
@@ -28,10 +28,8 @@ Score = Callable[[Tensor, Tensor], Found]  # (logits, mask) to such a score, -in
 class GivenLogits:
     """In place of a model: logits (B, LENGTH, V), so that all that remains of a step is the library's own work."""
 
-    mask_token_id, eos_token_id = MASK, EOS
-
     def __init__(self, logits: Tensor) -> None:
-        block = logits[:, BLOCK : 2 * BLOCK].contiguous()
+        block, self.mask_token_id, self.eos_token_id = logits[:, BLOCK : 2 * BLOCK].contiguous(), MASK, EOS
         self.device, self.vocab_size = logits.device, logits.shape[-1]
         self.whole, self.block = copies(logits), copies(block)
 
@@ -63,7 +61,7 @@ class Setting:
         self.allowed[:, BLOCK : 2 * BLOCK] = True
         self.model, self.policy, time = (
             GivenLogits(self.logits),
-            random_policy(device),
+            confident_policy(device),
             torch.zeros(batch, device=device),
         )
         self.learned = lambda mask, confidence: self.policy(mask, confidence[..., None], time)

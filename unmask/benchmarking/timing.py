@@ -21,8 +21,7 @@ from unmask.benchmarking.calls import Call, Flushed
 from unmask.commit import package_commit
 from unmask.ops import build_info
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""Of the host: what has passed, or what this process had of it, for a core that others use too."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # time that has passed, or that this process had
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def run(comparison: Comparison, watch: Stopwatch, machine: Machine) -> list[Timi
                 c.agree(got, want)
         except (AssertionError, RuntimeError) as error:  # an error of a compiler, or no memory
             what = "outputs differ" if isinstance(error, AssertionError) else "unavailable"
-            notes[name] = f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}"
+            notes[name] = f"{what}: {' '.join(str(error).split())[:100] or type(error).__name__}"
     taken = watch.samples({name: call for name, call in c.contenders.items() if name not in notes})
     seconds = {name: statistics.median(values) for name, values in taken.items()}
     limit, bound = binding(c, machine, seconds)
@@ -213,10 +212,10 @@ def duration(seconds: float) -> str:
 def environment(device: torch.device) -> dict[str, str]:
     """Where the numbers come from: device, threads, versions, commit."""
     cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
-    cpu = named[1] if named else platform.processor() or platform.machine()
+    cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu[1] if cpu else platform.machine()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": name,
         "threads": str(torch.get_num_threads()),
         "isa": str(build_info()["cpu_isa"]),
         "torch": torch.__version__,
@@ -241,11 +240,11 @@ def write_csv(path: Path, timings: Sequence[Timing], info: Mapping[str, str]) ->
 
 def report(timings: Sequence[Timing], machine: Machine) -> Iterator[str]:
     """Lines: what each contender takes, and how many times as long as unmask, if it does all of the work."""
-    for (name, setting), rows in groupby(timings, key=lambda t: (t.name, t.setting)):
+    for (name, setting), group in groupby(timings, key=lambda t: (t.name, t.setting)):
         yield f"\n{name}: {setting}"
-        ours = None
+        rows = list(group)
+        ours = rows[0].seconds  # "unmask" comes first
         for t in rows:
-            ours = t.seconds if t.contender == "unmask" else ours
             factor = f"{t.seconds / ours:.1f}x" if ours and t.seconds and t.ratio else ""
             took = duration(t.seconds) if t.seconds else "-"
             yield f"  {t.contender:<20} {took:>9} {factor:>8}  {'; '.join(remarks(t))}".rstrip()
@@ -259,9 +258,8 @@ def remarks(t: Timing) -> Iterator[str]:
         first = next(iter(t.counts))  # what the comparison is about; the others are in the rows and in JSON
         yield f"{t.counts[first] / t.seconds:,.0f} {first}/s"
     if t.contender == "unmask" and t.limit_share is not None:
-        # A share above 1 says no more than that what was measured as the limit is none.
-        above = f"above the measured {t.limit} limit"
-        yield above if t.limit_share > 1 else f"{t.limit_share:.0%} of {t.limit} limit"
+        above = "above the measured limit"  # which then is none
+        yield f"{above if t.limit_share > 1 else f'{t.limit_share:.0%} of the limit'}, {t.limit}"
     if t.goal:
         yield f"goal {t.goal}"
     if t.note:

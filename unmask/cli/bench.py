@@ -18,8 +18,8 @@ class Bench(Command):
     """Time the operations of a denoising step against the eager code they replace, in one run.
 
     Outputs are compared before anything is timed; where they differ there is no ratio, and the exit status is 1. For
-    each operation it is said what binds (memory, arithmetic or the cost of calls, all measured here), and which share
-    of that limit is reached: the time the limit alone would take over the time taken.
+    each operation it is said what binds (memory or arithmetic, measured here), and which share of that limit is
+    reached: the time the limit alone would take over the time taken.
     """
 
     REST = "suites"

@@ -56,8 +56,9 @@ class View:
         return text
 
     def flush(self, text: Text, run: list[int], style: str) -> None:
-        if run:
-            text.append(self.sampler.tokenizer.decode(run), style=style)
+        if run:  # decoded behind a token, as tokenizers drop the space that a text begins with
+            decode = self.sampler.tokenizer.decode
+            text.append(decode(run[:1] + run)[len(decode(run[:1])) :], style=style)
 
     def render(self) -> Group:
         return Group(*(self.line(row) for row in range(len(self.completions))), Text(LEGEND, style="dim"))

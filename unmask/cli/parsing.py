@@ -138,7 +138,7 @@ def reason(stop: SystemExit, printed: str) -> str:
         if isinstance(cause, ValueError):
             return str(cause)
         cause = cause.__context__
-    rows = [row.strip("│╭╮╰╯─ ") for row in printed.splitlines()[1:]]
-    text = " ".join(filter(None, rows)).partition(" For full helptext")[0]
+    rows = [row.strip("│| ") for row in printed.splitlines()[1:]]
+    text = " ".join(row for row in rows if row.strip("─-╰╯+")).partition(" For full helptext")[0]
     close = re.search(r" (?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+)", text)
     return f"{text[: close.start()]}; did you mean {close[1]}?" if close else text

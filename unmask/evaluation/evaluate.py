@@ -30,7 +30,7 @@ COUNTING_RULE = (
 )
 
 NEW_FIELDS = frozenset({"trained_temperature", "trained_actions"})
-"""Fields of a policy's configuration that came after rows had digests: left out of a digest where they are not set."""
+"""Fields of a policy's configuration that are newer than digests, which leave them out where they are None."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,25 @@ class Evaluation:
     learned: bool = False
     """Whether the policy is a trained network rather than a rule."""
     alpha: float | None = None
-    """The trade-off asked of a policy conditioned on it."""
+    """The alpha of a policy conditioned on it."""
     policy_scale: float = 1.0
     commit: str = ""
-    """Of the code that made the row, where it is known."""
+    """The commit of the code that made the row; "" if unknown."""
     settings: str = ""
-    """Further settings that the row depends on: how prompts are put, and what the caller names."""
+    """Further settings that the row depends on: the form of prompts, and those that the caller names."""
     samples: int = 1
-    """Completions of each problem; means are over problems, of each problem's mean."""
+    """Completions of each problem; means are over the problems' means."""
     solved: dict[str, int] = field(default_factory=dict)
-    """How many problems had how many correct samples: {"0": 40, "3": 2, ...}."""
+    """Number of correct samples -> number of problems: {"0": 40, "3": 2, ...}."""
     policy_sha256: str = ""
-    """The beginning of a hash of a learned policy's weights, so that a label means the same policy."""
+    """The beginning of a hash of a learned policy's configuration and weights; "" for a rule."""
     tokens_per_second: float | None = None
-    """Generated tokens of all completions over ``seconds``: of this machine, at this batch size."""
+    """Generated tokens of all completions divided by ``seconds``, on this machine at this batch size."""
     unfinished: float | None = None
-    """Share of completions that still had masks when their steps ran out; None in rows that did not count them."""
+    """Share of completions with masks left when their steps ran out; None in older rows."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
-        """The unbiased estimate of pass@k, and its standard error over problems; ValueError for too few samples."""
+        """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
         values = [
             pass_at_k(self.samples, int(correct), k) for correct, count in self.solved.items() for _ in range(count)
         ]
@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def family(self) -> str:
-        """The rule, or the name given to a learned policy, without its parameters."""
+        """The name of the rule or learned policy without its parameters."""
         return self.policy.split(":", 1)[0]
 
     @property
@@ -108,7 +108,7 @@ def evaluate(
     ``names`` gives the row's "model", "policy" and further "settings"; ``overrides`` replace fields of the sampler's
     config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples``
     N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of
-    JSON for each, appended before they are graded. ``on_finished`` is told now and then how many are finished.
+    JSON for each, appended before they are graded. ``on_finished`` is called with the number of finished rows.
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """
@@ -161,7 +161,7 @@ def decode_problems(
     prompts: Prompts | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> GenerationResult:
-    """Completions of ``problems``, of their prompts unless ``prompts`` stand in for these; ``config`` is settled."""
+    """Completions of ``problems``; ``prompts`` replace their prompts if given, and ``config`` is settled."""
     state = sampler.prepare([p.prompt for p in problems] if prompts is None else prompts, None, config)
 
     def counted(records: Iterable[StepRecord]) -> Iterator[StepRecord]:
@@ -175,7 +175,7 @@ def decode_problems(
 
 
 def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> list[float]:
-    """What ``task`` says of each completion; ValueError if it does not say something of each."""
+    """The grades of ``task``; ValueError if there is not one per completion."""
     grades = task.grade_all(problems, result.texts or [])
     if len(grades) != len(problems):
         raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
@@ -185,7 +185,7 @@ def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> 
 def save_completions(
     path: Path, about: Mapping[str, Any], problems: Sequence[Problem], result: GenerationResult
 ) -> None:
-    """Append a line of JSON for each completion: what was evaluated, prompt, reference answer, text, forwards."""
+    """Append a line of JSON for each completion: ``about``, prompt, reference answer, text and NFE."""
     texts, steps = result.texts or [], result.steps.tolist()
     with path.open("a", encoding="utf-8") as file:
         for problem, text, nfe in zip(problems, texts, steps, strict=True):
@@ -194,7 +194,7 @@ def save_completions(
 
 
 def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:
-    """Raise ValueError for a number of samples that is not positive, or that would all be the same."""
+    """Raise ValueError if ``samples`` is not positive, or if all samples of a problem would be the same."""
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
     policy = sampler.policy
@@ -219,30 +219,28 @@ def identity(
     samples: int = 1,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """The fields of a row that say what was evaluated; rows that agree in them measure the same."""
-    config, names = sampler.config.updated(overrides), names or {}
+    """The fields of a row that say what was evaluated; rows that agree in them are the same measurement."""
+    config, names, policy = sampler.config.updated(overrides), names or {}, sampler.policy
+    alpha = policy.default_alpha if config.alpha is None else config.alpha
     return {
         "model": names.get("model", type(sampler.model).__name__),
         "task": task.name,
-        "policy": names.get("policy", sampler.policy.spec),
+        "policy": names.get("policy", policy.spec),
         "block_length": config.block_length or config.max_new_tokens,
         "length": config.max_new_tokens,
         "actions": config.actions,
         "problems": num_problems,
         "seed": problem_seed,
-        "alpha": asked_alpha(sampler, config),
+        "alpha": float(alpha) if policy.conditioned else None,
         "policy_scale": config.policy_scale,
         "settings": " ".join(filter(None, (describe_prompts(sampler.tokenizer), names.get("settings", "")))),
         "samples": samples,
-        "policy_sha256": weights_digest(sampler.policy),
+        "policy_sha256": weights_digest(policy),
     }
 
 
 def weights_digest(policy: Any) -> str:
-    """The first 12 hex digits of a SHA-256 over a learned policy's configuration and weights; "" for a rule.
-
-    The same wherever the policy was loaded from and on whatever device it is.
-    """
+    """The first 12 hex digits of a SHA-256 over a learned policy's configuration and weights; "" for a rule."""
     if not isinstance(policy, nn.Module):
         return ""
     config = getattr(policy, "config", None)
@@ -254,13 +252,6 @@ def weights_digest(policy: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def asked_alpha(sampler: Sampler, config: SamplerConfig) -> float | None:
-    """The trade-off that ``config`` asks of the policy, else the policy's default; None for one that takes none."""
-    if not sampler.policy.conditioned:
-        return None
-    return float(sampler.policy.default_alpha if config.alpha is None else config.alpha)
 
 
 def average_measures(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Numbers over many problems, with their standard errors, and one number for a whole curve."""
+"""Means and standard errors over problems, and AUP, one number for a curve."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 AUP_DROP = 5.0
-"""Points this many percent below the first of a curve do not count towards its AUP."""
+"""Points whose accuracy is more than this many percentage points below the first do not count in the AUP."""
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; NaN of nothing."""
+    """Arithmetic mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
@@ -32,10 +32,9 @@ def aup(points: Sequence[tuple[float, float]], best: float | None = None) -> flo
 
     Args:
         points: (TPF, accuracy in percent) of one method at its settings.
-        best: the accuracy that weighs 1, for curves that are compared the best of all of them; None: this curve's.
+        best: the accuracy with weight 1: the best of all curves that are compared; None: of this curve.
 
-    Raises:
-        ValueError: no points, or ``best`` not positive.
+    Raises ValueError without points, or if ``best`` is not positive.
     """
     if not points:
         raise ValueError("aup needs at least one point (TPF, accuracy in percent)")

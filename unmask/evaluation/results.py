@@ -1,4 +1,4 @@
-"""Evaluations as rows: CSV files, Markdown tables, and curves of rows that belong together."""
+"""Evaluations as rows: CSV files, Markdown tables, and curves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from unmask.config import check_known
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.metrics import aup, mean
+from unmask.policies.card import table
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
@@ -22,7 +23,7 @@ ROWS = TypeAdapter(list[Evaluation])
 
 
 def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write all rows, replacing the file at once; ``measures`` is one JSON column."""
+    """Write all rows, replacing the file atomically; ``measures`` and ``solved`` are JSON."""
     partial = path.with_suffix(path.suffix + ".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Evaluation)])
@@ -56,23 +57,14 @@ def read_csv(path: Path) -> list[Evaluation]:
 def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> str:
     """A Markdown table, one row per evaluation, with columns of pass@k for every k in ``pass_at``."""
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
-    dials = any(e.alpha is not None for e in evaluations)
+    alphas = any(e.alpha is not None for e in evaluations)
     unfinished = any(e.unfinished for e in evaluations)
-    header = [
-        "policy",
-        *(["alpha"] if dials else []),
-        "blocks",
-        "accuracy",
-        *(f"pass@{k}" for k in pass_at),
-        "NFE",
-        "TPF",
-    ]
-    header += [*(["unfinished"] if unfinished else []), *measures]
-    lines = [" | ".join(header), " | ".join("---" for _ in header)]
-    for e in evaluations:
-        cells = [
+    header = ["policy", *(["alpha"] if alphas else []), "blocks", "accuracy", *(f"pass@{k}" for k in pass_at), "NFE"]
+    header += ["TPF", *(["unfinished"] if unfinished else []), *measures]
+    rows = [
+        [
             f"`{e.policy}`" + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
-            *(["" if e.alpha is None else f"{e.alpha:g}"] if dials else []),
+            *(["" if e.alpha is None else f"{e.alpha:g}"] if alphas else []),
             e.regime,
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
             *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
@@ -81,8 +73,9 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
             *(["" if e.unfinished is None else f"{e.unfinished:.3f}"] if unfinished else []),
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),
         ]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        for e in evaluations
+    ]
+    return table(header, rows)
 
 
 def curves(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Evaluation]]:
@@ -94,7 +87,7 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Eval
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> list[tuple[float, float]]:
-    """(TPF, accuracy in percent) of every setting, each the mean over the rows that differ in their problems alone."""
+    """(TPF, accuracy in percent) of every setting, the mean over rows that differ only in their problems."""
     grouped: dict[tuple[Any, ...], list[Evaluation]] = {}
     for e in evaluations:
         grouped.setdefault((e.policy, e.policy_sha256, e.alpha, e.policy_scale, e.actions, e.settings), []).append(e)
@@ -110,6 +103,5 @@ def aup_table(evaluations: Sequence[Evaluation]) -> str:
     for (name, regime), group in curves(evaluations).items():
         points = over_seeds(group)
         rows.append((aup(points, best), name, regime, len(points)))
-    lines = ["| policies | blocks | points | AUP |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{name}` | {regime} | {count} | {value:.1f} |" for value, name, regime, count in sorted(rows)[::-1]]
-    return "\n".join(lines)
+    cells = [[f"`{name}`", regime, str(count), f"{value:.1f}"] for value, name, regime, count in sorted(rows)[::-1]]
+    return table(["policies", "blocks", "points", "AUP"], cells)

@@ -1,6 +1,6 @@
 """Many evaluations as one file of rows: tasks, regimes, policies with their settings, and sets of problems.
 
-A row that is there already is not made again, so that a sweep that was stopped goes on where it was.
+A row that the file already holds is not measured again, so that a stopped sweep can be resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Task
 
-# Every rule from fast to slow; STEPS count the whole buffer of 24.
+# Rules from fast to slow; STEPS are for the whole buffer of 24 tokens.
 HEURISTICS = (
     "random:12", "random:24", "confidence:6", "confidence:12", "confidence:24", "margin:12", "margin:24", "entropy:12",
     "entropy:24", "threshold:0.5", "threshold:0.7", "threshold:0.9", "threshold:0.99", "factor:0.5", "factor:1",
@@ -27,12 +27,12 @@ HEURISTICS = (
     "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1",
 )  # fmt: skip
 FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
-"""Settings that a row depends on beside those with a column of their own."""
+"""Settings without a column that a row depends on."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be: a sampler on problems of a task; ``names`` as :func:`evaluate` takes them."""
+    """A row to measure: a sampler on problems of a task; ``names`` as for :func:`evaluate`."""
 
     sampler: Sampler
     task: Task
@@ -42,19 +42,19 @@ class Job:
     samples: int = 1
 
     def row(self, known: Iterable[Evaluation]) -> Evaluation | None:
-        """The one of ``known`` that measures the same, if there is one."""
+        """The row of ``known`` that is the same measurement, if there is one."""
         wanted = identity(self.sampler, self.task, self.problems, self.seed, self.names, self.samples)
         return next((row for row in known if all(getattr(row, k) == v for k, v in wanted.items())), None)
 
 
 OnRow = Callable[[Job, int], None]
-"""Called with what is measured now, and how many of its completions are finished."""
+"""Called with the current job and the number of its finished completions."""
 
 
 def measure(
     jobs: Sequence[Job], output: Path | None = None, completions: Path | None = None, on_row: OnRow = lambda *_: None
 ) -> Iterator[Evaluation]:
-    """A row for each job: one of the CSV file ``output`` if it measures the same, else made now and written there.
+    """A row for each job: from the CSV file ``output`` if it is there, else measured now and written there.
 
     ``completions`` as for :func:`evaluate`. Raises ValueError, before any work, for samples that would all be the same.
     """
@@ -75,9 +75,9 @@ def measure(
 
 
 def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:
-    """What a row depends on beside the fields that have a column of their own, of the settings ``asked`` for."""
+    """The settings without a column that a row depends on, as text."""
     notes = {name: asked[name] for name in FURTHER if asked.get(name) is not None}
-    if config.policy_temperature != SamplerConfig.policy_temperature:  # asked for, or that of the training
+    if config.policy_temperature != SamplerConfig.policy_temperature:  # given, or that of the training
         notes["policy_temperature"] = config.policy_temperature
     return " ".join(f"{name}={notes[name]}" for name in FURTHER if name in notes)
 
@@ -101,7 +101,7 @@ def variants(
 ) -> Iterator[dict[str, Any]]:
     """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales.
 
-    A learned policy acts as it was trained, unless the settings ``given`` say how.
+    A learned policy decodes as it was trained, except for the settings ``given``.
     """
     trained = {name: value for name, value in policy.decoding.items() if name not in given}
     own: Sequence[float | None] = (alphas or [given.get("alpha")]) if policy.conditioned else [None]

@@ -56,7 +56,7 @@ class ModelBase(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
     def check_inputs(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Positions) -> None:
-        """Refuse malformed inputs; looks at shapes, dtypes and devices only, never at values."""
+        """Refuse malformed inputs by their types, shapes, dtypes and devices; values are not read."""
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be a torch.int64 tensor (B, T), got {type(input_ids).__name__}")
         if input_ids.dtype != torch.int64:
@@ -101,7 +101,7 @@ class ModelBase(nn.Module):
 
 
 def real_positions(attention_mask: Tensor) -> Tensor:
-    """(B, T) int64: the index of each token among its row's real tokens, so that padding shifts nobody.
+    """(B, T) int64: the index of each token among its row's real tokens, so that padding shifts no position.
 
     Padding before the first real token gets 0; ``attention_mask`` (B, T) is nonzero where a token is real.
     """
@@ -120,9 +120,9 @@ def select_rows(x: Tensor, rows: Positions) -> Tensor:
 def shifted_rows(input_ids: Tensor, attention_mask: Tensor | None, positions: Positions) -> Tensor:
     """Flat indices of the raw rows that predict ``positions``, for a model whose raw row i predicts token i + 1.
 
-    Token i is predicted by the raw row of the real token before it. A row's first real token has none before it
-    and repeats its own (upstream repeats row 0, which is padding in a left-padded batch, so that there a padded
-    prompt would not match the same prompt alone). Shape (B, T), (B, S) or (R,) as ``positions`` asks.
+    Token i is predicted by the raw row of the real token before it. A row's first real token uses its own raw row
+    (upstream uses row 0, so that a left-padded prompt differs from the same prompt alone). The shape is (B, T),
+    (B, S) or (R,) as ``positions`` says.
     """
     batch, length = input_ids.shape
     index = torch.arange(length, device=input_ids.device).expand(batch, length)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's config.json: a class for each family says which keys matter and what they may be."""
+"""Reading a checkpoint's config.json: a class for each family declares the keys and their types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Raw = Mapping[str, Any]
 """A parsed config.json."""
 
 TokenId = Annotated[Count | None, BeforeValidator(lambda value: value[0] if isinstance(value, tuple) else value)]
-"""A token id; of several, as for the end of sequence, the first."""
+"""A token id, the first if a list is given."""
 
 
 def unscaled(rope: dict[str, Any]) -> dict[str, Any]:
@@ -29,8 +29,10 @@ Rope = Annotated[dict[str, Any], AfterValidator(unscaled)]
 
 
 class CheckpointConfig(Config, kw_only=True):
-    """What families share. Fields have :class:`TransformerConfig`'s names, with the checkpoint's key as an alias; one
-    whose type has a single value is a switch that this decoder implements so alone."""
+    """What families share. Fields have :class:`TransformerConfig`'s names, with the checkpoint's key as an alias.
+
+    A field whose type has a single value is a switch of which this decoder implements only that setting.
+    """
 
     vocab_size: PositiveInt
     mask_token_id: Count
@@ -43,7 +45,7 @@ class CheckpointConfig(Config, kw_only=True):
     partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
 
     def transformer(self, **settings: Any) -> TransformerConfig:
-        """The decoder's configuration; ``settings`` replace fields or say what no key does."""
+        """The decoder's configuration; ``settings`` replace or add fields."""
         own = {f.name: getattr(self, f.name) for f in fields(TransformerConfig) if hasattr(self, f.name)}
         theta = self.rope_theta or (self.rope_parameters or {}).get("rope_theta", 10_000.0)
         return TransformerConfig(**{**own, "rope_theta": theta, **settings})

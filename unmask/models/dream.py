@@ -53,7 +53,7 @@ LAYER = {
 
 
 def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming the key for anything this decoder does not implement."""
+    """Raises ValueError naming a key with a value that this decoder does not implement."""
     return read(DreamConfig, raw).transformer(qkv_bias=True, logits_shift=1)
 
 

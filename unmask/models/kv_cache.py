@@ -9,8 +9,8 @@ from torch import Tensor
 class KVCache:
     """Rotated keys and values of every layer for up to B rows of T positions, allocated once.
 
-    ``keys`` and ``values`` are (layers, B, T + 1, kv_heads, head_dim). The slot behind the last position takes what
-    is to be thrown away, so that windows of unequal size fit one shape; no attention reads it.
+    ``keys`` and ``values`` are (layers, B, T + 1, kv_heads, head_dim). The slot behind the last position
+    receives discarded values, so that windows of unequal size fit one shape. Attention never reads it.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, rows: int | None = None) -> None:
@@ -29,7 +29,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """An empty cache, zero throughout: slots not yet written must be finite."""
+        """A cache of zeros, because slots not yet written must be finite."""
         shape = (num_layers, rows, length + 1, kv_heads, head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
@@ -38,16 +38,12 @@ class KVCache:
         """T."""
         return self.keys.shape[2] - 1
 
-    def window(self, rows: Tensor | None, slots: Tensor | None) -> KVWindow:
-        """Where one forward writes and reads: see :class:`KVWindow`."""
-        return KVWindow(self, rows, slots)
-
     def alone(self, row: int, skip: int) -> KVCache:
-        """One row without its first ``skip`` positions, as a cache of its own in the same memory."""
+        """A view of one row without its first ``skip`` positions, as a cache."""
         return KVCache(self.keys[:, row : row + 1, skip:], self.values[:, row : row + 1, skip:])
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
-        """Rows ``keep`` (R,) move to the front, in this order; ``fresh`` rows to be written come behind them.
+        """Move rows ``keep`` (R,) to the front, in this order, and put ``fresh`` rows to be written behind them.
 
         Works in place, layer by layer. Raises ValueError if the rows do not fit.
         """
@@ -63,7 +59,7 @@ class KVCache:
 class KVWindow:
     """The rows and slots of a cache that one forward computes.
 
-    ``rows`` (N,) int64, None: all rows in use. ``slots`` (N, W) int64 in [0, T], T for what is thrown away;
+    ``rows`` (N,) int64, None: all rows in use. ``slots`` (N, W) int64 in [0, T], where T discards the value;
     None: all T positions, in order.
     """
 

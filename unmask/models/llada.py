@@ -14,7 +14,7 @@ MODEL_TYPE = "llada"
 
 
 class LLaDAConfig(CheckpointConfig, kw_only=True):
-    """The published modelling code has many switches; the last ones here are as its checkpoints have them."""
+    """The switches at the end have the only values found in published checkpoints."""
 
     hidden_size: PositiveInt = Field(alias="d_model")
     num_layers: PositiveInt = Field(alias="n_layers")
@@ -57,7 +57,7 @@ BLOCK = {
 
 
 def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming the key for anything this decoder does not implement."""
+    """Raises ValueError naming a key with a value that this decoder does not implement."""
     c = read(LLaDAConfig, raw)
     return c.transformer(
         # The embedding may be padded beyond the vocabulary; the logits are as wide as the embedding.

@@ -11,18 +11,10 @@ import torch
 from unmask.models import dream, llada, native, placement
 from unmask.models.base import ModelBase
 from unmask.models.sources import CODE_FILES, CONFIG_FILES, WEIGHT_FILES, find_folder, packaged_models
-from unmask.models.tokenizer import FILE_NAME, CharTokenizer
+from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import (
-    CONFIG,
-    DTYPES,
-    checked_weights,
-    find_shards,
-    read_json,
-    save_model,
-    stream_weights,
-)
+from unmask.models.weights import CONFIG, DTYPES, checked_weights, find_shards, read_json, save_model, stream_weights
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
@@ -30,7 +22,7 @@ FAMILIES: dict[str, Any] = {family.MODEL_TYPE: family for family in (native, lla
 """Families the native decoder loads: modules with MODEL_TYPE, read_config and weight_names."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""float64 is for comparing forwards; a Sampler decodes logits of the others."""
+"""A Sampler refuses float64, which is for comparing forwards."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -105,7 +97,7 @@ def load_native(
     dtype: torch.dtype | None,
     device_map: placement.DeviceMap | None = None,
 ) -> Transformer:
-    """Build the decoder on the meta device and stream its weights in; ``dtype`` None keeps the embedding's."""
+    """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
     try:
         config = family.read_config(raw)
     except ValueError as error:
@@ -114,7 +106,7 @@ def load_native(
         model = Transformer(config)
     weights = checked_weights(model, folder, family.weight_names(config))
     dtype = dtype or DTYPES[weights["embed.weight"].dtype]
-    model.to(dtype)  # still without memory; what is left on the disk is read in the dtype of its place here
+    model.to(dtype)  # still without memory; weights left on the disk are read in this dtype
     placed = placement.place(model, {"": device} if device_map is None else device_map, dtype, checked_device)
 
     def place(parameter: str) -> torch.device | None:
@@ -136,7 +128,7 @@ def load_native(
 
 
 def generation_defaults(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampler settings that a checkpoint of this project may carry under ``generation_defaults``."""
+    """Sampler settings under ``generation_defaults`` in a checkpoint of this project."""
     value = raw.get("generation_defaults", {}) if raw.get("model_type") == native.MODEL_TYPE else {}
     if not isinstance(value, dict):
         raise ValueError(f"{folder / CONFIG}: generation_defaults must be an object, got {value!r}")
@@ -144,7 +136,7 @@ def generation_defaults(folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_supported(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
-    """Raise ValueError, listing what is supported, for a model type that nothing here can load."""
+    """Raise ValueError, listing what is supported, for a model type that cannot be loaded."""
     kind = raw.get("model_type")
     own_code = isinstance(raw.get("auto_map"), dict)
     if trust_remote_code and own_code:
@@ -168,7 +160,8 @@ def check_supported(folder: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
 
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, revision: str | None = None) -> Any:
-    """The tokenizer beside a model: a :class:`CharTokenizer` for packaged models, else transformers' AutoTokenizer.
+    """The tokenizer beside a model: a :class:`CharTokenizer` or :class:`WordTokenizer` for models of this project's
+    own format, else transformers' AutoTokenizer.
 
     Dream's tokenizer, published as remote code, is Qwen2's and is read as such. Raises as :func:`load_model` does.
     """
@@ -176,7 +169,10 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
     folder = find_folder(name_or_path, revision, patterns)
     if (folder / FILE_NAME).is_file():
         return CharTokenizer.from_pretrained(folder)
-    # Without any of these, transformers would make up an empty tokenizer for some model types.
+    own = (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == native.MODEL_TYPE
+    if own and (words := WordTokenizer.of_folder(folder)) is not None:
+        return words
+    # Without any of these, transformers builds an empty tokenizer for some model types.
     if not any((folder / name).is_file() for name in TOKENIZER_FILES) and not any(folder.glob("*.model")):
         raise FileNotFoundError(
             f"{folder} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}, {FILE_NAME}, *.model"
@@ -189,7 +185,7 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
     published = read_json(path).get("tokenizer_class") if path.is_file() else None
     if published == "DreamTokenizer" and not trust_remote_code:
         return transformers.Qwen2Tokenizer.from_pretrained(folder)
-    if published == "PreTrainedTokenizerFast" and not trust_remote_code:  # without asking the model's config for more
+    if published == "PreTrainedTokenizerFast" and not trust_remote_code:  # without reading the model's config
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -197,7 +193,7 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """Raises RuntimeError or ValueError for a device this process does not have."""
+    """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
     found = torch.device(device)
     if found.type == "cuda":
         if not torch.cuda.is_available():
@@ -208,7 +204,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype that a model can compute in, from itself or its name. Raises ValueError for anything else."""
+    """The dtype itself or by its name. Raises ValueError for one that models cannot compute in."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and found not in COMPUTABLE:
         raise ValueError(f"dtype must be one of {', '.join(map(str, COMPUTABLE))} or its name, got {dtype!r}")

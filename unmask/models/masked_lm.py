@@ -22,7 +22,7 @@ HEADS = {
     "camembert": ("lm_head",),
     "xlm-roberta": ("lm_head",),
 }
-"""Modules that turn hidden states into logits, for the types whose head is known to be just these in this order."""
+"""The modules of the head, in order, for the model types where they are known."""
 
 REMOTE_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
 
@@ -30,8 +30,8 @@ REMOTE_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
 class MaskedLM(ModelBase):
     """Wraps a transformers model whose forward returns ``logits``.
 
-    Where the head can be called apart (:data:`HEADS`), only the chosen rows reach it; elsewhere all rows are computed
-    and the chosen ones returned. Some of transformers' own mask code synchronises with the host; that is theirs.
+    Where the head can be called by itself (:data:`HEADS`), it computes only the chosen rows; elsewhere all rows are
+    computed and the chosen ones returned. Some mask code of transformers synchronises with the host.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class MaskedLM(ModelBase):
 
 
 def supported_types() -> set[str]:
-    """The model types for which transformers has a masked language model. Raises ImportError without transformers."""
+    """Model types with a masked language model in transformers. Raises ImportError without transformers."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return set(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
@@ -117,9 +117,9 @@ def load_masked_lm(
     logits_shift: int = 0,
     device_map: Any = None,
 ) -> MaskedLM:
-    """Load with transformers from ``folder``, safetensors only.
+    """Load with transformers from ``folder``, whose config.json is ``raw``; only safetensors are read.
 
-    ``raw`` is its config.json. Token ids come from ``overrides``, else the tokenizer (end of sequence falls back to
+    Token ids come from ``overrides``, else the tokenizer (end of sequence falls back to
     the separator), else the config. With ``trust_remote_code`` the folder's own model class is used.
     Raises ValueError if no mask token is found.
     """

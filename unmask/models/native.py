@@ -22,7 +22,7 @@ def read_config(raw: Raw) -> TransformerConfig:
 
 
 def write_config(model: Transformer) -> dict[str, Any]:
-    """What :func:`read_config` reads."""
+    """The config.json that :func:`read_config` reads."""
     config: dict[str, Any] = {"model_type": MODEL_TYPE, **model.config.to_dict()}
     if model.generation_defaults:
         config["generation_defaults"] = dict(model.generation_defaults)

@@ -11,10 +11,10 @@ from unmask.models.transformer import Transformer
 
 DISK = "disk"
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
-"""accelerate's ways of filling the devices there are; "auto" is "balanced"."""
+"""accelerate's strategies; "auto" is "balanced"."""
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
-"""One of :data:`STRATEGIES`, or part of the model -> device, "disk" for weights to be read whenever they are used."""
+"""One of :data:`STRATEGIES`, or part of the model -> device; "disk" reads weights whenever they are used."""
 
 Placement = dict[str, torch.device | str]
 """Every part of a decoder -> its device, or "disk"."""
@@ -23,16 +23,15 @@ CheckedDevice = Callable[[Any], torch.device]
 
 
 def parts(model: Transformer) -> list[str]:
-    """The parts that have a device of their own; what a layer consists of stays together."""
+    """The parts that are placed as a whole."""
     return ["embed", "rotary", *(f"layers.{i}" for i in range(len(model.layers))), "final_norm", "lm_head"]
 
 
 def place(model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked_device: CheckedDevice) -> Placement:
     """Where each part of ``model`` (on the meta device) goes.
 
-    A key of a mapping stands for the part of its name and all below it ("" is everything, "layers" all layers); the
-    longest match decides. Raises ValueError naming a key that is no part, a part without a device, or an unknown
-    strategy; ImportError where a strategy needs accelerate.
+    A key of a mapping stands for all parts below it ("" is everything, "layers" all layers); the longest match
+    decides. Raises ValueError naming an unknown key, a part without a device, or an unknown strategy.
     """
     if isinstance(device_map, str):
         device_map = strategic(model, device_map, dtype)
@@ -54,17 +53,17 @@ def place(model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked
         placed[name] = DISK if match is None else devices[match]
     if model.config.tie_embeddings:
         placed["lm_head"] = placed["embed"]
-    placed["rotary"] = input_device(placed)  # made from positions, not read: where the inputs are
+    placed["rotary"] = input_device(placed)  # computed from positions, so it is where the inputs are
     return placed
 
 
 def indexed(device: torch.device) -> torch.device:
-    """ "cuda" as the "cuda:0" that tensors there say of themselves."""
+    """The device with its index, as tensors have it: "cuda" becomes "cuda:0"."""
     return torch.empty(0, device=device).device
 
 
 def strategic(model: Transformer, strategy: str, dtype: torch.dtype) -> dict[str, Any]:
-    """A device map that fills the devices of this machine, the CPU's memory behind them, then the disk."""
+    """A device map that fills the devices of this machine, then the CPU's memory, then the disk."""
     if strategy not in STRATEGIES:
         raise ValueError(f"device_map must be a mapping or one of {', '.join(STRATEGIES)}, got {strategy!r}")
     accelerate = imported_accelerate()
@@ -77,17 +76,17 @@ def strategic(model: Transformer, strategy: str, dtype: torch.dtype) -> dict[str
 
 
 def input_device(placed: Placement) -> torch.device:
-    """Where token ids go in and logits come out: the first device that is not the CPU, else the CPU."""
+    """The device of token ids and logits: the first that is not the CPU, else the CPU."""
     devices = [d for d in placed.values() if isinstance(d, torch.device)]
     return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
 
 def dispatch(model: Transformer, placed: Placement, on_disk: Mapping[str, dict[str, str]]) -> None:
-    """Attach the hooks that bring inputs and offloaded weights to where a part is computed.
+    """Attach hooks that move inputs and offloaded weights to the device where a part is computed.
 
-    Parts on the CPU of a model that also has other devices, and parts on the disk, are computed on the input device.
+    Parts on the disk are computed on the input device, and so are parts on the CPU if there are other devices.
     ``on_disk``: for each parameter that was not loaded, its "safetensors_file", "weight_name" and "dtype". A model
-    whose layers are computed on several devices keeps no keys and values. Does nothing for a single device.
+    computed on several devices supports no cache. A model on a single device gets no hooks.
     """
     if len(set(placed.values())) == 1:
         return

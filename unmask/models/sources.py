@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def packaged_models() -> dict[str, Path]:
-    """Models that come with the package, by name: every folder here that holds a config.json (``_`` reads as ``-``)."""
+    """Folders of the packaged models by name: every folder here with a config.json (``_`` reads as ``-``)."""
     folders = sorted(path.parent for path in _PACKAGE.glob("*/config.json"))
     return {folder.name.replace("_", "-"): folder for folder in folders}
 
@@ -21,8 +21,8 @@ def packaged_models() -> dict[str, Path]:
 def find_folder(name_or_path: str | Path, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """The folder that holds a model: packaged, local, or downloaded from the hub.
 
-    A packaged name wins over a folder of that name; write ``./tiny`` for the folder. ``patterns`` are the files
-    wanted from a hub repository, ``revision`` its branch, tag or commit. Raises FileNotFoundError, ConnectionError
+    A packaged name wins over a folder of that name; write ``./tiny`` for the folder. ``patterns`` select the files
+    of a hub repository, ``revision`` its branch, tag or commit. Raises FileNotFoundError, ConnectionError
     if the hub cannot deliver, ImportError without huggingface_hub, ValueError for a revision of something local.
     """
     name = str(name_or_path)
@@ -40,7 +40,7 @@ def find_folder(name_or_path: str | Path, revision: str | None, patterns: tuple[
 
 
 def download(name: str, revision: str | None, patterns: tuple[str, ...], packaged: tuple[str, ...] = ()) -> Path:
-    """The local copy of a hub repository's top-level files, downloaded where it is not in the cache."""
+    """The local copy of a hub repository's top-level files, downloaded if it is not in the cache."""
     known = f"{name!r} is neither a packaged model ({', '.join(packaged) or 'none'}) nor a local folder"
     try:
         from huggingface_hub import snapshot_download

@@ -19,14 +19,14 @@ from unmask.models.base import ModelBase, Positions, real_positions, select_rows
 from unmask.models.kv_cache import KVCache, KVWindow
 
 LayerWindow = tuple[KVWindow, int]
-"""The part of a cache that a forward computes, and the layer."""
+"""The window of a cache that a forward computes, and the layer's number."""
 
 CACHED_ANGLES = 4096
-"""Rotary tables are kept for this many positions (4 MB at head_dim 128); longer canvases compute theirs anew."""
+"""Rotary tables are kept for this many positions (4 MB at head_dim 128) and computed anew for longer canvases."""
 
 
 class TransformerConfig(Config):
-    """Shape of a bidirectional decoder. Raises ValueError, naming the field, for values that cannot be a model.
+    """Shape of a bidirectional decoder.
 
     ``logits_shift`` is 1 for models whose raw logits at position i predict token i+1 (Dream): the model shifts
     them right so that row i always predicts token i.
@@ -99,7 +99,7 @@ class Rotary(nn.Module):
         self.cos, self.sin = rotary_tables(torch.arange(self.length, device=device), self.head_dim, self.theta)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
-        # Follows .to(device) and .to_empty(), but a .to(dtype) must not round the angles.
+        # The tables follow .to(device) and .to_empty(), but .to(dtype) must not round them.
         super()._apply(fn, recurse)
         self._fill(self.cos.device)
         return self
@@ -139,9 +139,9 @@ class Block(nn.Module):
     def attend(
         self, h: Tensor, cos: Tensor, sin: Tensor, attention_bias: Tensor | None, cached: LayerWindow | None = None
     ) -> Tensor:
-        """Attention of the normalised ``h`` (B, W, hidden), heads side by side (B, W, hidden), before ``o_proj``.
+        """Attention of the normalised ``h`` (B, W, hidden) before ``o_proj``, heads concatenated to (B, W, hidden).
 
-        Over ``h`` itself, or with ``cached`` over all positions of the cache once those of ``h`` are stored there.
+        Without ``cached`` it attends to ``h``; with it, to the whole cache after storing the keys and values of ``h``.
         """
         batch, length, _ = h.shape
         q = apply_rotary(self.q_proj(h).view(batch, length, self.num_heads, self.head_dim), cos, sin)
@@ -166,7 +166,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """``x`` (B, W, hidden); ``attention_bias`` is added to the scores and broadcastable to (B, H, W, T).
 
-        Of the result only ``rows`` are computed (see :func:`select_rows`), after an attention over everything.
+        Behind the attention only ``rows`` are computed (see :func:`select_rows`).
         """
         attended = self.attend(self.attn_norm(x), cos, sin, attention_bias, cached)
         x = select_rows(x, rows) + self.o_proj(select_rows(attended, rows))
@@ -207,10 +207,9 @@ class Transformer(ModelBase):
         return self.embed.weight.dtype
 
     def attention_bias(self, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """(B, 1, 1, T) in ``dtype``, 0 at real tokens: made once, where a bool mask is converted in every layer.
+        """(B, 1, 1, T) in ``dtype``: 0 at real tokens, the lowest finite value at padding, whose exponential is 0.
 
-        Padding gets the lowest finite value, whose exponential is exactly 0, so that a row of nothing but padding
-        stays finite too.
+        Unlike a bool mask it needs no conversion in every layer, and a row of padding alone stays finite.
         """
         if attention_mask is None:
             return None
@@ -223,10 +222,8 @@ class Transformer(ModelBase):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Positions = None
     ) -> Tensor:
         """Final normalised hidden states that the LM head turns into the logits of ``positions``: (..., hidden)."""
-        if self.config.logits_shift:
-            rows: Positions = shifted_rows(input_ids, attention_mask, positions)
-        else:
-            rows = positions
+        shift = self.config.logits_shift
+        rows: Positions = shifted_rows(input_ids, attention_mask, positions) if shift else positions
         cos, sin = self.rotary(input_ids.shape[1], attention_mask)
         x = self.embed(input_ids)
         bias = self.attention_bias(attention_mask, x.dtype)
@@ -248,7 +245,7 @@ class Transformer(ModelBase):
 
     @property
     def lookback(self) -> int:
-        """How many positions before a token those reach back that its logits are computed from: 0 or 1."""
+        """How far before a token the position lies whose hidden state predicts it: 0 or 1."""
         return self.config.logits_shift
 
     def forward_cached(
@@ -262,13 +259,11 @@ class Transformer(ModelBase):
     ) -> Tensor:
         """Aligned logits (N, S, V) at positions ``wanted`` (N, S) int64, computing only some positions anew.
 
-        Hidden states are computed at positions ``computed`` (N, W) int64, T where a place is to stay empty; None is
-        all of them. They see what ``cache`` holds of the other positions, and their own keys and values are stored
-        there. ``computed`` must hold, in any order, what ``wanted`` is predicted from: the same positions, and with
-        :attr:`lookback` the real ones before them; this is not checked. ``rows`` (N,) int64 are the rows of the
-        cache that ``input_ids`` (N, T) stand for; None: all in use.
-
-        Raises TypeError and ValueError as :meth:`forward` does, and for a shape that does not fit.
+        Hidden states are computed at positions ``computed`` (N, W) int64, T for an empty place; None: at all. They
+        attend to the other positions in ``cache``, and their keys and values are stored there. ``computed`` must
+        hold, in any order, the positions that predict ``wanted``: the same ones, and with :attr:`lookback` the real
+        ones before them; this is not checked. ``rows`` (N,) int64 are the rows of the cache for ``input_ids`` (N, T);
+        None: all in use. Raises TypeError and ValueError as :meth:`forward` does, and for a shape that does not fit.
         """
         self.check_inputs(input_ids, attention_mask, None)
         check_windows(input_ids, cache, wanted, computed, rows)
@@ -282,7 +277,7 @@ class Transformer(ModelBase):
             cos, sin = (t[at] if t.ndim == 3 else t[batch_index, at] for t in (cos, sin))
         x = self.embed(tokens)
         bias = self.attention_bias(attention_mask, x.dtype)
-        window = cache.window(rows, computed)
+        window = KVWindow(cache, rows, computed)
         outputs = self._raw_rows(input_ids, attention_mask, wanted, computed)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -309,7 +304,7 @@ class Transformer(ModelBase):
 def check_windows(
     input_ids: Tensor, cache: KVCache, wanted: Tensor, computed: Tensor | None, rows: Tensor | None
 ) -> None:
-    """Refuse windows of a wrong dtype or shape; looks at no values."""
+    """Refuse windows of a wrong dtype or shape; values are not read."""
     batch, length = input_ids.shape
     for name, index in (("wanted", wanted), ("computed", computed), ("rows", rows)):
         if index is None:

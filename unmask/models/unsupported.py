@@ -1,4 +1,4 @@
-"""Diffusion language models that this project would decode wrongly, and why: refused by name before anything loads."""
+"""Diffusion language models that this project would decode wrongly. They are refused before anything loads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_expe
 def refuse_unsupported(config: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
     """Raise ValueError, naming the model type and the reason, for a model that would load and be decoded wrongly.
 
-    Models causal between blocks are refused with ``trust_remote_code`` too: their own code would run, but the sampler
-    shows a model the whole canvas at once. Mixtures of experts are refused unless their own code is trusted.
+    Models causal between blocks are refused with ``trust_remote_code`` too, because the sampler shows a model the
+    whole canvas at once. Mixtures of experts are refused unless their own code is trusted.
     """
     kind = str(raw.get("model_type"))
     if (family := BLOCK_CAUSAL.get(kind.lower())) is not None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.models import native
-from unmask.models.tokenizer import CharTokenizer
+from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -29,7 +29,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies, under which name, and what its header says."""
+    """The file of a tensor, its name there, and its header."""
 
     file: Path
     name: str
@@ -73,7 +73,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, whose errors are made to name it."""
+    """Open a safetensors file; errors name it."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
@@ -103,7 +103,7 @@ def some(names: set[str]) -> str:
 def check_headers(
     stored: Mapping[str, Stored], names: Mapping[str, str], shapes: Mapping[str, torch.Size], where: Path
 ) -> None:
-    """Compare a checkpoint's headers with what the model needs; raises ValueError naming every kind of mismatch."""
+    """Raise ValueError naming what in a checkpoint's headers differs from what the model needs."""
     if missing := set(names) - set(stored):
         raise ValueError(f"{where} lacks {len(missing)} tensors the config calls for: {some(missing)}")
     if extra := {name for name in set(stored) - set(names) if not BUFFERS.search(name)}:
@@ -122,21 +122,21 @@ def check_headers(
 
 
 def read_tensor(entry: Stored, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One tensor in memory of its own. The file is mapped for this one tensor, so its pages never add up."""
+    """Copy one tensor. The file is mapped for this tensor alone, so that mapped pages do not accumulate."""
     with opened(entry.file) as file:
         source = file.get_tensor(entry.name)
         return torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
 
 
 def checked_weights(model: Transformer, folder: Path, names: Mapping[str, str]) -> dict[str, Stored]:
-    """Where each parameter of ``model`` is stored, in the order of the files; no weight is read yet.
+    """Where each parameter of ``model`` is stored, in the order of the files; only headers are read.
 
     ``names`` maps the checkpoint's names to the model's. Raises ValueError or FileNotFoundError unless the
-    checkpoint is just what the model needs.
+    checkpoint holds exactly what the model needs.
     """
     stored = read_headers(find_shards(folder))
     names = dict(names)
-    if model.config.tie_embeddings:  # the head is the embedding: a stored copy of it is accepted, and not read
+    if model.config.tie_embeddings:  # a stored copy of the embedding is accepted, but not read
         heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
         names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
         stored = {name: entry for name, entry in stored.items() if name not in heads}
@@ -153,7 +153,7 @@ def stream_weights(
 ) -> None:
     """Fill ``model``, built on the meta device, one tensor at a time.
 
-    ``place`` says on which device a parameter is wanted, None to leave it on the meta device.
+    ``place`` gives the device of a parameter, or None to leave it on the meta device.
     """
     for name, entry in weights.items():  # in the order of the files, so that each is read from front to back
         device = place(name)
@@ -167,7 +167,7 @@ def stream_weights(
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, flush to the disk, then rename: a crash leaves the old file or the new one, whole."""
+    """Write beside ``path``, flush to the disk, then rename, so that a crash leaves the old file or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -178,7 +178,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | None = None) -> None:
+def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | WordTokenizer | None = None) -> None:
     """Write a :class:`Transformer`, wherever it came from, in this project's format; ``load_model(folder)`` reads it.
 
     Every file is replaced atomically. Raises TypeError for models that are no Transformer.

@@ -49,9 +49,9 @@ def policy_forward(
     """Unmasking logits of B generation buffers of L positions, without gradients.
 
     Computes what :class:`unmask.policies.network.PolicyNetwork` does (arXiv 2512.09106), to within 1e-4 of float64 for
-    weights and inputs of order one, but much less of it: the conditioning has two values per sequence, the keys and
-    values of a buffer lie in a space of a few dimensions when k is small, and queries, feed-forward and output are
-    needed only where an action is possible.
+    weights and inputs of order one, but much less of it: the conditioning has two values per sequence, queries,
+    feed-forward and output are needed only where an action is possible, and when k is small the CPU's kernels keep keys
+    and values in a space of a few dimensions.
 
     Args:
         weights: see :meth:`unmask.policies.learned.Policy.packed_weights`.

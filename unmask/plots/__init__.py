@@ -1,1 +1,1 @@
-"""Figures, drawn from rows of results alone."""
+"""Figures, drawn from rows of results only."""

@@ -16,7 +16,7 @@ PANELS = (
     ("entropy", None),
     ("zero_std_ratio", None),
 )
-"""What is drawn as a line, and what as points on top: held-out problems."""
+"""Metrics drawn as a line, and those of held-out problems drawn as points."""
 TITLES = {"nfe": "forwards per rollout (NFE)", "zero_std_ratio": "share of groups without signal"}
 
 

@@ -1,4 +1,4 @@
-"""Accuracy over forwards, one panel per regime: rules as points with their front, learned policies as curves."""
+"""Accuracy over NFE, one panel per regime: rules as points with their front, learned policies as curves."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
 
-COLORS = (
-    "#d55e00",
-    "#0072b2",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe and Ito: safe for colour-blind readers
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "os^Dv<>Pphd"
 RULES = "0.55"
 

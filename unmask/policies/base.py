@@ -34,9 +34,9 @@ class Observation:
     """L."""
     block_length: int
     draw_step: Tensor | None = None
-    """(B,) int64: forwards that were taken before this observation's steps began to count; None: none."""
+    """(B,) int64: forwards taken before ``steps`` began to count; None: none."""
     horizon: int | None = None
-    """Tokens of the whole completion, if this buffer is only a block of it; None: L."""
+    """Length of the whole completion in tokens, where the buffer is one block of it; None: L."""
     entropy: Tensor | None = None
     """(B, L) float32 in nats; present if the policy's ``needs`` has "entropy"."""
     logits: Tensor | None = None
@@ -44,15 +44,15 @@ class Observation:
     uniform: Tensor | None = None
     """(B, L) float32 in (0, 1), keyed by (seed, sequence, position, step); present if ``needs`` has "uniform"."""
     alpha: Tensor | None = None
-    """(B,) float32: the trade-off asked of a conditioned policy."""
+    """(B,) float32: the alpha of each row, for a policy conditioned on it."""
     condition: Tensor | None = None
-    """(B, C) float32: what the policy's ``condition`` made of ``alpha`` at the start; None if it made nothing."""
+    """(B, C) float32: what the policy's ``condition`` computed from ``alpha`` at the start; None: nothing."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """Lives as long as one generation; rows with ``steps == 0`` have just started."""
+    """The policy's own state, kept for one generation; rows with ``steps == 0`` have just started."""
 
     @property
     def time(self) -> Tensor:
-        """(B,) float32: steps taken / tokens of the completion, at most 1."""
+        """(B,) float32: steps taken divided by the tokens of the completion, at most 1."""
         steps = self.steps if self.draw_step is None else self.steps + self.draw_step
         return (steps.to(torch.float32) / (self.horizon or self.length)).clamp_max(1.0)
 
@@ -81,25 +81,25 @@ class UnmaskingPolicy(ABC):
     learned: bool = False
     """Whether it is a trained network rather than a rule."""
     conditioned: bool = False
-    """Whether it takes a trade-off alpha, a number >= 0 for each row."""
+    """Whether it is conditioned on the trade-off alpha, a number >= 0 for each row."""
     default_alpha: float = 0.0
-    """The alpha that a conditioned policy takes when none is asked for."""
+    """The alpha that a conditioned policy uses when none is given."""
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Fields of a SamplerConfig with which the policy decodes as it was made for; empty for most rules."""
+        """The SamplerConfig fields that the policy was made for; empty for most rules."""
         return {}
 
     def condition(self, alpha: Tensor) -> Tensor | None:
-        """(U, C) float32: what the policy makes of ``alpha`` (U,) float32 once, for all steps; None: nothing.
+        """Compute from ``alpha`` (U,) float32 what all steps share, (U, C) float32; None if there is nothing.
 
-        It is asked once per distinct value, so that a row gets the same condition in any batch.
+        It is called once per distinct value, so that a row gets the same condition in any batch.
         """
         return None
 
     @property
     def spec(self) -> str:
-        """What names this policy in tables and logs; for a heuristic, what :func:`make_policy` builds it from."""
+        """The policy's name in tables and logs; :func:`make_policy` builds a heuristic from it."""
         return type(self).__name__
 
     @classmethod
@@ -108,9 +108,9 @@ class UnmaskingPolicy(ABC):
         return (cls.__doc__ or cls.__name__).strip().splitlines()[0]
 
     def captured_state(self) -> tuple[int, ...]:
-        """Where everything lies that a captured :meth:`decide` reads, brought up to date in place.
+        """Addresses of all memory that a captured :meth:`decide` reads, after updating that memory in place.
 
-        Called before every replay; a graph is not replayed after the answer has changed.
+        It is called before every replay. A graph is captured anew if an address has changed.
         """
         return tensor_addresses(self)
 
@@ -120,9 +120,9 @@ class UnmaskingPolicy(ABC):
 
 
 def tensor_addresses(module: object) -> tuple[int, ...]:
-    """Addresses of all parameters and buffers; nothing for what is no ``nn.Module``."""
+    """Addresses of all parameters and buffers; empty for anything but an ``nn.Module``."""
     if not isinstance(module, nn.Module):
         return ()
-    # Asked before every replay of a captured step: parameters() and buffers() make names too, at twice the time.
+    # This runs before every replay. parameters() and buffers() also build names, which doubles the time.
     own = (tensors for part in module.modules() for tensors in (part._parameters, part._buffers))
     return tuple(t.data_ptr() for tensors in own for t in tensors.values() if t is not None)

@@ -13,7 +13,7 @@ from unmask.policies.config import PolicyConfig
 
 TAGS = ("unmask", "unmasking-policy", "masked-diffusion", "diffusion-language-model", "arxiv:2512.09106")
 COLUMNS = ("task", "policy", "block_length", "length", "accuracy", "nfe", "tpf")
-"""What a row of results must have; ``_se`` of the last three, ``alpha`` and ``policy_scale`` are shown if there."""
+"""Required in a row of results. ``alpha``, ``policy_scale`` and the ``_se`` of the last three are optional."""
 
 EXAMPLE_PROMPTS = {"tiny": "cEaCfBeGgD:a="}
 """A prompt that a packaged model understands."""
@@ -32,19 +32,17 @@ def policy_card(
     """README.md of a policy's repository: metadata in YAML, then Markdown.
 
     Args:
-        config: of the policy.
-        repo_id: where it will be, "user/name".
-        base_model: the language model it was trained on: a hub id, or a packaged name.
-        results: rows of ``unmask evaluate``, this policy's and what it is compared with, as dicts with
-            :data:`COLUMNS` (``dataclasses.asdict`` of what ``unmask.evaluation.results.read_csv`` reads).
-        training: the configuration it was trained with, name by name.
+        repo_id: the hub repository, "user/name".
+        base_model: the language model that the policy was trained on: a hub id or a packaged name.
+        results: rows of ``unmask evaluate`` for this policy and its baselines, as dicts with :data:`COLUMNS`
+            (``dataclasses.asdict`` of what ``unmask.evaluation.results.read_csv`` reads).
+        training: the training configuration.
         license: an identifier of the hub, such as "mit".
-        datasets: hub ids of what it was trained on.
-        prompt: of the example, in place of a question.
+        datasets: hub ids of the training data.
+        prompt: the prompt of the example, in place of a question.
 
-    Raises:
-        ImportError: ``huggingface_hub`` is not installed.
-        ValueError: ``repo_id`` or ``base_model`` is neither, or a row lacks a column.
+    Raises ImportError without ``huggingface_hub``, ValueError for a wrong ``repo_id`` or ``base_model``, or for a row
+    that lacks a column.
     """
     if not is_hub_id(repo_id):
         raise ValueError(f'repo_id must be "user/name", got {repo_id!r}')
@@ -70,12 +68,12 @@ def policy_card(
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether ``text`` has the form of a repository's name with its owner's."""
+    """Whether ``text`` has the form "owner/name"."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
 
 
 def metadata(base_model: str | None, license: str, datasets: Sequence[str]) -> str:
-    """The front matter; the hub knows no packaged models, so that these are not named in it."""
+    """The front matter in YAML, without the enclosing lines."""
     try:
         from huggingface_hub import ModelCardData
     except ImportError as error:
@@ -92,10 +90,9 @@ def metadata(base_model: str | None, license: str, datasets: Sequence[str]) -> s
 
 
 def description(config: PolicyConfig, base_model: str | None) -> str:
-    where = {
-        None: "",
-        0: " It was trained for full diffusion (the whole buffer is one block).",
-    }.get(config.trained_block_length, f" It was trained for blocks of {config.trained_block_length} tokens.")
+    where = {None: "", 0: " It was trained for full diffusion (the whole buffer is one block)."}.get(
+        config.trained_block_length, f" It was trained for blocks of {config.trained_block_length} tokens."
+    )
     model = f"`{base_model}`" if base_model else "a masked diffusion language model"
     return (
         f"An unmasking policy for {model}: a small transformer that reads the model's confidences and decides which "
@@ -131,7 +128,7 @@ def usage(repo_id: str, base_model: str | None, packaged: bool, prompt: str | No
 
 
 def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
-    """The configuration in words that a reader asks for, and the trade-off it was trained for if that is known."""
+    """A table of the configuration, with the task and alpha of training if they are known."""
     blocks = {None: "any", 0: "full diffusion"}.get(config.trained_block_length, str(config.trained_block_length))
     if config.alpha_conditioned:
         alpha = f"an input, {config.default_alpha:g} by default"
@@ -149,13 +146,13 @@ def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per row; ValueError names a column that a row lacks."""
+    """One line per row. Raises ValueError naming a column that a row lacks."""
     for i, row in enumerate(rows):
         missing = [name for name in COLUMNS if name not in row]
         if missing:
             raise ValueError(f"results[{i}] has no {', '.join(missing)}; a row is one of `unmask evaluate`")
-    dials = any(row.get("alpha") is not None for row in rows)
-    header = ["task", "policy", *(["alpha"] if dials else []), "blocks", "accuracy", "NFE", "TPF"]
+    alphas = any(row.get("alpha") is not None for row in rows)
+    header = ["task", "policy", *(["alpha"] if alphas else []), "blocks", "accuracy", "NFE", "TPF"]
     lines = []
     for row in rows:
         scale = row.get("policy_scale", 1.0)
@@ -164,7 +161,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
             [
                 str(row["task"]),
                 f"`{row['policy']}`" + ("" if scale == 1 else f" x {scale:g}"),
-                *(["" if alpha is None else f"{alpha:g}"] if dials else []),
+                *(["" if alpha is None else f"{alpha:g}"] if alphas else []),
                 "full" if row["block_length"] == row["length"] else str(row["block_length"]),
                 *(number(row, name, digits) for name, digits in (("accuracy", 3), ("nfe", 2), ("tpf", 2))),
             ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range, require
 
 ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
-"""How a policy's actions are drawn in training, and how they are then drawn in use, where no step may be wasted."""
+"""Actions of training, and those of decoding with the same policy, which commit at least one token per step."""
 
 
 class PolicyConfig(Config):
@@ -16,8 +16,6 @@ class PolicyConfig(Config):
     Time frequencies: the published network uses ``f_i = exp(-ln(max_period) * i / (D/2))`` with ``max_period`` 1, so
     every f_i is 1. With ``min_frequency`` and ``max_frequency`` (both or neither) the D/2 frequencies are spaced
     geometrically between the two instead; 1 to 50 resolves single steps of a 256-step generation.
-
-    Raises ValueError where a field is out of range; the message names it.
     """
 
     num_confidences: PositiveInt = 1
@@ -33,17 +31,17 @@ class PolicyConfig(Config):
     context: Literal["full", "block"] = "full"
     """"full": sees the whole generation buffer; "block": only the active block."""
     alpha_conditioned: bool = False
-    """Takes the speed/accuracy trade-off alpha as a further input."""
+    """Whether the speed/accuracy trade-off alpha is a further input."""
     default_alpha: NonNegative = 1.0
-    """The alpha that a policy conditioned on it takes when none is asked for."""
+    """The alpha that a policy conditioned on it uses when none is given."""
     trained_alphas: Range | None = None
-    """Least and largest alpha of training; whoever asks for less or more gets these. None: any alpha as it is."""
+    """Smallest and largest alpha of training; other alphas are clamped to them. None: no clamping."""
     trained_block_length: Count | None = None
-    """Tokens per block in training, 0 for full diffusion; a Sampler without a configuration of its own decodes so."""
+    """Tokens per block in training, 0 for full diffusion. It is the default of a Sampler without a configuration."""
     trained_temperature: Positive | None = None
-    """tau in training, by which logits are divided; likewise."""
+    """tau in training, by which logits are divided. It is a Sampler's default in the same way."""
     trained_actions: Literal["bernoulli", "dpls"] | None = None
-    """How actions were drawn in training; likewise, with at least one position per step."""
+    """How actions were drawn in training. A Sampler draws them so by default, but at least one per step."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False
@@ -66,7 +64,7 @@ class PolicyConfig(Config):
         return self.hidden_size // self.num_heads
 
     def decoding(self) -> dict[str, Any]:
-        """Fields of a SamplerConfig with which the policy decodes as it was trained, as far as that is known."""
+        """The SamplerConfig fields of training, as far as they are known."""
         settings: dict[str, Any] = {}
         if self.trained_block_length is not None:
             settings["block_length"] = self.trained_block_length or None

@@ -1,50 +1,40 @@
 """Distributions over actions, given the policy's logits: which of the allowed positions are unmasked in a step.
 
-Everything here is batched over leading dimensions, differentiable in the logits, and blind to the logits of positions
-that are not allowed (they may be -inf or NaN). Results are in the dtype of the logits, at least float32. The sampler
+Everything here is batched over leading dimensions and differentiable in the logits. Logits of positions that are not
+allowed have no effect (they may be -inf or NaN). Results are in the dtype of the logits, at least float32. The sampler
 draws with :func:`unmask.ops.unmask_`, which follows the same laws with keyed random numbers.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.config import Config, Finite, NonNegative, Positive
+
 _ABSENT = -1e30  # the logit of what cannot be drawn: finite, so that no gradient is inf - inf
 
 
-@dataclass(frozen=True)
-class Bernoulli:
-    """Each allowed position by itself: ``u_i ~ Bernoulli(min(1, scale * sigmoid(logit_i / temperature)))``.
+class Bernoulli(Config):
+    """Draws each allowed position by itself: ``u_i ~ Bernoulli(min(1, scale * sigmoid(logit_i / temperature)))``.
 
     The action is a bool tensor (..., L). It may be empty: a wasted step, which training allows. (arXiv 2512.09106)
     """
 
-    temperature: float = 1.0
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be finite and > 0, got {self.temperature}")
-        if not (self.scale >= 0 and math.isfinite(self.scale)):
-            raise ValueError(f"scale must be finite and >= 0, got {self.scale}")
+    temperature: Positive = 1.0
+    scale: NonNegative = 1.0
 
     @torch.no_grad()
     def sample(
         self, logits: Tensor, allowed: Tensor, at_least_one: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw actions (..., L) bool.
+        """Draw actions (..., L) bool for ``logits`` (..., L) and ``allowed`` (..., L) bool.
 
-        Args:
-            logits: (..., L).
-            allowed: (..., L) bool.
-            at_least_one: unmask the highest allowed logit (the first of equals) where nothing was drawn. The
-                likelihood of :meth:`log_prob` is that of the draw without this.
-            generator: source of randomness, on the device of the logits.
+        With ``at_least_one`` the highest allowed logit (the first of equals) is unmasked where nothing was drawn;
+        :meth:`log_prob` is of the draw without this. ``generator`` is on the device of the logits.
         """
         _check(logits, allowed)
         z = self._scaled(logits, allowed)
@@ -56,12 +46,9 @@ class Bernoulli:
         return action
 
     def log_prob(self, actions: Tensor, logits: Tensor, allowed: Tensor) -> Tensor:
-        """Log-probability (...,) of whole actions; -inf for one that unmasks what is not allowed.
+        """Log-probability (...,) of whole ``actions`` (..., L) bool; -inf for one that unmasks what is not allowed.
 
-        Args:
-            actions: (..., L) bool.
-            logits: (..., L).
-            allowed: (..., L) bool; a row with nothing allowed has log-probability 0.
+        ``logits`` (..., L), ``allowed`` (..., L) bool; a row with nothing allowed has log-probability 0.
         """
         _check(logits, allowed)
         if actions.dtype != torch.bool or actions.shape[-1] != logits.shape[-1]:
@@ -81,7 +68,7 @@ class Bernoulli:
     def entropy(self, logits: Tensor, allowed: Tensor) -> Tensor:
         """Entropy (...,) in nats of the whole action."""
         _check(logits, allowed)
-        z = self._scaled(logits, allowed).clamp(-80.0, 80.0)  # beyond, the entropy is 0 in float32 and its slope too
+        z = self._scaled(logits, allowed).clamp(-80.0, 80.0)  # beyond, entropy and slope are 0 in float32
         if self.scale == 1.0:
             yes, no = F.logsigmoid(z), F.logsigmoid(-z)
         else:
@@ -99,8 +86,8 @@ class Bernoulli:
             return torch.full_like(z, -torch.inf), torch.zeros_like(z)
         log_p = F.logsigmoid(z) + math.log(self.scale)
         certain = log_p >= 0
-        below = torch.where(certain, -1.0, log_p)  # keeps the branch not taken, and so its gradient, finite
-        # log(1 - e^x): the form without cancellation on either side of -log 2; -1 and -0.1 stand in for the other.
+        below = torch.where(certain, -1.0, log_p)  # keeps the gradient of the branch not taken finite
+        # log(1 - e^x) has a form without cancellation on each side of -log 2; -0.1 and -1 replace values of the other.
         near = below > -math.log(2.0)
         no = torch.where(
             near,
@@ -110,56 +97,43 @@ class Bernoulli:
         return torch.where(certain, 0.0, log_p), torch.where(certain, -torch.inf, no)
 
 
-@dataclass(frozen=True)
-class DPLS:
-    """Dynamic Plackett-Luce with STOP: positions one after the other without replacement, until STOP is drawn.
+class DPLS(Config):
+    """Dynamic Plackett-Luce with STOP: draws positions one by one without replacement, until STOP is drawn.
 
     The first position is drawn by a softmax over the allowed logits; each further draw is by a softmax over the logits
     of the allowed positions left and ``stop_logit``. Once none is left, STOP is certain. The action is the ordered
     index tensor (..., L) int64, padded with -1. (arXiv 2512.09106)
     """
 
-    stop_logit: float = 0.0
-    temperature: float = 1.0
+    stop_logit: Finite = 0.0
+    temperature: Positive = 1.0
     """Divides the logits, not ``stop_logit``."""
-
-    def __post_init__(self) -> None:
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be finite and > 0, got {self.temperature}")
-        if not math.isfinite(self.stop_logit):
-            raise ValueError(f"stop_logit must be finite, got {self.stop_logit}")
 
     @torch.no_grad()
     def sample(self, logits: Tensor, allowed: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw actions (..., L) int64: at least one position where any is allowed, none elsewhere.
 
-        Args:
-            logits: (..., L).
-            allowed: (..., L) bool.
-            generator: source of randomness, on the device of the logits.
+        ``logits`` (..., L), ``allowed`` (..., L) bool; ``generator`` is on their device.
         """
         _check(logits, allowed)
         u = torch.where(allowed, logits.double() / self.temperature, _ABSENT)
         if u.shape[-1] == 0:
             return torch.empty(u.shape, dtype=torch.int64, device=u.device)
-        # As a race: position i arrives at time E_i exp(-u_i). The order of arrivals is that of the draws, and STOP,
-        # which can only come after the first, arrives an exponential time of rate exp(stop_logit) after it.
+        # Position i arrives at time E_i exp(-u_i) with E_i exponential. The order of arrivals is that of the draws.
+        # STOP arrives after the first position, by an exponential time of rate exp(stop_logit).
         arrival = _log_exponential(u.shape, u, generator) - u
         arrival, order = arrival.sort(dim=-1)
         stop = _log_exponential((*u.shape[:-1], 1), u, generator) - self.stop_logit
         drawn = arrival < torch.logaddexp(arrival[..., :1], stop)
-        drawn[..., 0] = True  # also where both are so late that adding changed nothing
+        drawn[..., 0] = True  # rounding may have made both times equal
         return order.masked_fill(~(drawn & allowed.gather(-1, order)), -1)
 
     def log_prob(self, actions: Tensor, logits: Tensor, allowed: Tensor) -> Tensor:
         """Log-probability (...,) of ordered actions, STOP included, in O(L) memory.
 
         -inf for an action that cannot be drawn: a position not allowed or twice, or none although some are allowed.
-
-        Args:
-            actions: (..., M) int64 with M <= L, padded with -1.
-            logits: (..., L).
-            allowed: (..., L) bool; a row with nothing allowed has log-probability 0 for the empty action.
+        ``actions`` (..., M) int64 with M <= L, padded with -1; ``logits`` and ``allowed`` (..., L). A row with nothing
+        allowed has log-probability 0 for the empty action.
         """
         _check(logits, allowed)
         length = logits.shape[-1]
@@ -179,7 +153,7 @@ class DPLS:
         picked = torch.where(chosen, u.gather(-1, index), _ABSENT)  # (..., M)
         times = torch.zeros_like(u).scatter_add(-1, index, chosen.to(u.dtype))  # how often each position is chosen
         left = allowed & (times == 0)
-        # Denominators, back to front: what is never drawn, with STOP, then one more chosen position at a time.
+        # Denominators, back to front: first STOP and what is never drawn, then one more chosen position at a time.
         never = torch.logaddexp(
             torch.logsumexp(torch.where(left, u, _ABSENT), dim=-1), u.new_tensor(self.stop_logit)
         )  # (...,)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
+from unmask.models.weights import read_json, write_atomically
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork, rotary_frequencies
 
@@ -47,10 +48,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Folder of a policy given as a local folder, the name of a packaged policy, or a Hugging Face hub id.
 
     As with models, a packaged name wins over a folder of that name; write ``./tiny`` for the folder.
-
-    Raises:
-        FileNotFoundError: none of the three, or the hub does not have it.
-        ImportError: a hub id, but ``huggingface_hub`` is not installed.
+    Raises FileNotFoundError if there is no such policy, ImportError if the hub is needed without ``huggingface_hub``.
     """
     text, folder = os.fspath(name), Path(name).expanduser()
     packaged = Path(__file__).parent / text.replace("-", "_")
@@ -85,19 +83,15 @@ def save(folder: str | os.PathLike[str], network: PolicyNetwork) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
     config = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **network.config.to_dict()}
-    weights_part, config_part = folder / f"{WEIGHTS_FILE}.part", folder / f"{CONFIG_FILE}.part"
-    save_file(tensors, weights_part, metadata={"format": "pt"})
-    config_part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(weights_part, folder / WEIGHTS_FILE)
-    os.replace(config_part, folder / CONFIG_FILE)
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor]]:
     """Configuration and float32 tensors, under the module's names, of a checkpoint of either format.
 
-    Raises:
-        FileNotFoundError: the folder, its configuration or its weights are missing.
-        CheckpointError: anything in them does not fit; nothing is loaded by halves.
+    Raises FileNotFoundError for a missing folder or file, CheckpointError for one that is damaged or does not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -122,12 +116,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; a policy folder has {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -186,7 +177,7 @@ def _matrix(tensors: dict[str, Tensor], name: str, path: Path) -> tuple[int, int
 
 
 def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
-    """The buffer is recomputed, not used; but a policy trained with other frequencies must not load silently."""
+    """Refuse other frequencies than those of :class:`PolicyNetwork`, which computes its own."""
     expected = rotary_frequencies(config.head_dim)
     name = f"{PUBLISHED_PREFIX}{_INV_FREQ}"
     if inv_freq.shape != expected.shape:
@@ -200,7 +191,7 @@ def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
 
 
 def _check_tensors(config: PolicyConfig, tensors: dict[str, Tensor], path: Path) -> None:
-    # Built for its shapes: not on the meta device, whose first use imports for seconds.
+    # Only the shapes are needed, but the first use of the meta device imports for seconds.
     with torch.random.fork_rng(devices=[]):
         expected = {name: t.shape for name, t in PolicyNetwork(config).state_dict().items()}
     problems = []

@@ -20,7 +20,7 @@ from unmask.policies.selection import best, comparable, descending, longest_pref
 
 
 def required(observation: Observation, part: str) -> Tensor:
-    """A part of the observation that is there only for policies that list it in ``needs``."""
+    """The part of the observation that a policy lists in ``needs``; ValueError if it is None."""
     value = getattr(observation, part)
     if value is None:
         raise ValueError(f"the policy needs observation.{part}, which is None")
@@ -29,7 +29,7 @@ def required(observation: Observation, part: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number of a heuristic: its name in the documentation, type, range and, if it can be left out, default."""
+    """A number of a heuristic: its name in the documentation, type, range and, if it is optional, default."""
 
     name: str
     kind: type[int] | type[float]
@@ -53,18 +53,18 @@ class Parameter:
 
 
 HEURISTICS: dict[str, type[Heuristic]] = {}
-"""Every rule under the name that :func:`unmask.policies.make_policy` knows it by. Rules enter themselves."""
+"""Every rule under its name in :func:`unmask.policies.make_policy`. Rules register themselves."""
 
 
 class Heuristic(UnmaskingPolicy):
-    """A rule that scores positions and chooses among them; its numbers come in the order of ``parameters``."""
+    """A rule that scores positions and chooses among them; its arguments are in the order of ``parameters``."""
 
     name: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
     graph_safe = True
 
     def __init_subclass__(cls) -> None:
-        """A rule with a name is known by it from then on."""
+        """Register a rule that has a name."""
         if "name" in vars(cls):
             HEURISTICS[cls.name] = cls
 
@@ -82,7 +82,7 @@ class Heuristic(UnmaskingPolicy):
 
     @classmethod
     def usage(cls) -> str:
-        """Its name and parameters as they are written: "threshold:LAMBDA", "klass:CONF[,KL]"."""
+        """The name and parameters as users write them: "threshold:LAMBDA", "klass:CONF[,KL]"."""
         text = f"{cls.name}:"
         for n, p in enumerate(cls.parameters):
             part = f",{p.name}" if n else p.name
@@ -99,20 +99,23 @@ class Heuristic(UnmaskingPolicy):
         chosen = self.choose(observation, score) & usable(score)
         return Decision(select=chosen | (best(score) & allowed & ~chosen.any(dim=1, keepdim=True)))
 
-    @abstractmethod
     def score(self, observation: Observation) -> Tensor:
-        """(B, L) floating: the higher, the sooner a position is unmasked."""
+        """(B, L) floating: the higher, the sooner a position is unmasked.
+
+        By default minus the entropy for a rule that needs it, else the probability of the token.
+        """
+        return -required(observation, "entropy") if "entropy" in self.needs else observation.token_confidence
 
     @abstractmethod
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        """(B, L) bool by ``score``, which is -inf where nothing is allowed; one is added to rows left empty."""
+        """(B, L) bool by ``score``, which is -inf where not allowed. A row left empty then gets its best position."""
 
 
 class FixedSteps(Heuristic):
     """A rule that fills the buffer in a given number of steps, each unmasking the positions scored highest.
 
-    STEPS are dealt out over the blocks evenly, the first ones getting one more if they do not divide (LLaDA's code
-    refuses that case). A block that begins with m masks and has n steps unmasks m // n positions a step, and one more
+    STEPS are divided evenly over the blocks; if there is a rest, the first blocks get one more (LLaDA's code refuses
+    that case). A block that begins with m masks and has n steps unmasks m // n positions a step, and one more
     in the first m % n. At least one is unmasked per step: with fewer steps than blocks every block takes one step, with
     more than positions every position has its own.
     """
@@ -123,10 +126,7 @@ class FixedSteps(Heuristic):
         return top(score, self.quota(observation))
 
     def quota(self, o: Observation) -> Tensor:
-        """(B,) int64: how many positions each row unmasks in this step.
-
-        Depends on the masks left in the row's block and on how many the block began with, which is remembered.
-        """
+        """(B,) int64: how many positions each row unmasks in this step."""
         steps = int(self.values[0])
         num_blocks = -(-o.length // o.block_length)
         left = o.allowed.sum(dim=1)
@@ -142,7 +142,7 @@ class FixedSteps(Heuristic):
         if "fixed_steps.block" not in memory or memory["fixed_steps.block"].shape != block.shape:
             memory["fixed_steps.block"], memory["fixed_steps.begun"] = torch.full_like(block, -1), left.clone()
         same = (memory["fixed_steps.block"] == block) & (o.steps > 0)
-        # In place: a captured graph must find its state where it left it.
+        # In place, because a captured graph reads and writes this memory.
         memory["fixed_steps.begun"].copy_(torch.where(same, memory["fixed_steps.begun"], left))
         memory["fixed_steps.block"].copy_(block)
         return memory["fixed_steps.begun"]
@@ -163,9 +163,6 @@ class ConfidenceSteps(FixedSteps):
 
     name = "confidence"
 
-    def score(self, observation: Observation) -> Tensor:
-        return observation.token_confidence
-
 
 class MarginSteps(FixedSteps):
     """The same number of positions each step, by the probability of the first token minus that of the second."""
@@ -183,18 +180,12 @@ class EntropySteps(FixedSteps):
     name = "entropy"
     needs = frozenset({"entropy"})
 
-    def score(self, observation: Observation) -> Tensor:
-        return -required(observation, "entropy")
-
 
 class Threshold(Heuristic):
     """Every position more probable than LAMBDA, else the best (Fast-dLLM, arXiv 2505.22618)."""
 
     name = "threshold"
     parameters = (Parameter("LAMBDA", float, 0.0, 1.0, example=0.9),)
-
-    def score(self, observation: Observation) -> Tensor:
-        return observation.token_confidence
 
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
         return score > self.values[0]
@@ -205,9 +196,6 @@ class Factor(Heuristic):
 
     name = "factor"
     parameters = (Parameter("F", float, 0.0, example=1.0),)
-
-    def score(self, observation: Observation) -> Tensor:
-        return observation.token_confidence
 
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
         values, order = descending(score)
@@ -223,13 +211,10 @@ class EntropyBound(Heuristic):
     parameters = (Parameter("GAMMA", float, 0.0, example=0.1),)
     needs = frozenset({"entropy"})
 
-    def score(self, observation: Observation) -> Tensor:
-        return -required(observation, "entropy")
-
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
         values, order = descending(score)
         entropy = (-values).clamp_min(0.0).to(torch.float64)
-        # The largest of a prefix in ascending order is its last: what counts is the sum of those before it.
+        # Entropies ascend, so the largest of a prefix is its last; the bound is on the sum of those before it.
         before = torch.cat((torch.zeros_like(entropy[:, :1]), entropy.cumsum(dim=1)[:, :-1]), dim=1)
         return unsort(before <= self.values[0], order)
 
@@ -241,9 +226,6 @@ class EntropyThreshold(Heuristic):
     parameters = (Parameter("E", float, 0.0, example=0.45),)
     needs = frozenset({"entropy"})
 
-    def score(self, observation: Observation) -> Tensor:
-        return -required(observation, "entropy")
-
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
         return score > -self.values[0]
 
@@ -251,8 +233,8 @@ class EntropyThreshold(Heuristic):
 class Klass(Heuristic):
     """Positions more probable than CONF that moved by less than KL nats in each of two steps (KLASS, 2511.05664).
 
-    The movement is the divergence of the current distribution from the previous step's. If there is none such, the
-    single most probable position. Reads the logits of the whole buffer and remembers them: L * V numbers per row.
+    The movement is the divergence of the current distribution from the previous step's. The rule keeps the logits of
+    the whole buffer, L * V numbers per row.
     """
 
     name = "klass"
@@ -262,9 +244,6 @@ class Klass(Heuristic):
     )
     needs = frozenset({"logits"})
     history: ClassVar[int] = 2
-
-    def score(self, observation: Observation) -> Tensor:
-        return observation.token_confidence
 
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
         return (score > self.values[0]) & (self._stable_for(observation) >= self.history)

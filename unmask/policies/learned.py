@@ -31,28 +31,14 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
     graph_safe = True
     learned = True
+    full_context = True  # a block policy, too, reads the confidences of positions already unmasked
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
         super().__init__(config or PolicyConfig())
+        self.num_confidences, self.conditioned = self.config.num_confidences, self.config.alpha_conditioned
+        self.default_alpha = self.config.default_alpha
         self._packed: Tensor | None = None
         self._packed_key: list[tuple[int, int]] | None = None
-
-    @property
-    def num_confidences(self) -> int:  # type: ignore[override]
-        return self.config.num_confidences
-
-    @property
-    def full_context(self) -> bool:  # type: ignore[override]
-        """True in both contexts: a block policy, too, reads the confidences of positions already unmasked."""
-        return True
-
-    @property
-    def conditioned(self) -> bool:  # type: ignore[override]
-        return self.config.alpha_conditioned
-
-    @property
-    def default_alpha(self) -> float:  # type: ignore[override]
-        return self.config.default_alpha
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -70,17 +56,16 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         """Differentiable logits (B, L).
 
         A policy with ``context="block"`` takes ``mask`` and ``confidence`` for the block itself, unless ``allowed``
-        (B, L) bool and ``block_length`` tell which block of a longer buffer is active in each row: then the logits
-        outside of it are -inf. With ``context="full"`` these two change nothing.
+        (B, L) bool and ``block_length`` say which block of a longer buffer is active in each row. The logits outside
+        of that block are then -inf. With ``context="full"`` these two have no effect.
 
         Args:
-            mask: (B, L) bool, True = still masked.
+            mask: (B, L) bool, True where still masked.
             confidence: (B, L, k) floating, the k largest probabilities per position, descending.
-            time: (B,) floating, steps taken / L (of the whole buffer).
-            alpha: a number >= 0 or (B,), exactly if the policy is conditioned on it.
+            time: (B,) floating, steps taken divided by the length of the whole buffer.
+            alpha: a number >= 0 or (B,), if and only if the policy is conditioned on it.
 
-        Raises:
-            ValueError: a wrong shape or dtype, or alpha missing or not taken.
+        Raises ValueError for a wrong shape or dtype, a missing alpha, or an alpha for an unconditioned policy.
         """
         if self.config.context == "full" or allowed is None or block_length is None or block_length >= mask.shape[1]:
             return super().forward(mask, confidence, time, alpha)
@@ -94,7 +79,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         """Logits (B, L) float32 of one step, -inf where nothing is allowed."""
         o = observation
         whole = self.config.context == "full" or o.block_length >= o.length
-        ragged = not whole and o.length % o.block_length != 0  # a shorter last block needs keys hidden
+        ragged = not whole and o.length % o.block_length != 0  # the keys behind a shorter last block must be hidden
         if ragged or not self._kernel_takes(o.mask.device):
             logits = self(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
             return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
@@ -107,7 +92,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
     @torch.no_grad()
     def condition(self, alpha: Tensor) -> Tensor | None:
-        """(U, D + 1) float32 for ``alpha`` (U,): what :meth:`alpha_condition` says, side by side."""
+        """Both results of :meth:`alpha_condition` for ``alpha`` (U,), concatenated to (U, D + 1) float32."""
         condition = self.alpha_condition(alpha.shape[0], alpha)
         return None if condition is None else torch.cat(condition, dim=1).float()
 
@@ -120,7 +105,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
             time = torch.zeros_like(time)
         weights = self.packed_weights()
         if condition is None:
-            self.alpha_condition(mask.shape[0], None)  # refuses if there should be one
+            self.alpha_condition(mask.shape[0], None)  # raises if the policy is conditioned
             return ops.policy_forward(weights, mask, confidence.float(), time, allowed, None)
         added, shift = condition.split((self.config.hidden_size, 1), dim=1)
         return ops.policy_forward(weights, mask, confidence.float(), time, allowed, added) + shift
@@ -130,8 +115,8 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         if unsupported_sizes(c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences) is not None:
             return False
         if self.mask_embedding.weight.dtype == torch.float64:
-            return False  # whoever asked for double precision should get it
-        return device.type == "cpu" or (device.type == "cuda" and _built_with_cuda())
+            return False  # the kernel computes in float32
+        return device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
 
     def captured_state(self) -> tuple[int, ...]:
         addresses = tensor_addresses(self)
@@ -140,16 +125,16 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         return (*addresses, self.packed_weights().packed.data_ptr())
 
     def packed_weights(self) -> ops.PolicyWeights:
-        """The weights in the layout of :func:`unmask.ops.policy_forward`, brought up to date.
+        """The current weights in the layout of :func:`unmask.ops.policy_forward`.
 
-        Packed again only after a parameter changed, moved or was replaced, into the same memory where possible, so
-        that a captured graph which reads it follows an update (once this has been called). Changes through
-        ``parameter.data`` leave no trace that could be seen here; use ``torch.no_grad()`` instead.
+        They are packed again only after a parameter changed, moved or was replaced, and into the same memory where
+        possible, so that a captured graph reads the update. Changes through ``parameter.data`` are not noticed; use
+        ``torch.no_grad()`` instead.
         """
         tensors = self.kernel_parameters()
         try:
             key = [(t.data_ptr(), t._version) for t in tensors]
-        except RuntimeError:  # an inference tensor counts no versions: then pack every time
+        except RuntimeError:  # an inference tensor counts no versions
             key = None
         if self._packed is None or key is None or key != self._packed_key:
             with torch.no_grad():
@@ -171,28 +156,20 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        device: str | torch.device = "cpu",
-        revision: str | None = None,
+        cls, name: str | os.PathLike[str], device: str | torch.device = "cpu", revision: str | None = None
     ) -> Policy:
         """A policy from a local folder, a packaged name or a hub id, in our format or the published reference's.
 
-        Raises:
-            FileNotFoundError: there is no such policy, or a file of it is missing.
-            CheckpointError: a file is damaged or does not fit (the message says which and how).
+        Raises FileNotFoundError for a missing policy or file, CheckpointError for one that is damaged or does not fit.
         """
         config, tensors = files.load(files.resolve(name, revision))
-        with torch.random.fork_rng(devices=[]):  # loading a policy is no reason for other random numbers to change
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             policy = cls(config)
         policy.load_state_dict(tensors)
         return policy.to(device).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if needed.
-
-        ``card``, for instance of :meth:`card`, is written to ``README.md`` beside them.
-        """
+        """Write ``config.json``, ``model.safetensors`` and, with ``card``, ``README.md`` to ``folder``."""
         files.save(folder, self)
         if card is not None:
             Path(folder, "README.md").write_text(card, encoding="utf-8")
@@ -204,14 +181,10 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     def push_to_hub(
         self, repo_id: str, private: bool = False, commit_message: str = "Upload policy", **details: Any
     ) -> str:
-        """Upload to the Hugging Face hub, where :meth:`from_pretrained` finds it; returns the commit's address.
+        """Upload to the Hugging Face hub and return the commit's address.
 
-        ``details`` go into the model card, see :func:`unmask.policies.card.policy_card`: ``base_model``, ``results``,
-        ``training``, ``license``, ``datasets``.
-
-        Raises:
-            ImportError: ``huggingface_hub`` is not installed.
-            ValueError: a detail that does not fit, before anything is uploaded.
+        ``details`` are those of :meth:`card`. Raises ImportError without ``huggingface_hub``, ValueError for a detail
+        that does not fit, before anything is uploaded.
         """
         try:
             from huggingface_hub import HfApi
@@ -247,7 +220,3 @@ class _Block:
         """(B, BL) -> (B, L), -inf outside the block."""
         back = self.back.clamp(0, self.index.shape[1] - 1)
         return logits.gather(1, back).masked_fill(~self.active, float("-inf"))
-
-
-def _built_with_cuda() -> bool:
-    return bool(ops.build_info()["cuda"])

@@ -1,8 +1,8 @@
 """The policy network of "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106).
 
 One small transformer block reads, for every position of the generation buffer, whether it is still masked and how
-confident the language model is there, and returns one logit per position: how much that position wants to be
-unmasked now. This is the plain, differentiable module; :func:`unmask.ops.policy_forward` computes the same for
+confident the language model is there, and returns one logit per position: the higher, the more likely it
+is unmasked now. This is the plain, differentiable module; :func:`unmask.ops.policy_forward` computes the same for
 inference in one call.
 """
 
@@ -19,7 +19,7 @@ from unmask.policies.config import PolicyConfig
 
 NORM_EPS = 1e-5
 ROTARY_BASE = 10_000.0
-# log1p(alpha) runs from 0 to about 2.5 over the trade-offs in use; these periods tell apart steps of 0.05 in it.
+# log1p(alpha) runs from 0 to about 2.5 in practice; these frequencies resolve steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
 
 _BLOCK_LAYERS = (
@@ -84,7 +84,7 @@ class PolicyBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
         """``x`` (B, L, D); ``cond`` (B, 2, D) for mask 0 and 1; ``mask`` (B, L) bool; ``valid`` (B, L) bool keys."""
-        # Two conditioning vectors per sequence are all there are, so `ada` runs on those and not on L positions.
+        # A sequence has only two conditioning vectors, so the projection runs on those and not on L positions.
         both = self.ada_conditioning(cond)  # (B, 2, 6D)
         ada = torch.where(mask[..., None], both[:, 1:2], both[:, 0:1])  # (B, L, 6D)
         g1, b1, a1, g2, b2, a2 = ada.chunk(6, dim=-1)
@@ -134,8 +134,8 @@ class PolicyNetwork(nn.Module):
             nn.init.zeros_(last.weight)  # starts as the policy without alpha
             nn.init.zeros_(last.bias)
             self.alpha_mlp = nn.Sequential(nn.Linear(d, d), nn.SiLU(), last)
-            # The straight way from alpha to speed: a higher logit everywhere is a faster policy. Through the block's
-            # scales and shifts alone, reinforcement learning hardly finds it.
+            # A higher logit everywhere makes a policy faster. Through the block's scales and shifts alone,
+            # reinforcement learning hardly finds that.
             self.alpha_shift = nn.Linear(d, 1, bias=False)
             nn.init.zeros_(self.alpha_shift.weight)
             self.register_buffer(
@@ -144,7 +144,7 @@ class PolicyNetwork(nn.Module):
 
     def kernel_parameters(self) -> list[Tensor]:
         """The tensors of the op's packed weight buffer, in its order (see ``csrc/ops/policy_forward.h``)."""
-        # Through the modules' dictionaries: this runs at every step of decoding, and their attributes are slow.
+        # This runs at every step of decoding, and the modules' attributes are slower than their dictionaries.
         top = self._modules
         time, block = top["time_mlp"]._modules, top["transformer_blocks"]._modules["0"]._modules  # type: ignore[union-attr]
         layers = [time["0"], time["2"], top["confidence_proj"]]
@@ -159,10 +159,7 @@ class PolicyNetwork(nn.Module):
     def alpha_condition(self, batch: int, alpha: Tensor | float | None) -> tuple[Tensor, Tensor] | None:
         """What ``alpha`` (a number, or (B,)) adds to the conditioning (B, D) and to the logits (B, 1).
 
-        None for a policy that takes none.
-
-        Raises:
-            ValueError: alpha is missing, or given to a policy that was not trained with it.
+        None for an unconditioned policy. Raises ValueError if alpha is missing, or given to an unconditioned policy.
         """
         if self.alpha_mlp is None:
             if alpha is not None:
@@ -193,15 +190,9 @@ class PolicyNetwork(nn.Module):
     ) -> Tensor:
         """Logits (B, L), in the parameters' dtype.
 
-        Args:
-            mask: (B, L) bool, True where the position is still masked.
-            confidence: (B, L, k) floating, the k largest probabilities of each position, descending.
-            time: (B,) floating, steps taken / L.
-            alpha: a number >= 0 or (B,), for a policy conditioned on it.
-            valid: (B, L) bool, keys to attend to; None = all. Logits elsewhere mean nothing.
-
-        Raises:
-            ValueError: a shape or dtype does not fit (the message names the argument).
+        The arguments are those of :meth:`unmask.policies.Policy.forward`, and ``valid`` (B, L) bool, the keys to attend
+        to; None: all. Logits of other positions are undefined.
+        Raises ValueError naming an argument whose shape or dtype does not fit.
         """
         self._check(mask, confidence, time)
         dtype = self.mask_embedding.weight.dtype

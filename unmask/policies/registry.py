@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-from unmask.policies.heuristics import HEURISTICS, Heuristic
+from unmask.policies.heuristics import HEURISTICS as HEURISTICS
+from unmask.policies.heuristics import Heuristic
 
 
 def as_policy(policy: object) -> UnmaskingPolicy:
-    """``policy`` itself, the one that a string names (see :func:`make_policy`), or one around an object that decides.
+    """An :class:`UnmaskingPolicy` as it is, a name by :func:`make_policy`, any other object :class:`Adapted`.
 
     Raises TypeError for an object without a method ``decide``.
     """
@@ -26,7 +27,7 @@ def as_policy(policy: object) -> UnmaskingPolicy:
 
 
 class Adapted(UnmaskingPolicy):
-    """An object that has ``decide``, and whatever else of the interface it has, without deriving from it."""
+    """Wraps an object that has ``decide`` and perhaps other parts of the interface, but does not derive from it."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -46,14 +47,9 @@ class Adapted(UnmaskingPolicy):
 def make_policy(spec: str) -> UnmaskingPolicy:
     """The policy that ``spec`` names.
 
-    Args:
-        spec: a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
-            learned policy: a local folder, a packaged name, or a hub id ("user/name").
-
-    Raises:
-        ValueError: an unknown name, or numbers that are missing, too many, not numbers or out of range.
-        FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded; see
-            :meth:`unmask.policies.learned.Policy.from_pretrained`.
+    ``spec`` is a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
+    learned policy: a local folder, a packaged name, or a hub id ("user/name"). Raises ValueError for an unknown name or
+    wrong numbers, and the errors of :meth:`unmask.policies.learned.Policy.from_pretrained`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"policy: expected a str, got {type(spec).__name__}")

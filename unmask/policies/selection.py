@@ -1,4 +1,4 @@
-"""Choosing positions by a score, for every row at once: no loop over rows, no synchronisation, ties to the left."""
+"""Choosing positions by a score, for all rows at once. Nothing synchronises with the host; ties go to the left."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def comparable(score: Tensor, allowed: Tensor) -> Tensor:
-    """``score`` (B, L) with -inf where nothing is ``allowed``, and the lowest finite number where it is undefined.
+    """``score`` (B, L) with -inf where not ``allowed``, and the lowest finite number where it is NaN.
 
-    So :func:`best` finds an allowed position if there is one, and an undefined one (NaN) only when no other is left.
+    So :func:`best` finds an allowed position if there is one, and a NaN only when no other is left.
     """
     lowest = torch.finfo(score.dtype).min
     return torch.where(allowed, torch.nan_to_num(score, nan=lowest, posinf=None, neginf=lowest), float("-inf"))
@@ -28,12 +28,11 @@ def best(score: Tensor) -> Tensor:
 
 def descending(score: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (B, L) sorted from the highest, and their positions; equals keep their order."""
-    values, order = torch.sort(score, dim=1, descending=True, stable=True)
-    return values, order
+    return torch.sort(score, dim=1, descending=True, stable=True)
 
 
 def unsort(chosen: Tensor, order: Tensor) -> Tensor:
-    """A bool (B, L) in sorted order, back at its positions."""
+    """Return ``chosen`` (B, L) bool from sorted order to its positions."""
     return torch.zeros_like(chosen).scatter(1, order, chosen)
 
 

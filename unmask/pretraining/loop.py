@@ -1,12 +1,13 @@
 """Train a small masked diffusion model from scratch with LLaDA's objective.
 
 Response tokens are masked with a ratio t, and the cross entropy on them is weighted 1 / t (Nie et al., "Large
-Language Diffusion Models", eq. 3). Ratios are stratified over the batch: less gradient noise for nothing.
+Language Diffusion Models", eq. 3). Ratios are stratified over the batch, which reduces gradient noise.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import time
 from pathlib import Path
@@ -16,50 +17,80 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unmask.models.loading import load_model
-from unmask.models.tokenizer import CharTokenizer
+from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.weights import save_model
-from unmask.pretraining.config import Recipe
+from unmask.pretraining.config import Blend, Recipe
 from unmask.pretraining.optimizer import Muon
 
 
-def encode_batch(recipe: Recipe, tokenizer: CharTokenizer, step: int) -> tuple[Tensor, Tensor]:
-    """Training sequences (batch, prompt + response) and their attention mask; a pure function of seed and step."""
+def make_tokenizer(recipe: Recipe, folder: Path) -> CharTokenizer | WordTokenizer:
+    """The tokenizer of the recipe's characters, or of the task's words; words that ``folder`` has noted are kept."""
+    if recipe.characters is not None:
+        return CharTokenizer(recipe.characters)
+    if not isinstance(recipe.task, Blend):
+        raise ValueError(f"the recipe needs characters: the task {recipe.task.name!r} is not made of words")
+    return WordTokenizer.of_folder(folder) or WordTokenizer.of_texts(recipe.task.texts())
+
+
+@dataclasses.dataclass
+class Group:
+    """Training sequences that go through the model together: a left-padded prompt, then the buffer."""
+
+    tokens: Tensor
+    """(rows, prompt + buffer) int64."""
+    attention: Tensor
+    """(rows, prompt + buffer) bool, False on padding."""
+    buffer: int
+
+
+def encode_batch(recipe: Recipe, tokenizer: CharTokenizer | WordTokenizer, step: int) -> list[Group]:
+    """The training sequences of ``step`` in groups of alike length; a pure function of the recipe's seed and step."""
     rng = random.Random(f"{recipe.seed}/{step}")
     task = recipe.task_at(step)
-    rows, lengths = [], []
+    rows: dict[int, list[tuple[list[int], list[int]]]] = {}
     for _ in range(recipe.batch_size):
         problem = task.sample(rng)
         prompt, response = tokenizer.encode(problem.prompt), tokenizer.encode(problem.response)
-        pad, tail = recipe.prompt_length - len(prompt), recipe.response_length - len(response)
-        if pad < 0 or tail < 0:
-            raise ValueError(f"problem {problem} does not fit prompt_length or response_length of {recipe}")
-        rows.append([tokenizer.pad_token_id] * pad + prompt + response + [tokenizer.eos_token_id] * tail)
-        lengths.append(pad)
-    tokens = torch.tensor(rows)
-    attention = torch.arange(tokens.shape[1]) >= torch.tensor(lengths)[:, None]
-    return tokens, attention
+        weights = dict(zip(recipe.buffers, recipe.buffer_weights, strict=True))
+        fitting = [buffer for buffer in recipe.buffers if buffer >= len(response)]
+        if not fitting:
+            raise ValueError(f"the response of {problem} has {len(response)} tokens, buffers={recipe.buffers}")
+        [buffer] = rng.choices(fitting, [weights[buffer] for buffer in fitting])
+        filled = response + [tokenizer.eos_token_id] * (buffer - len(response))
+        rows.setdefault(buffer, []).append((prompt, filled))
+    groups = []
+    for buffer in sorted(rows):
+        ordered = sorted(rows[buffer], key=lambda row: len(row[0]))
+        for first in range(0, len(ordered), recipe.group_rows):
+            some = ordered[first : first + recipe.group_rows]
+            longest = len(some[-1][0])
+            tokens = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p + r for p, r in some])
+            padding = torch.tensor([longest - len(p) for p, _ in some])
+            groups.append(Group(tokens, torch.arange(tokens.shape[1]) >= padding[:, None], buffer))
+    return groups
 
 
-def diffusion_loss(
-    model: Transformer, recipe: Recipe, tokens: Tensor, attention: Tensor, rng: torch.Generator
-) -> Tensor:
-    """Masked cross entropy weighted 1 / t, in nats per response token."""
-    batch, response = tokens.shape[0], tokens[:, recipe.prompt_length :]
-    low = recipe.min_mask_ratio
-    strata = (torch.randperm(batch, generator=rng) + torch.rand(batch, generator=rng)) / batch
-    ratio = (low + (1 - low) * strata)[:, None]
-    masked = torch.rand(response.shape, generator=rng) < ratio
-    noisy = torch.where(masked, torch.full_like(response, CharTokenizer.mask_token_id), response)
-    canvas = torch.cat((tokens[:, : recipe.prompt_length], noisy), dim=1)
-    logits = model(canvas, attention, positions=slice(recipe.prompt_length, None))
-    losses = F.cross_entropy(logits.flatten(0, 1), response.flatten(), reduction="none").view_as(response)
-    return (losses * masked / ratio).sum() / response.numel()
+def diffusion_loss(model: Transformer, recipe: Recipe, group: Group, rng: torch.Generator) -> Tensor:
+    """Masked cross entropy weighted 1 / t, in nats, summed over the group's response tokens."""
+    tokens, buffer = group.tokens, group.buffer
+    low, rows = recipe.min_mask_ratio, tokens.shape[0]
+    strata = (torch.randperm(rows, generator=rng) + torch.rand(rows, generator=rng)) / rows
+    ratio = (low + (1 - low) * strata)[:, None].expand(rows, buffer)
+    masked = torch.zeros_like(group.attention)
+    masked[:, -buffer:] = torch.rand((rows, buffer), generator=rng) < ratio
+    canvas = tokens.masked_fill(masked, model.mask_token_id)
+    # On a CPU the plain attention is faster to differentiate than the fused one, at these lengths.
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        logits = model(canvas, group.attention, positions=masked.flatten().nonzero()[:, 0])
+    losses = F.cross_entropy(logits.float(), tokens[masked], reduction="none")
+    return (losses / ratio[masked[:, -buffer:]]).sum()
 
 
-def build_model(recipe: Recipe, tokenizer: CharTokenizer) -> Transformer:
+def build_model(recipe: Recipe, tokenizer: CharTokenizer | WordTokenizer) -> Transformer:
     """A freshly initialised model of the recipe's shape."""
     torch.manual_seed(recipe.seed)
     model = Transformer(
@@ -81,7 +112,7 @@ def build_model(recipe: Recipe, tokenizer: CharTokenizer) -> Transformer:
             nn.init.normal_(p, std=0.02 if "embed" in name else p.shape[1] ** -0.5)
         if name.endswith(("o_proj.weight", "down_proj.weight")):  # every layer starts as the identity
             nn.init.zeros_(p)
-    model.generation_defaults = {"max_new_tokens": recipe.response_length, "block_length": recipe.block_length}
+    model.generation_defaults = {"max_new_tokens": recipe.buffers[0], "block_length": recipe.block_length}
     if recipe.start is not None:
         own = model.state_dict()
         known = load_model(recipe.start).state_dict()
@@ -97,13 +128,18 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
-        self.tokenizer = CharTokenizer(recipe.characters)
+        self.tokenizer = make_tokenizer(recipe, folder)
         self.model = build_model(recipe, self.tokenizer)
         matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         rest = [p for p in self.model.parameters() if id(p) not in chosen]
         self.optimizers = (
-            Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
+            Muon(
+                matrices,
+                lr=recipe.muon_lr,
+                weight_decay=recipe.weight_decay,
+                dtype=torch.bfloat16 if recipe.bf16 else torch.float32,
+            ),
             torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
         )
         self.step = 0
@@ -116,19 +152,23 @@ class Run:
 
     def train_step(self) -> float:
         """One optimizer step; returns the loss in nats per response token."""
-        tokens, attention = encode_batch(self.recipe, self.tokenizer, self.step)
+        groups = encode_batch(self.recipe, self.tokenizer, self.step)
         rng = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        loss = diffusion_loss(self.model, self.recipe, tokens, attention, rng)
-        loss.backward()
+        count = sum(group.tokens.shape[0] * group.buffer for group in groups)
+        total = 0.0
+        for group in groups:
+            loss = diffusion_loss(self.model, self.recipe, group, rng) / count
+            loss.backward()
+            total += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
         factor = self.learning_rate_factor()
         for optimizer, lr in zip(self.optimizers, (self.recipe.muon_lr, self.recipe.adam_lr), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+            for settings in optimizer.param_groups:
+                settings["lr"] = lr * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss.item()
+        return total
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as flat named tensors."""
@@ -143,15 +183,16 @@ class Run:
         partial = target.with_suffix(".partial")
         save_file(self.state(), partial, metadata=described(self.recipe))
         partial.replace(target)  # atomic: a killed run leaves the last whole state
+        self.tokenizer.save_pretrained(self.folder)
 
     def load_state(self) -> bool:
-        """Resume from the folder's state; False if there is none, ValueError if it is of another recipe."""
+        """Resume from the folder's state; False if there is none. Raises ValueError if it is of another recipe."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return False
         with safe_open(path, framework="pt") as file:
             made_by, mine = file.metadata() or {}, described(self.recipe)
-        both = sorted(made_by.keys() & mine)
+        both = sorted((made_by.keys() & mine) - {"steps"})  # a run may be made longer
         if differing := [f"{k} {made_by[k]} there, {mine[k]} here" for k in both if made_by[k] != mine[k]]:
             raise ValueError(f"{path} is of a run with another recipe: {'; '.join(differing)}")
         tensors = load_file(path)
@@ -166,10 +207,6 @@ class Run:
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
         return True
 
-    def export(self) -> None:
-        """Write the model folder that ``load_model`` reads."""
-        save_model(self.model, self.folder, self.tokenizer)
-
 
 def described(recipe: Recipe) -> dict[str, str]:
     """A recipe's fields as text."""
@@ -177,19 +214,30 @@ def described(recipe: Recipe) -> dict[str, str]:
 
 
 def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int = 50) -> Run:
-    """Train ``recipe`` to its end in ``folder``, resuming what is there; prints one line per ``log_every`` steps."""
+    """Train ``recipe`` to its end in ``folder``, resuming what is there.
+
+    Every ``log_every`` steps a line is printed and appended to ``curve.jsonl``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, folder)
     if run.load_state():
         print(f"resuming {folder} at step {run.step}", flush=True)
-    started, first, average = time.perf_counter(), run.step, None
+    curve = folder / "curve.jsonl"
+    rows = [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+    rows = [row for row in rows if row["step"] <= run.step]  # those behind the saved state come again
+    started, first, losses = time.perf_counter(), run.step, []
     while run.step < recipe.steps:
-        loss = run.train_step()
-        average = loss if average is None else 0.98 * average + 0.02 * loss
-        if run.step % log_every == 0:
+        losses.append(run.train_step())
+        if run.step % log_every == 0 or run.step == recipe.steps:
             rate = (run.step - first) * recipe.batch_size / (time.perf_counter() - started)
-            print(f"step {run.step}/{recipe.steps}  loss {average:.4f} nats/token  {rate:.0f} samples/s", flush=True)
+            row = {"step": run.step, "loss": sum(losses) / len(losses), "samples_per_second": round(rate, 1)}
+            print(
+                f"step {run.step}/{recipe.steps}  loss {row['loss']:.4f} nats/token  {rate:.0f} samples/s", flush=True
+            )
+            rows.append(row)
+            curve.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            losses = []
         if run.step % save_every == 0 or run.step == recipe.steps:
             run.save_state()
-    run.export()
+    save_model(run.model, folder, run.tokenizer)
     return run

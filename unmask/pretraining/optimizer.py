@@ -28,9 +28,16 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for 2-d parameters only."""
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """``dtype``: of the matrix products."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -47,6 +54,6 @@ class Muon(torch.optim.Optimizer):
                     updates.append(grad.lerp(buffer, group["momentum"]))
                 # A wide matrix keeps its scale; a tall one is scaled so that its rows move as far.
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for (p, _), update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+                for (p, _), update in zip(params, orthogonalize(torch.stack(updates).to(self.dtype)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)

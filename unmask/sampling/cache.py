@@ -1,9 +1,9 @@
-"""Which positions to recompute when, and what to remember of the others: Fast-dLLM's block-wise caches.
+"""Fast-dLLM's block-wise caches: which positions each step recomputes, and what is kept of the others.
 
 A row is refreshed (all its positions computed anew) when it starts or enters a block, and every ``cache_refresh``
 steps within one. In between only a window is computed: with "prefix" from the active block to the end, with "dual" the
-active block. What else the windows see are keys and values as they were at the last refresh. A row's schedule depends
-on that row alone.
+active block. Windows attend to the other positions' keys and values of the last refresh. A row's schedule depends on
+that row alone.
 """
 
 from __future__ import annotations
@@ -29,36 +29,35 @@ class Part:
     rows: Tensor | None
     """(N,) int64; None: all."""
     computed: Tensor | None
-    """(N, W) int64 canvas positions to compute, T where a place stays empty; None: all."""
+    """(N, W) int64 canvas positions to compute, T for an empty place; None: all."""
     wanted: Tensor
     """(N, S) int64 buffer positions whose logits are wanted; past the end, the last position again."""
     row: int | None = None
-    """The row, if every row has a forward of its own."""
+    """The row's number, if every row has a forward of its own."""
 
 
 class CachePlan:
-    """The schedule of one generation, its keys and values, and what was last seen of every position.
+    """The schedule of one generation, its keys and values, and the last statistics of every position.
 
-    The schedule is the host's, and it must not wait for the device. On the CPU (``late`` False) it reads each row's
-    block as it is. With ``late`` it reads it one step late; a row that is due for a refresh which the host does not
-    know of is held for that step: what was computed is dropped, and nothing of it counts (see :meth:`held`). So the
-    results are the same either way.
+    The host computes the schedule and must not wait for the device. On the CPU (``late`` False) it reads each row's
+    current block. With ``late`` it reads the block one step late. If a row is due for a refresh and the host does not
+    know it yet, that step is discarded for the row (see :meth:`held`), so the results are the same either way.
     """
 
     def __init__(self, model: Any, config: SamplerConfig, block_only: bool, late: bool) -> None:
-        """``block_only``: the policy looks at the active block alone."""
+        """``block_only``: the policy reads only the active block."""
         self.model, self.block_only, self.late = model, block_only, late
         self.dual, self.refresh_every, self.alone = config.cache == "dual", config.cache_refresh, config.deterministic
         self.cache: KVCache | None = None
         self.known: dict[str, Tensor] = {}
         """Per name (N, L, ...): the last statistics of each position."""
-        self._stored: list[Stamp | None] = []  # each row at its last refresh, as far as the host knows
-        self._stamp = torch.empty(0)  # (2, N) int64: the same on the device
+        self._stored: list[Stamp | None] = []  # each row at its last refresh that the host knows of
+        self._stamp = torch.empty(0)  # (2, N) int64: the last refresh on the device
         self._refreshed: list[int] = []  # rows refreshed in the last step
         self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None  # (2, N) on its way to the host
 
     def parts(self, state: State) -> list[Part]:
-        """What to compute in this step: the rows to be refreshed, then the windows of the others."""
+        """The parts to compute in this step: the rows to refresh, then the windows of the others."""
         count = state.rows.shape[0]
         if self.cache is None:
             self.cache = self.model.new_cache(count, state.tokens.shape[1])
@@ -79,7 +78,7 @@ class CachePlan:
         return parts + [self._window(state, group) for group in self._groups(windows)]
 
     def held(self, state: State) -> Tensor | None:
-        """(N,) bool: unfinished rows whose forward does not count, as a refresh is due; None: none can be."""
+        """(N,) bool: unfinished rows whose forward is discarded because a refresh is due; None: none can be."""
         if not self.late:
             return None
         due = state.block != self._stamp[0]
@@ -88,7 +87,7 @@ class CachePlan:
         return due & ~state.done
 
     def put(self, part: Part, values: dict[str, Tensor], length: int) -> None:
-        """Remember ``values`` (N, S, ...) of the part's wanted positions."""
+        """Keep ``values`` (N, S, ...) of the part's wanted positions."""
         count = len(self._stored)
         for name, new in values.items():
             if name not in self.known:
@@ -116,7 +115,7 @@ class CachePlan:
         return now[0] != stored[0] or (every is not None and now[1] - stored[1] >= every)
 
     def _learn(self, state: State) -> list[Stamp] | None:
-        """Every row's block and steps, with ``late`` as they were a step ago; None: nothing has come yet."""
+        """Every row's block and steps, with ``late`` those of a step ago; None if nothing has arrived."""
         now = torch.stack((state.block, state.steps))
         if not self.late:
             return pairs(now)
@@ -132,7 +131,7 @@ class CachePlan:
         return received
 
     def _receive(self) -> list[Stamp] | None:
-        """Take in what the last step sent, which is how the rows stood when it refreshed some of them."""
+        """Receive the stamps that the last step sent, and note its refreshes."""
         if self._sent is None:
             return None
         stamps, event = self._sent
@@ -155,7 +154,7 @@ class CachePlan:
         return [rows] if rows else []
 
     def _part(self, state: State, group: list[int]) -> tuple[Tensor | None, int | None, Tensor]:
-        """Its rows as a tensor, its row if it has a forward of its own, and the rows' active blocks (N,)."""
+        """The group's rows as a tensor, its row if it has a forward of its own, and the active blocks (N,)."""
         everything = len(group) == state.rows.shape[0] and not self.alone
         rows = None if everything else to_device(group, state.block.device)
         return rows, group[0] if self.alone else None, state.block if rows is None else state.block[rows]
@@ -169,10 +168,10 @@ class CachePlan:
         return Part(rows=rows, computed=None, wanted=wanted, row=row)
 
     def _window(self, state: State, group: list[int]) -> Part:
-        """The windows' width is one for the group: the widest that a row may need."""
+        """The windows of a group have one width, the largest that a row may need."""
         rows, row, block = self._part(state, group)
         width = state.block_length
-        if not self.dual:  # no row is before the block the host knows
+        if not self.dual:  # no row is in an earlier block than the host knows
             first = min(stamp[0] for stamp in (self._stored[i] for i in group) if stamp is not None)
             width = max(width, state.length - first * state.block_length)
         back, size = self.model.lookback, state.tokens.shape[1]

@@ -11,10 +11,7 @@ Cache = Literal["none", "prefix", "dual"]
 
 
 class SamplerConfig(Config):
-    """Settings of one generation. Frozen: derive variants with :meth:`updated`.
-
-    Raises ValueError naming the field, its value and what was expected; TypeError for unknown names.
-    """
+    """Settings of one generation. They are frozen; :meth:`updated` derives variants."""
 
     max_new_tokens: PositiveInt = 256
     """L, the length of the buffer, in tokens."""
@@ -31,26 +28,26 @@ class SamplerConfig(Config):
     """How actions are drawn from a learned policy's logits: "bernoulli-argmax" (at least one per step),
     "bernoulli", "greedy" (probability above one half, else the highest) or "dpls" (dynamic Plackett-Luce)."""
     alpha: NonNegative | None = None
-    """Speed preference given to a policy that is conditioned on it."""
+    """Speed/accuracy trade-off for a policy that is conditioned on it; None: the policy's default."""
     seed: Seed | None = None
-    """Seed of every draw; None draws a fresh one. Draws are keyed by it and by a row's number in the call, so that a
-    row gets the same ones on any device and whatever its neighbours are."""
+    """Seed of every draw; None draws a fresh one. Draws are keyed by it and by a row's number in the call, so that they
+    do not depend on the device or on other rows."""
     max_steps: PositiveInt | None = None
     """Forwards after which an unfinished row stops; None: L."""
     cache: Cache = "none"
     """Reuse of keys and values between steps (Fast-dLLM, arXiv 2505.22618), approximate. "none" recomputes everything
-    in every step. The others do so when a row enters a block; within the block "prefix" recomputes from the block to
-    the end, "dual" the block alone."""
+    in every step. The others do so when a row enters a block; within the block, "prefix" recomputes from the block
+    to the end, and "dual" the block alone."""
     cache_refresh: PositiveInt | None = None
-    """Also recompute everything every so many steps within a block; 1 makes a cache exact. None: never."""
+    """Steps within a block after which everything is recomputed; 1 makes a cache exact. None: never."""
     stop_at_eos: bool = True
-    """Stop a row once an end of sequence is committed and everything before it is too."""
+    """Stop a row once an end of sequence and everything before it are committed."""
     record: bool = False
     """Keep every step's observation and action: ``result.trajectory``."""
     max_batch_size: PositiveInt | None = None
-    """Rows decoded side by side; further prompts take the place of rows that finish. None: all of them."""
+    """Rows decoded at once; further prompts replace rows that finish. None: all."""
     deterministic: bool = False
-    """Run the model on one unpadded row at a time, so that not even rounding depends on a row's neighbours. Slow."""
+    """Run the model on one unpadded row at a time, so that rounding does not depend on other rows either. Slow."""
     cuda_graphs: bool | None = False
     """Launch each step, or where the driver can the whole loop, as one CUDA graph. None: wherever that is possible;
     True: ValueError where it is not; False: never, the default until ``benchmarks/gpu_check.py`` has passed on a GPU.

@@ -1,4 +1,4 @@
-"""The forwards of a generation: which rows and positions the model computes, and what its logits say of the buffer."""
+"""The forwards of a generation: which rows and positions the model computes, and the statistics of its logits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unmask.sampling.step import Statistics, spread, statistics
 
 
 class Forward:
-    """A model and a configuration, ready to say what the logits of any state are like.
+    """Computes the statistics of the logits of any state.
 
-    Neither waits for the device nor loops over rows (but for ``deterministic``).
+    It does not wait for the device, and loops over rows only for ``deterministic``.
     """
 
     def __init__(
         self, model: Any, policy: UnmaskingPolicy, config: SamplerConfig, seen: SeenStates | None = None
     ) -> None:
-        """``seen``: shares forwards between equal rows; only where :func:`can_share`, and on the CPU."""
+        """``seen`` shares forwards between equal rows; it needs :func:`can_share` and the CPU."""
         self.model, self.policy, self.config, self.seen = model, policy, config, seen
         self.block_only = not (policy.full_context or "logits" in policy.needs)
         self.plan: CachePlan | None = None
@@ -33,20 +33,20 @@ class Forward:
             self.plan = CachePlan(model, config, self.block_only, late)
 
     def __call__(self, state: State) -> Statistics:
-        """Fields of an observation (N, L, ...); outside the active block 0 if the policy does not read them there."""
+        """Fields of an observation (N, L, ...), 0 outside the active block if the policy does not read them there."""
         if self.plan is not None:
             return self.recalled(state, self.plan)
         return self.computed(state) if self.seen is None else self.seen.recall(state, self.computed)
 
     def computed(self, state: State) -> Statistics:
-        """The same by one forward over the whole canvas."""
+        """The statistics by one forward over the whole canvas."""
         block_only = self.block_only and state.block_length < state.length
         positions = state.positions() if block_only else None  # (N, BL)
         logits = self.logits(state, positions)
         return spread(statistics(logits, state, self.policy, self.config, positions), positions, state.length)
 
     def recalled(self, state: State, plan: CachePlan) -> Statistics:
-        """The same over a cache: of positions not computed anew, what was last known of them."""
+        """The statistics over a cache; positions that are not recomputed keep their last ones."""
         for part in plan.parts(state):
             rows = state if part.rows is None else state.take(part.rows)
             logits = self.part_logits(rows, plan, part)
@@ -65,7 +65,7 @@ class Forward:
         return logits.view(*positions.shape, -1)
 
     def logits_alone(self, state: State, positions: Tensor | None) -> Tensor:
-        """The same logits by a forward for each row, without its padding: slow, but no batch changes the rounding."""
+        """The same logits by one forward per row without its padding, so that rounding does not depend on the batch."""
         outputs = []
         for i, row in enumerate(state.tokens):
             pad = 0 if state.attention is None else int((~state.attention[i]).sum())
@@ -80,7 +80,7 @@ class Forward:
         return torch.stack(outputs)
 
     def part_logits(self, state: State, plan: CachePlan, part: Part) -> Tensor:
-        """Logits (N, S, V) of what ``part`` wants, for the rows of ``state`` that it names."""
+        """Logits (N, S, V) of the positions that ``part`` wants; ``state`` holds its rows."""
         cache, wanted = plan.cache, part.wanted + state.start
         assert cache is not None
         if part.row is None:
@@ -92,37 +92,34 @@ class Forward:
         )
 
     def held(self, state: State) -> Tensor | None:
-        """(N,) bool: rows for which this forward does not count; None: none can be."""
+        """(N,) bool: rows for which this forward is discarded; None: none can be."""
         return None if self.plan is None else self.plan.held(state)
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
-        """Follow a change of the working rows: rows ``keep`` (K,) stay, in this order, then come ``fresh`` new ones."""
+        """Keep the state of rows ``keep`` (K,), in this order, and make room for ``fresh`` new ones behind them."""
         if self.plan is not None:
             self.plan.rearrange(keep, fresh)
 
 
 def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
-    """Whether equal rows see the same: not if tokens, or what the policy reads, are drawn per row.
-
-    With a cache every row computes its own keys and values.
-    """
+    """Whether equal rows have equal statistics. They do not if something is drawn per row, or with a cache."""
     return config.temperature == 0 and not policy.needs and config.cache == "none"
 
 
 class SeenStates:
-    """What the model said of the latest ``capacity`` canvases, so that rollouts which meet again share a forward.
+    """Statistics of the latest ``capacity`` canvases, so that rollouts with equal canvases share a forward.
 
-    Rollouts of a prompt begin alike. Some unmask the same positions in a different number of steps and come to the
-    same canvas at different times. This reads the tokens on the host, so it is for the CPU.
+    Rollouts of a prompt begin alike, and some reach the same canvas after different numbers of steps. The tokens are
+    read on the host, so this is for the CPU.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._place: dict[bytes, int] = {}  # of each canvas in the store, the longest unused first
+        self._place: dict[bytes, int] = {}  # of each canvas in the store, the least recently used first
         self._store: Statistics = {}  # (capacity, L, ...) per field
 
     def recall(self, state: State, compute: Callable[[State], Statistics]) -> Statistics:
-        """The same as ``compute(state)``, which is asked only about rows not in the store, and once of equal ones.
+        """``compute(state)``, called only for rows that are not in the store, and once for equal rows.
 
         Raises ValueError if ``state`` has more rows than the store.
         """
@@ -132,7 +129,7 @@ class SeenStates:
         fresh: dict[bytes, int] = {}
         for row, key in enumerate(keys):
             if key in self._place:
-                self._place[key] = self._place.pop(key)  # used last, so not dropped for what comes now
+                self._place[key] = self._place.pop(key)  # now the most recently used
             else:
                 fresh.setdefault(key, row)
         if fresh:
@@ -141,7 +138,7 @@ class SeenStates:
         return {name: values[places] for name, values in self._store.items()}
 
     def _keep(self, keys: list[bytes], said: Statistics) -> None:
-        """Store what was said of ``keys``, in place of what was not used for longest."""
+        """Store the statistics ``said`` of ``keys`` in place of the least recently used."""
         for key in keys:
             full = len(self._place) == self.capacity
             self._place[key] = self._place.pop(next(iter(self._place))) if full else len(self._place)
@@ -153,6 +150,6 @@ class SeenStates:
 
 
 def row_keys(state: State) -> list[bytes]:
-    """For each row what the model's answer depends on: its tokens and padding, and whether it is done."""
+    """For each row what its statistics depend on: its tokens and padding, and whether it is done."""
     parts = [state.tokens, state.done[:, None]] + ([] if state.attention is None else [state.attention])
     return [row.tobytes() for row in torch.cat(parts, dim=1).numpy()]

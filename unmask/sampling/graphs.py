@@ -1,8 +1,8 @@
-"""Steps captured as CUDA graphs: one per shape and setting, on a state that stays where it is.
+"""Steps captured as CUDA graphs, one per shape and setting, on a state at fixed addresses.
 
-The first two steps of a shape run as any other does, on fixed memory; the third is captured, and from then on
-replayed, in later generations too. What a graph would bake in is part of its key. The seed, the tokens and the rows'
-numbers are memory that it reads. Batches are padded with finished rows to a few sizes.
+The first two steps of a shape run uncaptured on this memory. The third is captured and then replayed, in later
+generations too. All that is fixed in a graph is part of its key; it reads the seed, the tokens and the rows' numbers
+from memory. Batches are padded with finished rows to a few sizes.
 """
 
 from __future__ import annotations
@@ -25,27 +25,21 @@ from unmask.sampling.state import COMPLETE, State
 
 StepOutput = tuple[Observation, Tensor]
 Capture = Callable[[Callable[[], StepOutput]], tuple[Callable[[], None], StepOutput]]
-"""Records a step without doing it: what repeats it, and its output, which lies in the same memory every time."""
+"""Records a step without running it; returns a function that runs it, and its output at a fixed address."""
 
 WARM_UP = 2
-"""Steps that run before one is captured: libraries load and reserve what they need."""
+"""Steps that run before one is captured, so that libraries are loaded and have their workspaces."""
 WIDTH_STEP = 16
 """Padded canvases are padded to multiples of this many tokens."""
-NOT_BAKED: dict[str, Any] = {
-    "max_new_tokens": 1,
-    "block_length": None,
-    "alpha": None,
-    "seed": None,
-    "max_batch_size": None,
-}
-"""Fields of SamplerConfig that no captured step depends on, each at some value that is allowed."""
+NOT_BAKED: dict[str, Any] = dict(max_new_tokens=1, block_length=None, alpha=None, seed=None, max_batch_size=None)  # noqa: C408
+"""Fields of SamplerConfig that no captured step depends on, each with an allowed value."""
 
 
 def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) -> str | None:
-    """Why steps cannot be captured, in words that follow "as"; None if they can be.
+    """The reason why steps cannot be captured, in words that follow "as"; None if they can be.
 
-    A model that is no :class:`unmask.models.base.ModelBase` is captured only if the config asks for it, since
-    nothing says that its forward is the same every time.
+    A model that is no :class:`unmask.models.base.ModelBase` is captured only if the config asks for it, because its
+    forward may depend on the host.
     """
     if config.cache != "none":
         return f'cache="{config.cache}" changes what is computed from step to step'
@@ -65,7 +59,7 @@ def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) ->
 
 
 def has_hooks(module: object) -> bool:
-    """Whether a forward calls anything on the host that a replay would not."""
+    """Whether a forward calls hooks on the host, which a replay would not."""
     if not isinstance(module, nn.Module):
         return False
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -78,7 +72,7 @@ def batch_bucket(rows: int) -> int:
 
 
 class CudaCapture:
-    """Captures steps on one device. All graphs share one pool of memory, so only one may run at a time."""
+    """Captures steps on one device. All graphs share a memory pool, so only one may run at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -87,7 +81,7 @@ class CudaCapture:
     def __call__(self, run: Callable[[], StepOutput]) -> tuple[Callable[[], None], StepOutput]:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may allocate meanwhile; only this one must not.
+            # Other threads may allocate during the capture.
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 output = run()
         except RuntimeError:
@@ -98,7 +92,7 @@ class CudaCapture:
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """All that a captured step depends on. It holds the model and the policy, so that no address is used again."""
+    """All that a captured step depends on. It keeps model and policy alive, so that addresses are not reused."""
 
     model: Any
     policy: UnmaskingPolicy
@@ -128,13 +122,13 @@ class CapturedStep:
     """A step on a state of its own, captured after :data:`WARM_UP` runs."""
 
     def __init__(self, step: Step, like: State) -> None:
-        """``like``: the state, padded to its bucket, whose memory becomes the captured step's."""
+        """``like``: the padded state whose memory the captured step uses."""
         self.step, self.state, self.runs = step, like, 0
         self.replay: Callable[[], None] | None = None
         self.output: StepOutput | None = None
 
     def load(self, state: State) -> None:
-        """Take in the padded rows of ``state`` and what the policy remembers of them."""
+        """Copy in the padded rows of ``state`` and the policy's memory of them."""
         self.state.seed.copy_(state.seed)
         for name, value in state.tensors():
             getattr(self.state, name).copy_(value)
@@ -144,7 +138,7 @@ class CapturedStep:
             self.state.memory[name] = state.memory[name].clone()
 
     def __call__(self, capture: Capture) -> StepOutput:
-        """Advance all rows by one step. RuntimeError if the step cannot be captured; nothing was computed then."""
+        """Advance all rows by one step. Raises RuntimeError, before computing anything, if it cannot be captured."""
         if self.replay is None:
             if self.runs < WARM_UP:
                 self.runs += 1
@@ -160,9 +154,9 @@ class CapturedStep:
 
 
 class StepGraphs:
-    """The captured steps of a Sampler, the latest used last; the others go when there are too many.
+    """The captured steps of a Sampler, the most recently used last; the oldest are dropped beyond ``max_graphs``.
 
-    One generation at a time may use them, since their memory is shared: see :meth:`runner`.
+    Their memory is shared, so only the generation that holds ``lock`` may use them.
     """
 
     def __init__(self, capture: Capture, max_graphs: int = 32) -> None:
@@ -172,7 +166,7 @@ class StepGraphs:
         self.refused: set[Key] = set()
 
     def get(self, key: Key, step: Step, state: State) -> CapturedStep:
-        """The step for ``key``, made of ``state`` if there is none. Steps of weights that have moved are dropped."""
+        """The step for ``key``, made from ``state`` if there is none. Steps of another model are dropped."""
         if key not in self.steps:
             self.steps = OrderedDict((k, s) for k, s in self.steps.items() if k.model is key.model)
             self.steps[key] = CapturedStep(step, state)
@@ -183,7 +177,7 @@ class StepGraphs:
 
 
 class GraphRunner:
-    """Advances rows by captured steps of :class:`StepGraphs`, which it holds until closed."""
+    """Advances rows by captured steps of :class:`StepGraphs`, whose lock it holds until closed."""
 
     def __init__(self, graphs: StepGraphs, step: Step, padding_id: int) -> None:
         self.graphs, self.padding_id = graphs, padding_id
@@ -204,7 +198,7 @@ class GraphRunner:
         return self.view(self.current.state, count, padded.tokens.shape[1] - state.tokens.shape[1])
 
     def padded(self, state: State) -> State:
-        """``state`` with finished rows behind it and, if it is padded anyway, more padding before it."""
+        """``state`` with finished rows behind it and, if it has left padding, more of that."""
         rows, width = batch_bucket(state.rows.shape[0]) - state.rows.shape[0], state.tokens.shape[1]
         limit = getattr(self.step.forward.model, "max_length", None) or 2**62
         wider = 0 if state.attention is None else max(0, min(-width % WIDTH_STEP, limit - width))
@@ -212,9 +206,9 @@ class GraphRunner:
         idle.status.fill_(COMPLETE)
         idle.allowed.fill_(False)
         values: dict[str, Any] = {name: torch.cat((value, getattr(idle, name))) for name, value in state.tensors()}
-        values["tokens"] = nn.functional.pad(values["tokens"], (wider, 0), value=self.padding_id)
-        if state.attention is not None:
-            values["attention"] = nn.functional.pad(values["attention"], (wider, 0), value=False)
+        for name, fill in (("tokens", self.padding_id), ("attention", False)):
+            if name in values:
+                values[name] = nn.functional.pad(values[name], (wider, 0), value=fill)
         memory = {
             name: torch.cat((value, value.new_zeros((rows, *value.shape[1:]))))
             for name, value in state.memory.items()
@@ -223,11 +217,9 @@ class GraphRunner:
         return replace(state, **values, seed=state.seed.clone(), memory=memory, start=state.start + wider)
 
     def view(self, whole: State, count: int, pad: int) -> State:
-        """The first ``count`` rows of the captured state, without the ``pad`` positions of its further padding."""
+        """The first ``count`` rows of the captured state, without the ``pad`` positions added by :meth:`padded`."""
         values: dict[str, Any] = {name: value[:count] for name, value in whole.tensors()}
-        values["tokens"] = values["tokens"][:, pad:]
-        if whole.attention is not None:
-            values["attention"] = values["attention"][:, pad:]
+        values |= {name: values[name][:, pad:] for name in ("tokens", "attention") if name in values}
         memory = {name: value[:count] for name, value in whole.memory.items()}
         return replace(whole, **values, memory=memory, start=whole.start - pad)
 
@@ -236,9 +228,9 @@ class GraphRunner:
             self.step.forward.rearrange(keep, fresh)
 
     def __call__(self, state: State) -> StepOutput:
-        """One step. The output is a view of memory that the next step overwrites, unless the config records."""
+        """One step. Unless the config records, the output is a view that the next step overwrites."""
         if self.current is None or self.policy_state != self.step.policy.captured_state():
-            self.current = None  # the policy has other weights than when these rows entered
+            self.current = None  # the weights have changed since these rows entered
             return self.step(state)
         try:
             seen, rank = self.current(self.graphs.capture)

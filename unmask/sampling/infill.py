@@ -1,4 +1,4 @@
-"""Filling holes: rows without a common start, each decoded as it would be without its padding."""
+"""Infilling: rows are grouped by their left padding and decoded without it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from unmask.sampling.result import GenerationResult
 from unmask.sampling.trajectory import Trajectory, join
 
 Fill = Callable[[Tensor, Tensor], GenerationResult]
-"""Fills unpadded rows (n, T) int64, which are rows (n,) int64 of the call."""
+"""Fills unpadded rows (n, T) int64; the second argument is their numbers (n,) int64 in the call."""
 
 
 def fill_by_padding(ids: Tensor, attention: Tensor | None, fill: Fill) -> GenerationResult:
-    """Fill the masks of ``ids`` (B, T), in place; rows with equal left padding are decoded together, without it.
+    """Fill the masks of ``ids`` (B, T) in place; rows with equal left padding are decoded together without it.
 
-    So blocks, positions and times count from a row's first token, whatever stands beside it.
+    So blocks, positions and times count from a row's first token in any batch.
     """
     if attention is None:
         return fill(ids, torch.arange(ids.shape[0], device=ids.device))
@@ -32,7 +32,7 @@ def fill_by_padding(ids: Tensor, attention: Tensor | None, fill: Fill) -> Genera
 
 
 def assemble(ids: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> GenerationResult:
-    """The results of ``parts`` (their rows, left padding, what came out) as one; ``ids`` (B, T) is overwritten."""
+    """Merge ``parts`` (rows, left padding, result) into one result; ``ids`` (B, T) is overwritten."""
     count = ids.shape[0]
     out = GenerationResult(
         sequences=ids,

@@ -1,4 +1,4 @@
-"""The one generation loop. It yields a record of every step; whatever is made of a generation consumes these."""
+"""The one generation loop. It yields a record of every step, from which results, streams and recordings are made."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from unmask.sampling.step import commit, observation
 
 @dataclass
 class StepRecord:
-    """One denoising step of the rows that are being worked on."""
+    """One denoising step of the rows in the batch."""
 
     rows: Tensor
-    """(R,) int64: which rows of the generation these are."""
+    """(R,) int64: the rows' numbers in the generation."""
     state: State
-    """They as they are after the step. It changes in place with the next step."""
+    """The rows after the step. The next step changes it in place."""
     observation: Observation
-    """What the policy saw. With ``record`` it holds copies, else views of the state."""
+    """The policy's input: copies with ``record``, else views of the state."""
     rank: Tensor
     """(R, L) int32: -1 where nothing was committed, else 0, or for "dpls" the order of the draw."""
     finished: int
@@ -33,28 +33,25 @@ class StepRecord:
 
     @property
     def took(self) -> Tensor:
-        """(R,) bool: rows that took the step. The others were finished, or held for a refresh of their cache."""
+        """(R,) bool: rows that took the step. The others were finished, or held for a refresh of the cache."""
         return self.state.steps > self.observation.steps
 
 
 class Runner(Protocol):
-    """What advances a batch of rows: :class:`Step`, or captured copies of it."""
+    """Advances a batch of rows: :class:`Step`, or captured copies of it."""
 
     def enter(self, state: State) -> State:
-        """Begin with these rows, or go on with them after a change. Returns the state that steps advance."""
-        ...
+        """Begin with these rows, also after a change of the rows. Returns the state that steps advance."""
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
-        """Rows ``keep`` (K,) stay, in this order, then come ``fresh`` new ones; :meth:`enter` follows."""
-        ...
+        """Keep rows ``keep`` (K,), in this order, then take ``fresh`` new ones; :meth:`enter` is called next."""
 
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
-        """Advance the rows by one step; returns what the policy saw, and the ranks (N, L)."""
-        ...
+        """Advance the rows by one step; returns the observation and the ranks (N, L)."""
 
 
 class Step:
-    """A forward, a policy and a configuration, ready to advance any state by one step."""
+    """Advances any state by one step."""
 
     def __init__(self, forward: Forward, policy: UnmaskingPolicy, config: SamplerConfig) -> None:
         self.forward, self.policy, self.config = forward, policy, config
@@ -66,7 +63,7 @@ class Step:
         self.forward.rearrange(keep, fresh)
 
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
-        """One forward, one decision, one commitment. A row that takes no step is left as it is."""
+        """One forward, one decision, one commit. A row that is held does not change."""
         seen = observation(self.forward(state), state, self.policy, self.config)
         held = self.forward.held(state)
         if held is None:
@@ -84,10 +81,10 @@ class Step:
 
 @torch.no_grad()
 def decode(whole: State, step: Runner, width: int | None = None) -> Iterator[StepRecord]:
-    """Advance all rows of ``whole`` to their end, with at most ``width`` of them side by side (None: all).
+    """Advance all rows of ``whole`` to their end, at most ``width`` of them at once (None: all).
 
-    A finished row makes room for the next one, or the batch shrinks. Rows are written back to ``whole`` as they
-    leave the batch, the last ones when the loop ends.
+    The next row replaces a finished one; without a next row, the batch shrinks. Rows are written back to ``whole``
+    when they leave the batch, the last ones when the loop ends.
     """
     device = whole.tokens.device
     queue = (whole.status == RUNNING).nonzero().flatten().tolist()
@@ -117,8 +114,8 @@ def decode(whole: State, step: Runner, width: int | None = None) -> Iterator[Ste
 class DoneFlags:
     """Reads which rows are done: at once on the CPU, one step late on CUDA.
 
-    On CUDA the flags are copied to pinned memory behind the step that set them and read when the next step is
-    already queued, so the device never idles. A row takes at most one step too many, which ``ops.unmask_`` ignores.
+    On CUDA the flags are copied to pinned memory behind the step that set them and read after the next step is queued,
+    so the device never idles. A row takes at most one step too many, which ``ops.unmask_`` ignores.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -126,7 +123,7 @@ class DoneFlags:
         self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
 
     def poll(self, state: State) -> list[bool] | None:
-        """Flags (N) of the step before this one (CUDA) or of this one; None while none have arrived."""
+        """Flags (N) of this step, on CUDA of the step before; None while none have arrived."""
         done = state.done
         if not self.on_cuda:
             return done.tolist()
@@ -147,8 +144,5 @@ class DoneFlags:
 
 
 def worth_shrinking(finished: int, total: int, device: torch.device) -> bool:
-    """Whether to drop finished rows that nothing can replace.
-
-    On the CPU always, as each costs time; elsewhere once a quarter of the batch idles.
-    """
+    """Whether to drop finished rows without a replacement: always on the CPU, else once a quarter is finished."""
     return finished == total or device.type == "cpu" or finished * 4 >= total

@@ -1,4 +1,4 @@
-"""Prompts in all the forms users have them, to one left-padded batch."""
+"""Prompts in all accepted forms, encoded to one left-padded batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Tokenizer(Protocol):
-    """The little the sampler asks of a tokenizer."""
+    """What the sampler needs of a tokenizer."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -18,10 +18,10 @@ class Tokenizer(Protocol):
 
 
 class ChatTokenizer:
-    """A tokenizer that encodes a text as a user's message, in its chat template and ready for the answer.
+    """A tokenizer that encodes a text as a user's message in its chat template, followed by the answer's start.
 
-    All else is the tokenizer's own. Whoever decodes prompts by a Sampler (generation, evaluation, training) gives
-    them as messages by giving it this in place of the tokenizer; :func:`with_chat_template` decides.
+    All else is the tokenizer's own. A Sampler with this in place of the tokenizer gets prompts as messages;
+    :func:`with_chat_template` decides.
     """
 
     def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
@@ -34,12 +34,12 @@ class ChatTokenizer:
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
 
     def messages(self, text: str) -> list[dict[str, str]]:
-        """``text`` as the user's message, behind the system prompt if there is one."""
+        """``text`` as the user's message, after the system prompt if there is one."""
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": text}]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the whole prompt. Raises ValueError if the template refuses it (some take no system prompt)."""
+        """Ids of the whole prompt. Raises ValueError if the template refuses it (some accept no system prompt)."""
         from jinja2 import TemplateError
 
         try:
@@ -63,10 +63,10 @@ class ChatTokenizer:
 def with_chat_template(
     tokenizer: Any, chat_template: bool | None, system_prompt: str | None = None, instructions: bool = True
 ) -> Any:
-    """``tokenizer``, so that it encodes prompts as messages or as they are.
+    """``tokenizer``, as a :class:`ChatTokenizer` if ``chat_template`` is True, else as it is.
 
-    ``chat_template`` None: as messages if the tokenizer has a template and the prompts are ``instructions``. Raises
-    ValueError if a template is asked for and there is none, or if there is a ``system_prompt`` and no template in use.
+    ``chat_template`` None: True if the tokenizer has a template and the prompts are ``instructions``. Raises
+    ValueError if a template is asked for and there is none, or for a ``system_prompt`` without a template in use.
     """
     plain = tokenizer.tokenizer if isinstance(tokenizer, ChatTokenizer) else tokenizer
     if chat_template is None:
@@ -79,7 +79,7 @@ def with_chat_template(
 
 
 def describe_prompts(tokenizer: Any) -> str:
-    """How ``tokenizer`` encodes prompts, for result rows; "" for texts as they are."""
+    """How ``tokenizer`` encodes prompts, for result rows; "" without a chat template."""
     if not isinstance(tokenizer, ChatTokenizer):
         return ""
     system = "" if tokenizer.system_prompt is None else f" system_prompt={tokenizer.system_prompt!r}"
@@ -119,7 +119,7 @@ def encode_prompts(
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of ``text``; one that begins with the tokenizer's BOS, as chat templates write it, gets no second."""
+    """Ids of ``text``; a BOS that the text already begins with, as in chat templates, is not doubled."""
     ids = list(tokenizer.encode(text))
     bos = getattr(tokenizer, "bos_token_id", None)
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
@@ -131,7 +131,7 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
         return text_ids(tokenizer, prompt)
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor's or an array's
-    if isinstance(ids, Sequence) and all(is_integer(i) for i in ids):
+    if isinstance(ids, Sequence) and all(hasattr(i, "__index__") and not isinstance(i, bool) for i in ids):
         ids = [int(i) for i in ids]
         if beyond := [i for i in ids if not -(2**63) <= i < 2**63]:
             raise ValueError(f"prompts[{index}] has {beyond[0]}, which is no token id")
@@ -139,15 +139,10 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
     raise TypeError(f"prompts[{index}] must be a string or a list of token ids, got {type(prompt).__name__}")
 
 
-def is_integer(value: Any) -> bool:
-    """Whether ``value`` is a whole number of any integer type, numpy's for instance, and no bool."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
 def check_tensor_prompts(
     prompts: Tensor, attention_mask: Tensor | None, pad_token_id: int, name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, P) and attention as :func:`encode_prompts` gives them; errors call the ids ``name``."""
+    """Ids (B, P) and attention as from :func:`encode_prompts`; errors call the ids ``name``."""
     if prompts.dtype != torch.int64 or prompts.ndim != 2:
         raise TypeError(f"{name} must be int64 of shape (B, P), got {prompts.dtype} {tuple(prompts.shape)}")
     if attention_mask is None:
@@ -165,7 +160,7 @@ def check_tensor_prompts(
         raise ValueError("attention_mask must be left-padded: zeros, then ones; a row has a one before a zero")
     if bool(attention.all()):
         return prompts, None
-    # Whatever stands under the padding (-100, say) is never read, but must be an id that can be embedded.
+    # Ids under padding (-100, say) are never read, but they must be valid for the embedding.
     return prompts.masked_fill(~attention.to(prompts.device), pad_token_id), attention
 
 

@@ -24,7 +24,7 @@ class GenerationResult:
     finished: Tensor
     """(B,) bool: no mask left; False where ``max_steps`` came first."""
     filled: Tensor
-    """(B,) int64: generated tokens up to and including the first end of sequence (for ``infill``: holes filled)."""
+    """(B,) int64: generated tokens up to and including the first end of sequence; for ``infill``, masks filled."""
     texts: list[str] | None = None
     """Completions up to the first end of sequence, decoded; None without a tokenizer."""
     trajectory: Trajectory | None = None
@@ -32,16 +32,16 @@ class GenerationResult:
 
     @property
     def tokens_per_forward(self) -> Tensor:
-        """(B,) float32 TPF: ``filled / steps``. The tail of end-of-sequence padding does not count as generated."""
+        """(B,) float32 TPF: ``filled / steps``."""
         return self.filled.to(torch.float32) / self.steps.clamp_min(1).to(torch.float32)
 
 
 @dataclass
 class StreamEvent:
-    """What one step changed, one entry per unfinished row."""
+    """The changes of one step, one entry per row that took it."""
 
     rows: list[int]
-    """Rows that took the step, as indices of the prompts."""
+    """Rows that took the step, by their prompts' numbers."""
     steps: list[int]
     """Forwards each of these rows has taken by now."""
     positions: list[list[int]]
@@ -51,7 +51,7 @@ class StreamEvent:
     finished: list[bool]
     """Whether the row is done after this step."""
     completions: Tensor
-    """(B, L) int64 on the CPU: all rows' buffers as they are now, masks included."""
+    """(B, L) int64 on the CPU: all rows' buffers after the step, masks included."""
 
 
 def first_stop(completions: Tensor, stop_ids: Sequence[int]) -> Tensor:

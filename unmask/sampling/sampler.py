@@ -28,15 +28,15 @@ from unmask.sampling.prompts import (
     with_chat_template,
 )
 from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
-from unmask.sampling.state import RUNNING, State, condition_of, undefined_rows
+from unmask.sampling.state import POISONED, RUNNING, State, condition_of
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
 DEFAULT_POLICY = "threshold:0.9"
-"""For models that come without a policy of their own."""
+"""The policy for models that come without one."""
 
 SEEN_PER_ROW = 8
-"""Canvases remembered per working row, where rollouts share forwards: they meet within a few steps or never."""
+"""Canvases kept per row where rollouts share forwards; rollouts rarely meet after more than a few steps."""
 
 
 class Sampler:
@@ -44,9 +44,8 @@ class Sampler:
 
     ``model`` follows the interface of :class:`unmask.models.base.ModelBase` (see :func:`unmask.load_model`);
     ``policy`` is a name such as "threshold:0.9", a folder or hub id of a learned policy, or an object with the policy
-    interface; None: the one that comes with the model, else "threshold:0.9". Without a ``config`` the buffer is the
-    model's, the blocks are those that the policy, else the model, was trained for, and a learned policy's actions are
-    drawn as in its training.
+    interface; None: the one that comes with the model, else "threshold:0.9". Without a ``config`` the settings are
+    the policy's (block length and actions of its training), else the model's, else the defaults.
 
     Example::
 
@@ -63,7 +62,7 @@ class Sampler:
     ) -> None:
         check_model(model)
         self.model, self.tokenizer = model, tokenizer
-        # A packaged model brings the buffer and block length it was trained for, and a policy trained on it.
+        # A packaged model has the buffer and block length of its training, and a policy trained on it.
         defaults = dict(getattr(model, "generation_defaults", {}))
         own = defaults.pop("policy", DEFAULT_POLICY)
         self.policy = as_policy(own if policy is None else policy)
@@ -71,12 +70,12 @@ class Sampler:
             raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
         self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding})
         self.graphs: StepGraphs | None = None
-        """Captured steps, kept from one generation to the next; made when the first one wants them."""
+        """Captured steps, made for the first generation that uses them and kept for later ones."""
         if isinstance(self.policy, torch.nn.Module):
             self.policy.to(model.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without captured steps, which stay with this object."""
+        """The state without captured steps, which cannot be copied."""
         return {**self.__dict__, "graphs": None}
 
     @classmethod
@@ -94,28 +93,23 @@ class Sampler:
     ) -> Sampler:
         """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
 
-        With ``chat_template`` text prompts are the user's messages, in the tokenizer's chat template and behind the
-        ``system_prompt``; None: if it has one. False leaves texts as they are.
+        With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
+        ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
         tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
         model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         return cls(model, tokenizer, policy, config)
 
     def generate(
-        self,
-        prompts: Prompts,
-        attention_mask: Tensor | None = None,
-        streamer: Streamer | None = None,
-        **overrides: Any,
+        self, prompts: Prompts, attention_mask: Tensor | None = None, streamer: Streamer | None = None, **overrides: Any
     ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens.
 
-        ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), then with ``attention_mask`` (B, P)
-        if left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
-        completion from left to right as it becomes final, and its ``end`` is called even if the generation fails.
-        ``overrides`` replace fields of the Sampler's config for this call.
-        Raises TypeError or ValueError before any work for bad input, FloatingPointError if the model's logits were
-        undefined (NaN, +inf) where a token had to be committed.
+        ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), with ``attention_mask`` (B, P) if
+        left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
+        completion from left to right, and its ``end`` is called even if the generation fails. ``overrides`` replace
+        fields of the Sampler's config for this call. Raises TypeError or ValueError for bad input before any work,
+        FloatingPointError if logits were undefined (NaN, +inf) where a token had to be committed.
         """
         try:
             config = self.settled(overrides)
@@ -125,11 +119,11 @@ class Sampler:
             stream = PrefixStream(streamer, state, self.stop_ids)
             return self.result(state, config, stream.follow(self.steps(state, config), state))
         finally:
-            if streamer is not None:  # or a reader in another thread would wait for ever
+            if streamer is not None:  # else a reader in another thread would wait for ever
                 streamer.end()
 
     def infill(self, input_ids: Tensor, attention_mask: Tensor | None = None, **overrides: Any) -> GenerationResult:
-        """Fill the mask tokens of int64 ``input_ids`` (B, T), wherever they are, and touch nothing else.
+        """Fill the mask tokens of int64 ``input_ids`` (B, T), wherever they are, and change nothing else.
 
         Blocks count from a row's first token, and the last may be shorter; blocks without masks are skipped; end of
         sequence does not stop a row.
@@ -153,15 +147,12 @@ class Sampler:
         return fill_by_padding(ids.to(self.model.device, copy=True), attention, fill)
 
     def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
-        """Decode as :meth:`generate` does, yielding after each step what it committed.
-
-        Bad input is refused at once, not when the first event is asked for.
-        """
+        """Decode as :meth:`generate` does, yielding the changes of each step. Bad input raises in the call itself."""
         config = self.settled(overrides)
         return self._events(self.prepare(prompts, attention_mask, config), config)
 
     def settled(self, overrides: Mapping[str, Any]) -> SamplerConfig:
-        """The Sampler's config with ``overrides``, and a seed: without one, torch's generator draws it."""
+        """The Sampler's config with ``overrides``, and a seed, drawn from torch's generator if there is none."""
         config = self.config.updated(overrides)
         if config.seed is not None:
             return config
@@ -175,10 +166,10 @@ class Sampler:
         sequence: Tensor | None = None,
         alpha: Tensor | None = None,
     ) -> State:
-        """Validated prompts with a buffer of masks behind them; ``config`` is :meth:`settled`.
+        """Validated prompts followed by a buffer of masks; ``config`` is :meth:`settled`.
 
-        ``sequence`` (B,) int64 keys each row's draws (None: its number); ``alpha`` (B,) float32 is asked of a
-        conditioned policy (None: the config's, else the policy's own).
+        ``sequence`` (B,) int64 keys each row's draws (None: its number); ``alpha`` (B,) float32 is for a conditioned
+        policy (None: the config's, else the policy's default).
         """
         self.check_config(config)
         model, length = self.model, config.max_new_tokens
@@ -226,7 +217,7 @@ class Sampler:
 
     @property
     def padding_id(self) -> int:
-        """What stands under left padding: the model's own, else its end of sequence; never the mask token."""
+        """The id of left padding: the model's, else its end of sequence, else 0; never the mask token."""
         own = (getattr(self.model, "pad_token_id", None), self.model.eos_token_id, 0)
         return next(i for i in own if i is not None and i != self.model.mask_token_id)
 
@@ -236,7 +227,7 @@ class Sampler:
             raise ValueError(f"{what} exceeds the model's context of {limit} tokens")
 
     def check_config(self, config: SamplerConfig) -> None:
-        """Refuse what this model and policy cannot do."""
+        """Raise ValueError for settings that this model and policy do not support."""
         if config.cache != "none" and not getattr(self.model, "supports_cache", False):
             split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
             raise ValueError(
@@ -244,12 +235,10 @@ class Sampler:
                 f'{split} does not; use cache="none"'
             )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
-            raise ValueError(
-                f"cuda_graphs=True is not possible, as {reason}; leave it None to have them where they are"
-            )
+            raise ValueError(f"cuda_graphs=True is not possible, as {reason}; None uses graphs where they are possible")
 
     def why_no_graphs(self, config: SamplerConfig) -> str | None:
-        """Why steps cannot be captured and replayed, None if they can be; see :mod:`unmask.sampling.graphs`."""
+        """The reason why steps cannot be captured, None if they can; see :mod:`unmask.sampling.graphs`."""
         device = torch.device(self.model.device)
         if self.graphs is None and device.type != "cuda":
             return f"the model is on {device}"
@@ -258,8 +247,8 @@ class Sampler:
     def steps(self, state: State, config: SamplerConfig, share: bool = False) -> Iterator[StepRecord]:
         """Advance all rows of ``state`` to their end, yielding a record of every step.
 
-        With ``share`` the model sees, on the CPU, one of all equal rows and none that equals a row of recent steps:
-        for rollouts, which repeat each prompt.
+        ``share`` is for rollouts, which repeat each prompt: on the CPU equal rows, also of recent steps, share a
+        forward.
         """
         count = int((state.status == RUNNING).sum())
         width = min(config.max_batch_size or count, count)
@@ -274,7 +263,7 @@ class Sampler:
             yield from decode(state, runner, width)
 
     def _free_graphs(self, config: SamplerConfig) -> StepGraphs | None:
-        """The captured steps, to be released after use; None where there are none or another generation has them."""
+        """The captured steps with their lock held; None if there are none or another generation uses them."""
         if config.cuda_graphs is False or self.why_no_graphs(config) is not None:
             return None
         if self.graphs is None:
@@ -284,9 +273,9 @@ class Sampler:
     def result(
         self, state: State, config: SamplerConfig, records: Iterable[StepRecord], cut: bool = True
     ) -> GenerationResult:
-        """Run ``records``, the steps of ``state``, to their end, and gather what came of it.
+        """Run ``records``, the steps of ``state``, to their end, and gather the result.
 
-        ``cut``: texts and token counts end at the first end of sequence, also where that did not stop the row.
+        ``cut``: texts and token counts end at the first end of sequence, even if that did not stop the row.
         """
         holes = state.remaining.clone()
         recorder = Recorder() if config.record else None
@@ -332,7 +321,7 @@ class Sampler:
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError for what has not the interface of a model."""
+    """Raise TypeError for an object without the interface of a model."""
     wanted = ("mask_token_id", "eos_token_id", "vocab_size", "device")
     missing = [name for name in wanted if not hasattr(model, name)]
     if getattr(model, "dtype", None) == torch.float64:
@@ -347,7 +336,7 @@ def check_model(model: Any) -> None:
 
 def raise_if_undefined(state: State) -> None:
     """FloatingPointError for rows whose logits were undefined where a token had to be committed."""
-    if rows := undefined_rows(state):
+    if rows := (state.status == POISONED).nonzero().flatten().tolist():
         raise FloatingPointError(
             f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
         )

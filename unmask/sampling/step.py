@@ -1,4 +1,4 @@
-"""The one denoising step: what the logits say (observe), what follows from it (the policy), what is done (commit)."""
+"""The one denoising step: observe the logits, let the policy decide, commit tokens."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def observe(
 
     Args:
         logits: (N, S, V) float32, bfloat16 or float16, aligned: each row predicts the token at its own position.
-        positions: (N, S) int64, the buffer positions that the logits are of; None: all L, in order.
+        positions: (N, S) int64, the buffer positions of the logits; None: all L, in order.
     """
     values = statistics(logits, state, policy, config, positions)
     return observation(spread(values, positions, state.length), state, policy, config)
 
 
 def commit(state: State, observation: Observation, decision: Decision, config: SamplerConfig) -> Tensor:
-    """Draw the action that ``decision`` leaves open, and write it to ``state``, in place.
+    """Draw an action from the decision's logits, if it has logits, and commit it to ``state`` in place.
 
     Returns the rank (N, L) int32 of every position: -1 where nothing was committed, else 0, or for
-    ``actions="dpls"`` the order of the draw. Raises TypeError for a decision that is not exactly one of its kinds.
+    ``actions="dpls"`` the order of the draw. Raises TypeError for a decision without exactly one of
+    ``select`` and ``logits``.
     """
     action = decision.logits if decision.select is None else decision.select
     if action is None or (decision.select is not None and decision.logits is not None):
@@ -53,7 +54,7 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
 def statistics(
     logits: Tensor, state: State, policy: UnmaskingPolicy, config: SamplerConfig, positions: Tensor | None = None
 ) -> Statistics:
-    """What ``logits`` (N, S, V) say at ``positions`` (N, S), by the fields of an observation."""
+    """The fields of an observation that come from ``logits`` (N, S, V) at ``positions`` (N, S)."""
     allowed = state.allowed if positions is None else state.allowed.gather(1, positions)
     stats = ops.topk_confidence(
         logits,
@@ -65,11 +66,7 @@ def statistics(
         exclude=(state.mask_token_id,),
         entropy="entropy" in policy.needs,
     )
-    values = {
-        "confidence": stats.confidence,
-        "candidates": stats.sample,
-        "token_confidence": stats.sample_confidence,
-    }
+    values = {"confidence": stats.confidence, "candidates": stats.sample, "token_confidence": stats.sample_confidence}
     if stats.entropy is not None:
         values["entropy"] = stats.entropy
     if "logits" in policy.needs:
@@ -78,7 +75,7 @@ def statistics(
 
 
 def spread(values: Statistics, positions: Tensor | None, length: int) -> Statistics:
-    """Statistics of ``positions`` (N, S) at their places in the buffer (N, L, ...), 0 elsewhere."""
+    """Statistics of ``positions`` (N, S) scattered into the buffer (N, L, ...), 0 elsewhere."""
     if positions is None:
         return values
     out = {}
@@ -90,8 +87,8 @@ def spread(values: Statistics, positions: Tensor | None, length: int) -> Statist
 
 
 def observation(values: Statistics, state: State, policy: UnmaskingPolicy, config: SamplerConfig) -> Observation:
-    """What the policy sees: ``values`` over the whole buffer, and the state before the step."""
-    # The state changes in place. What a recording keeps beyond this step has to be a copy.
+    """The policy's input: ``values`` over the whole buffer, and the state before the step."""
+    # The state changes in place, so a recording needs copies.
     keep = torch.clone if config.record else torch.Tensor.detach
     return Observation(
         mask=keep(state.mask),

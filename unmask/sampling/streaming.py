@@ -1,4 +1,4 @@
-"""Streamers in the manner of transformers: text from left to right, though positions fill in any order."""
+"""Streamers as in transformers: text from left to right, although positions are filled in any order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unmask.sampling.state import State
 
 
 class Streamer(Protocol):
-    """What transformers' ``BaseStreamer`` asks for; its ``TextStreamer`` and ``TextIteratorStreamer`` are such.
+    """The interface of transformers' ``BaseStreamer``, such as ``TextStreamer`` and ``TextIteratorStreamer``.
 
-    One that also has ``put_draft`` (as ``TextDiffusionStreamer``) is shown the unfinished rest after every step.
+    One that also has ``put_draft`` (as ``TextDiffusionStreamer``) gets the unfinished rest after every step.
     """
 
     def put(self, value: Tensor) -> None:
-        """Take the prompt (1, P), later tokens (n,), all int64 on the CPU."""
+        """Take the prompt (1, P), then tokens (n,), int64 on the CPU."""
 
     def end(self) -> None:
         """The generation is over."""
@@ -29,22 +29,22 @@ class PrefixStream:
     """Feeds a streamer the left-most finished part of one row's buffer as it grows.
 
     The streamer gets the prompt, then every token of the completion once and in order, up to and including the first
-    end of sequence: what was committed ahead of a mask waits until that mask is filled.
+    end of sequence. Tokens behind a mask wait until that mask is filled.
     """
 
     def __init__(self, streamer: Streamer, state: State, stop_ids: Sequence[int]) -> None:
-        """Puts the prompt; ``state`` must hold one row, else ValueError."""
+        """Puts the prompt. Raises ValueError if ``state`` does not hold exactly one row."""
         if state.tokens.shape[0] != 1:
             raise ValueError(f"streamer takes one prompt at a time, got {state.tokens.shape[0]}")
         self.streamer, self.stop_ids, self.sent = streamer, stop_ids, 0
         self.drafts = hasattr(streamer, "put_draft") and not getattr(streamer, "_takes_logits", False)
         prompt = state.tokens[:, : state.start]
-        if state.attention is not None:  # one row that came padded
+        if state.attention is not None:  # the row has padding
             prompt = prompt[:, state.attention[0, : state.start]]
         streamer.put(prompt.cpu())
 
     def follow(self, records: Iterable[StepRecord], whole: State) -> Iterator[StepRecord]:
-        """The same records, each shown as it passes. At the end comes the rest, masks of an unfinished row included."""
+        """Yield ``records`` while feeding the streamer; at the end it gets the rest, masks included."""
         for record in records:
             work = record.state
             buffer, mask = work.buffer[0].cpu(), work.mask[0].cpu()
@@ -56,7 +56,7 @@ class PrefixStream:
         self._send(whole.buffer[0].cpu(), whole.length)
 
     def _send(self, buffer: Tensor, stop: int) -> None:
-        """Put what is new of ``buffer[:stop]``, nothing behind the first end of sequence."""
+        """Put the new tokens of ``buffer[:stop]`` up to the first end of sequence."""
         stop = min(stop, int(first_stop(buffer[None], self.stop_ids)) + 1)
         if stop > self.sent:
             self.streamer.put(buffer[self.sent : stop].clone())

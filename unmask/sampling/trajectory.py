@@ -1,4 +1,4 @@
-"""Recorded decodings: what the policy saw and did at every step, enough to replay it without the model."""
+"""Recorded decodings: observations and actions of every step, enough to replay the policy without the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmask.sampling.state import State
 
 @dataclass
 class Trajectory:
-    """Observations and actions of N rows over S steps (S = the most any row took); a row's step s is its own s-th."""
+    """Observations and actions of N rows over S steps, the most that a row took; each row counts its own steps."""
 
     mask: Tensor
     """(N, S, L) bool: masked before the step."""
@@ -34,27 +34,26 @@ class Trajectory:
 
     @property
     def time(self) -> Tensor:
-        """(S,) float32: steps taken before / L."""
+        """(S,) float32: steps taken before, divided by L."""
         count, length = self.mask.shape[1:]
         return torch.arange(count, device=self.mask.device, dtype=torch.float32) / length
 
 
 class Recorder:
-    """Collects steps of changing sets of rows and lays them out by row and step."""
+    """Collects the steps of a changing batch and arranges them by row and step."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, ...]] = []
 
     def follow(self, records: Iterable[StepRecord]) -> Iterator[StepRecord]:
-        """The same records, of a generation with ``SamplerConfig(record=True)``, each kept as it passes."""
+        """Yield ``records``, of a generation with ``SamplerConfig(record=True)``, and keep each."""
         for record in records:
             o = record.observation
-            kept = (record.rows, record.took, o.steps, o.mask, o.allowed, o.confidence, record.rank)
-            self._steps.append(kept)
+            self._steps.append((record.rows, record.took, o.steps, o.mask, o.allowed, o.confidence, record.rank))
             yield record
 
     def trajectory(self, state: State, num_confidences: int) -> Trajectory:
-        """Everything so far, of all rows of ``state``."""
+        """The trajectory so far of all rows of ``state``."""
         num_rows = state.rows.shape[0]
         if not self._steps:
             return empty(num_rows, 0, state.length, num_confidences, state.rows.device)
@@ -79,7 +78,7 @@ class Recorder:
 
 
 def empty(rows: int, steps: int, length: int, num_confidences: int, device: torch.device) -> Trajectory:
-    """A trajectory in which nothing happened."""
+    """A trajectory without active steps."""
     mask = torch.zeros((rows, steps, length), dtype=torch.bool, device=device)
     return Trajectory(
         mask=mask,
@@ -91,7 +90,7 @@ def empty(rows: int, steps: int, length: int, num_confidences: int, device: torc
 
 
 def join(parts: Sequence[tuple[Tensor, int, Trajectory]], num_rows: int, length: int) -> Trajectory:
-    """Trajectories of some rows each, as one of all rows: (rows, positions that are missing on the left, theirs)."""
+    """Merge ``parts`` (rows, positions missing on the left, trajectory) into one trajectory of all rows."""
     first = parts[0][2]
     steps = max(part.mask.shape[1] for _, _, part in parts)
     whole = empty(num_rows, steps, length, first.confidence.shape[-1], first.mask.device)

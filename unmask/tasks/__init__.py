@@ -8,16 +8,34 @@ from typing import Any
 
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.competition_math import Math
+from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hops import Hops
 from unmask.tasks.humaneval import HumanEval
 from unmask.tasks.math500 import Math500
 from unmask.tasks.mbpp import MBPP
 from unmask.tasks.mixture import Mixture
+from unmask.tasks.parts import Form, Gaps, Quiz
+from unmask.tasks.reasoning import Parcel, Story
 from unmask.tasks.sudoku import Sudoku
 from unmask.tasks.sums import Sums
+from unmask.tasks.words import WordedTask
+
+LITTLE: dict[str, type[WordedTask]] = {
+    "story": Story,
+    "parcel": Parcel,
+    "line": Line,
+    "letters": Letters,
+    "latin": Latin,
+    "grid": Grid,
+    "quiz": Quiz,
+    "form": Form,
+    "gaps": Gaps,
+}
+"""The worded tasks that the packaged model ``little`` knows."""
 
 TASKS: dict[str, type[Task]] = {
+    **LITTLE,
     "hops": Hops,
     "sums": Sums,
     "sudoku": Sudoku,
@@ -30,13 +48,13 @@ TASKS: dict[str, type[Task]] = {
 
 
 OF_ONE = ("path", "train_path", "split", "train_split", "subset")
-"""Options that say which problems a task has, so that they must name it where there are several tasks."""
+"""Options that select a task's problems. With several tasks they must name the task."""
 
 
 def make_task(name: str, **options: Any) -> Task:
     """The task called ``name``, or "a+b" for a mixture of tasks; ``options`` change its fields.
 
-    Of a mixture, the option "a.path" belongs to the task a, and one without a task's name to all tasks that have it.
+    In a mixture the option "a.path" is for the task a, and one without a task's name for all tasks that have it.
     Raises ValueError listing the known names.
     """
     return make_tasks([name], options)[0]
@@ -67,9 +85,9 @@ def fields_of(name: str) -> list[str]:
 
 
 def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that the task called ``name`` (or all parts of "a+b" together) takes, under their own name.
+    """The ``options`` of the task called ``name``, without its name; "name.option" wins over "option".
 
-    "name.option" wins over "option". A mixture's keep their task's name.
+    Those of a mixture "a+b" keep their task's name.
     """
     if "+" in name:
         return {f"{part}.{k}": v for part in name.split("+") for k, v in options_of(part, options).items()}
@@ -78,19 +96,6 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "GSM8K",
-    "MBPP",
-    "TASKS",
-    "Hops",
-    "HumanEval",
-    "Math",
-    "Math500",
-    "Mixture",
-    "Problem",
-    "Sudoku",
-    "Sums",
-    "Task",
-    "make_task",
-    "make_tasks",
-    "options_of",
-]
+    "GSM8K", "LITTLE", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums",
+    "Task", "make_task", "make_tasks", "options_of",
+]  # fmt: skip

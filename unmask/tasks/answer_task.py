@@ -1,4 +1,4 @@
-"""What the benchmarks of mathematics share: problems with one final answer."""
+"""The base of mathematics benchmarks: problems with one final answer."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import threading
 from fractions import Fraction
 
 GRADINGS = ("strict", "math-verify")
-"""How answers are compared: as normalised strings and exact numbers, or as expressions too."""
+"""How answers are compared: "strict" as normalised strings and exact numbers, the other as expressions too."""
 
 LONGEST = 300
-"""Characters of an answer beyond which it is only compared as a string."""
+"""Answers with more characters are only compared as strings."""
 
 NUMBER = re.compile(r"[-\u2212]?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
 NAMES_OF_UNITS = r"(?!(?:or|and|half|dozen|hundred|thousand|million|billion|trillion|pi)\b)[a-zA-Z]{2,}"
@@ -18,15 +18,15 @@ QUANTITY = re.compile(rf"(?:[a-zA-Z]+ *= *)?({NUMBER.pattern})(?:(?: +{NAMES_OF_
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
 LIGHT = re.compile(r"(?<=[a-zA-Z])\^(?:\d(?!\d)|\{\d{1,2}\})(?!\s*\^)")
-"""A small power of a letter, of which any number are harmless."""
+"""A small power of a letter, which is removed before the search for ``HEAVY``."""
 
 HEAVY = re.compile(r"\^.*\^|\^\{?\(?-?\d{5}|\*\*|\d{4}\)?!|!!")
-"""Towers of powers and the like, which would keep a computer algebra system busy for ever."""
+"""Towers of powers and the like, which a computer algebra system may never finish."""
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}`` (braces may nest); without one, the line after the last ``####``; without that, the
-    last number; None if there is none of these. A box that is empty or never closes counts as none."""
+    r"""The last ``\boxed{...}`` (braces may nest), else the line after the last ``####``, else the last number, else
+    None. A box that is empty or does not close is skipped."""
     if boxed := last_boxed(text):
         return boxed
     if marked := text.rpartition("####")[2].strip() if "####" in text else "":
@@ -36,7 +36,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last closed ``\boxed{...}`` or ``\fbox{...}`` that is not empty holds."""
+    r"""The content of the last ``\boxed{...}`` or ``\fbox{...}`` that is closed and not empty."""
     for match in reversed(list(re.finditer(r"\\f?box(?:ed)?\s*\{", text))):
         depth, at = 1, match.end()
         while at < len(text) and depth:
@@ -51,7 +51,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    """An answer without what does not change it: spaces, thousands separators, $, %, sizes, stress, a final period."""
+    """An answer without spaces, thousands separators, $, %, sizes of brackets, stars and a final period."""
     text = answer.strip().strip("*").replace("\u2212", "-").replace("{,}", ",")
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(start) and text.endswith(end):
@@ -91,17 +91,17 @@ def same_answer(expected: str, given: str) -> bool:
 
 
 def quantity(given: str) -> Fraction | None:
-    """The number of an answer that is one number with a name before it or the words of a unit after it."""
+    """The number of an answer that consists of a number, perhaps with a name before it or a unit after it."""
     text = re.sub(r"\\[!,;: ]|\\?\$|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
     match = QUANTITY.fullmatch(text.strip().rstrip("."))
     return number(normalise(match[1])) if match else None
 
 
 def equivalent(expected: str, given: str) -> bool:
-    """Whether two answers are the same, also as expressions in the eyes of math-verify.
+    """Whether two answers are the same, or equal as expressions by math-verify.
 
-    Its time limits need the main thread. In others it runs without; an answer that would take for ever (longer than
-    ``LONGEST``, or with towers of powers) is compared as a string in either case.
+    Its time limits work only in the main thread. So an answer that may take for ever (longer than ``LONGEST``, or with
+    towers of powers) is only compared as a string.
     """
     if same_answer(expected, given):
         return True

@@ -1,4 +1,4 @@
-"""What a task is: problems with a prompt, a checkable answer and, for generated tasks, a written solution."""
+"""The interface of tasks: problems with a prompt, a checkable answer and perhaps a reference response."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the ``prompt`` shown to the model, the ``answer`` a completion is graded against, and, where
-    the task can write one, a full reference ``response`` (what a pretraining run learns from)."""
+    """One problem: the ``prompt`` for the model, the ``answer`` that a completion is graded against and, if the task
+    has one, a full reference ``response``, which pretraining learns from."""
 
     prompt: str
     answer: str
@@ -25,7 +25,7 @@ class Task(ABC):
 
     name: str
     instructions: ClassVar[bool] = False
-    """Whether prompts are instructions in words, to be put to a chat model as a user's message."""
+    """Whether prompts are instructions in words, which a chat model takes as a user's message."""
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
@@ -36,20 +36,19 @@ class Task(ABC):
         """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
 
     def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
-        """What :meth:`grade` says of each completion; a task whose grades take long overrides it to work on several
-        at a time."""
+        """The grade of each completion. A task with slow grades may override it to grade several at once."""
         return [self.grade(p, c) for p, c in zip(problems, completions, strict=True)]
 
     def check_gradable(self, train: bool = False) -> None:
-        """Raise now what would keep the task from being used, before a model is loaded or anything decoded for it.
+        """Raise FileNotFoundError, ImportError, RuntimeError or ValueError now if the task cannot be used later.
 
-        That is what :meth:`grade` needs and where the problems come from (with ``train``, the training problems):
-        FileNotFoundError, ImportError, RuntimeError or ValueError. The problems themselves are not read.
+        It checks what :meth:`grade` needs and the source of the problems (with ``train``, of the training problems),
+        but does not read them.
         """
         return None
 
     def easier(self, progress: float) -> Task:
-        """The task at a point of a curriculum, from 0 (a beginner's problems) to 1 (the task itself)."""
+        """The task at a point of a curriculum, from 0 (the easiest problems) to 1 (the task itself)."""
         return self
 
     def measures(self, problem: Problem, completion: str) -> dict[str, float]:
@@ -62,9 +61,9 @@ class Task(ABC):
         return [self.sample(rng) for _ in range(count)]
 
     def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
-        """Problems number ``first`` and on of an endless training stream, apart from what :meth:`problems` draws.
+        """``count`` problems of an endless training stream from number ``first`` on, drawn unlike :meth:`problems`.
 
-        Each depends on the seed and its number alone, so that processes can share the stream and a run can resume
-        anywhere. A task with a finite set of problems overrides this to go through it epoch by epoch.
+        Each depends only on the seed and its number, so that processes can share the stream and a run can resume
+        anywhere. A finite set of problems is repeated in epochs.
         """
         return [self.sample(random.Random(f"{self.name}/train/{seed}/{i}")) for i in range(first, first + count)]

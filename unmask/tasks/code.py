@@ -1,4 +1,4 @@
-"""What tasks graded by running programs share."""
+"""The base of tasks that are graded by running programs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 BLOCK = re.compile(
     r"^[ \t]*(`{3,}|~{3,})([^\n`]*)\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*$|(?=^[ \t]*\1)|\Z)", re.DOTALL | re.MULTILINE
 )
-"""A block: its fence, its info string and its text. It ends at a fence as long as its own, or longer."""
+"""A block: its fence, its info string and its text. It ends at a fence that is at least as long."""
 PYTHON = re.compile(r"\s*(?:\{?\.?(?:python|py)[\d.]*\b.*)?", re.IGNORECASE)
-"""Info strings of blocks that may hold the program: none, or one that begins with the language."""
+"""Info strings of blocks that may hold the program: empty, or beginning with the language."""
 START = re.compile(r"^(?:(?:from|import|async|def|class)\b|@|\w+ *=)", re.MULTILINE)
-"""Where a program may begin after prose."""
+"""Possible beginnings of a program after prose."""
 DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-"""Statements that define names and that a program may be put together from."""
+"""Statements that define names and may be copied from other blocks."""
 
 
 @dataclass(frozen=True)
 class CodeTask(FiniteTask):
     """A task whose grade is whether a generated program passes tests.
 
-    Grading refuses to run anything unless ``allow_execution`` is set. Programs run in bubblewrap (see
-    :mod:`unmask.tasks.execution`), for ``timeout`` seconds at most; where that is missing, only with
+    Grading runs nothing unless ``allow_execution`` is set. Programs run in bubblewrap (see
+    :mod:`unmask.tasks.execution`) for at most ``timeout`` seconds; without bubblewrap, only with
     ``allow_unsandboxed``.
     """
 
@@ -45,10 +45,10 @@ class CodeTask(FiniteTask):
 
     @abstractmethod
     def program(self, problem: Problem, completion: str) -> str:
-        """The program that ``completion`` amounts to."""
+        """The program that ``completion`` contains."""
 
     def check_gradable(self, train: bool = False) -> None:
-        """Raises RuntimeError unless execution is allowed, SandboxError where there is no sandbox to be had."""
+        """Raises RuntimeError unless execution is allowed, SandboxError if there is no sandbox."""
         self.check_allowed()
         super().check_gradable(train)
         check_sandbox(self.allow_unsandboxed)
@@ -62,19 +62,14 @@ class CodeTask(FiniteTask):
             )
 
     def limits(self) -> Limits:
-        """What a program may use; ``timeout`` bounds its CPU time too."""
+        """The limits of a program; ``timeout`` bounds its CPU time too."""
         return replace(Limits(), wall_seconds=self.timeout, cpu_seconds=math.ceil(self.timeout))
 
     def run(self, problem: Problem, completion: str) -> Execution:
         """Run the completion's program against the tests."""
         self.check_allowed()
-        return run_tests(
-            self.program(problem, completion),
-            problem.metadata["tests"],
-            problem.metadata["entry_points"],
-            self.limits(),
-            self.allow_unsandboxed,
-        )
+        tests, entry_points = problem.metadata["tests"], problem.metadata["entry_points"]
+        return run_tests(self.program(problem, completion), tests, entry_points, self.limits(), self.allow_unsandboxed)
 
     def grade(self, problem: Problem, completion: str) -> float:
         return float(self.run(problem, completion).passed)
@@ -88,16 +83,16 @@ class CodeTask(FiniteTask):
 
 
 def defines(code: str, name: str) -> re.Match[str] | None:
-    """Where ``code`` defines the function or class ``name`` at its top level."""
+    """The place where ``code`` defines the function or class ``name`` at its top level."""
     return re.search(rf"^(?:async +def|def|class) +{re.escape(name)}\b", code, re.MULTILINE)
 
 
 def extract_code(completion: str, name: str) -> str:
-    """The last fenced block that defines ``name``, with what it uses from others; without one, what stands before the
-    first fence if that defines ``name`` or is indented, the rest of a function; else the last block; without any, the
-    whole completion, as it is also if it defines ``name`` and is a program.
+    """The program in a completion, which should define ``name``. The first of these that exists is returned:
 
-    Indented blocks lose their margin, and code without a fence the prose before it.
+    the whole completion, if it is a program that defines ``name``; the last fenced block that defines ``name``, without
+    its margin, after the definitions that it uses from other blocks; the text before the first fence, if it is indented
+    (the rest of a function) or, without its prose, defines ``name``; the last block; that text.
     """
     if defines(completion, name) and compiles(completion):
         return completion
@@ -114,7 +109,7 @@ def extract_code(completion: str, name: str) -> str:
 
 
 def with_definitions(code: str, others: Sequence[str]) -> str:
-    """``code`` after those statements of ``others`` that define what it uses and does not define, the last of each."""
+    """``code`` after the last statements of ``others`` that define the names it uses but does not define."""
     statements = [node for other in filter(compiles, others) for node in ast.parse(other).body]
     texts = [ast.unparse(node) for node in statements if isinstance(node, DEFINING)]
     known = {name: text for text in texts for name in global_names(text)[0]}
@@ -128,7 +123,7 @@ def with_definitions(code: str, others: Sequence[str]) -> str:
 
 
 def global_names(code: str) -> tuple[set[str], set[str]]:
-    """The names that ``code`` defines at its top level, and those it uses from there, at whatever depth."""
+    """The names that ``code`` defines at its top level, and the global names that it uses at any depth."""
     top = symtable.symtable(code, "<completion>", "exec")
     defined = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     tables, used = [top], set()
@@ -139,20 +134,20 @@ def global_names(code: str) -> tuple[set[str], set[str]]:
 
 
 def without_prose(text: str) -> str:
-    """``text`` from the first line on from which it is a program, or all of it if there is none."""
+    """``text`` from the first line from which on it is a program; all of it if there is none."""
     starts = (match.start() for match in START.finditer(text))
     return next((text[start:] for start in (0, *starts) if compiles(text[start:])), text)
 
 
 def continued(start: str, code: str) -> str:
-    """``code`` after ``start``; if only that is a program, with a margin for its lines or for its first line, which a
-    function's body loses where its signature is left out."""
+    """``code`` after ``start``. If this is no program, ``code`` or its first line is indented, which may have lost its
+    margin where a function continues."""
     ways = (code, textwrap.indent(code, "    "), f"    {code.lstrip()}")
     return start + next((way for way in ways if compiles(start + way)), code)
 
 
 def compiles(code: str) -> bool:
-    """Whether ``code`` is a program."""
+    """Whether ``code`` is a valid program."""
     try:
         compile(code, "<completion>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

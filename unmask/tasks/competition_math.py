@@ -15,9 +15,9 @@ from unmask.tasks.math500 import PROMPT
 
 @dataclass(frozen=True)
 class Math(AnswerTask):
-    r"""7,500 training and 5,000 test problems; the answer is what a solution's last ``\boxed`` holds.
+    r"""7,500 training and 5,000 test problems; the answer is in the solution's last ``\boxed``.
 
-    MATH-500 is taken from the test problems: train on these, evaluate on ``math500``. ``grading`` is as there.
+    MATH-500 is a part of the test problems, so evaluate on ``math500``. ``grading`` is as there.
     """
 
     DATASET = "DigitalLearningGmbH/MATH-lighteval"
@@ -36,7 +36,7 @@ class Math(AnswerTask):
 
 
 def boxed(solution: str) -> str | None:
-    r"""What the last box of a solution holds; some of MATH's have no braces: ``\boxed 9$``."""
+    r"""The content of a solution's last box; some boxes of MATH have no braces: ``\boxed 9$``."""
     found = last_boxed(solution)
     if found is None and (bare := re.findall(r"\\f?boxe?d?\s+([^\s$.]+)", solution)):
         found = bare[-1]

@@ -2,14 +2,13 @@
 
 :func:`run_tests` runs a program and then its tests in one Python process, inside bubblewrap (``bwrap``): the process
 has no network, sees the interpreter and the system's libraries alone, read-only, and writes to an empty folder in
-memory. It sees no process but its own, and nothing of it runs on afterwards. Started by root, it takes a user number
-that no account has. Where bubblewrap is missing or may not make namespaces, ``run_tests`` refuses, unless
-``allow_unsandboxed``: then a program has the limits alone, and otherwise all the rights of the user. Allow that in a
-container that holds nothing of value.
+memory. It sees no other processes, and all its processes end with it. If root starts it, it takes a user number without
+an account. Where bubblewrap is missing or may not make namespaces, ``run_tests`` raises, unless ``allow_unsandboxed``.
+Then a program has all the rights of the user, within the limits. Allow that only in a container without valuable data.
 
-A program passes if its tests ran to their end: the harness then sends a secret token through a pipe, so that printing
-and exiting gain a program nothing. Because the tests run in the program's own process, a program written to cheat can
-still pass, for example by objects that are equal to everything; nothing within one Python process prevents that.
+A program passes if its tests ran to their end. The harness then sends a secret token through a pipe, so a program
+cannot pass by printing or exiting. The tests run in the program's process, so a program written to cheat can still
+pass, for example with objects that are equal to everything. Nothing within one Python process prevents that.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ DEVICES = ("/dev/null", "/dev/urandom")
 
 
 class SandboxError(RuntimeError):
-    """Programs cannot be run in bubblewrap here; says nothing about the program."""
+    """Programs cannot be run in bubblewrap here, whatever they are."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds, bytes and counts. CPU time, memory and open files are per process.
+    """The resources of a program: seconds, bytes and counts. CPU time, memory and open files are per process.
 
     ``disk`` bounds the sandbox's folder, ``file_size`` each file and what the program prints, ``output`` how much of
     that is kept. ``processes`` counts threads too; Linux before 5.14 counts all of the user's, and without a sandbox
@@ -67,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run went: whether the tests passed, why not, and the first ``Limits.output`` bytes that were printed."""
+    """The result of a run: whether the tests passed, why not, and the first ``Limits.output`` bytes of the output."""
 
     passed: bool
     reason: str
@@ -90,10 +89,7 @@ def run_tests(
 
 
 def check_sandbox(allow_unsandboxed: bool = False) -> str | None:
-    """The path of a bubblewrap that works here, or None if there is none and ``allow_unsandboxed``.
-
-    Raises SandboxError, with what is wrong, if there is none and that is not allowed.
-    """
+    """The path of a working bubblewrap, or None with ``allow_unsandboxed``; else SandboxError says what is wrong."""
     bwrap = shutil.which("bwrap")
     fault = sandbox_fault(bwrap) if bwrap else "bubblewrap (bwrap) is not installed"
     if fault and not allow_unsandboxed:
@@ -106,7 +102,7 @@ def check_sandbox(allow_unsandboxed: bool = False) -> str | None:
 
 @functools.cache
 def sandbox_fault(bwrap: str) -> str:
-    """Why a program that merely imports a module does not pass in this bubblewrap; "" if it does."""
+    """The reason why a program that only imports a module fails in this bubblewrap; "" if it passes."""
     run = execute("import statistics", "", (), Limits(wall_seconds=60), bwrap)
     return "" if run.passed else run.output.strip() or run.reason
 
@@ -145,16 +141,16 @@ def execute(program: str, tests: str, entry_points: Sequence[str], limits: Limit
 
 
 def supervise(job: bytes, output: int, folder: str, limits: Limits, bwrap: str | None) -> bytes | None:
-    """Run the harness in a process group of its own; its verdict, None if time ran out. The group does not outlive it.
+    """Run the harness in a process group of its own; returns its verdict, None after the time limit. Ends the group.
 
-    A verdict is at most 4,000 bytes, which a pipe delivers in one piece. None at all ends the pipe, as b"".
+    A verdict is at most 4,000 bytes, which a pipe delivers in one piece. Without a verdict the pipe ends, as b"".
     """
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     environment |= {"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter may need it to start
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     read_end, write_end = os.pipe()
-    # The environment above and -S do what -I would, and keep the hash seed; the harness adds the installed packages.
+    # Unlike -I, this environment and -S keep the hash seed. The harness adds the installed packages.
     command = [sys.executable, "-S", "-B", "-u", "-c", LOADER, str(write_end)]
     with open(read_end, "rb", 0) as verdict:
         with open(write_end, "wb", 0):
@@ -178,7 +174,7 @@ def supervise(job: bytes, output: int, folder: str, limits: Limits, bwrap: str |
 
 @functools.cache
 def harness() -> bytes:
-    """What :data:`LOADER` runs. It is compiled once, because that takes the time of a small program."""
+    """The code that :data:`LOADER` runs, compiled once, because that takes as long as a small program."""
     return marshal.dumps(compile(HARNESS.read_text("utf-8"), "<harness>", "exec", dont_inherit=True))
 
 
@@ -186,9 +182,9 @@ def harness() -> bytes:
 def sandbox(bwrap: str, disk: int) -> list[str]:
     """The command that runs another in a sandbox: system and interpreter, read-only, and a ``/tmp`` of ``disk`` bytes.
 
-    It has no ``/proc``, which would open the memory and descriptors of its processes. A user enters a user namespace
-    to be allowed all this. Root needs none and stays outside: the kernel limits no process whose user is root outside
-    of its namespace. So the harness may become another user, and does.
+    It has no ``/proc``, which would give access to the memory and descriptors of its processes. A user needs a user
+    namespace for all this. Root enters none, because the kernel does not limit processes whose user is root outside
+    of their namespace; there the harness becomes another user.
     """
     command = [bwrap, "--die-with-parent", "--unshare-ipc", "--unshare-net", "--unshare-pid", "--unshare-uts"]
     if os.geteuid():
@@ -201,7 +197,7 @@ def sandbox(bwrap: str, disk: int) -> list[str]:
     home, bound = os.environ.get("HOME") or "/", ["/usr"]
     for path in (*SYSTEM, *sorted(prefixes.union(package_folders()))):
         if os.path.exists(path) and not within(home, path) and not any(within(path, folder) for folder in bound):
-            command += ["--dir", os.path.dirname(path)]  # made by a bind, it may be closed to others
+            command += ["--dir", os.path.dirname(path)]  # a bind may create it without access for others
             command += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
             bound.append(path)
     for path in DEVICES:
@@ -220,7 +216,7 @@ def within(path: str, folder: str) -> bool:
 
 
 def tasks_of_user() -> int:
-    """How many threads the user has on this machine: outside of a sandbox, the limit on processes counts them too."""
+    """The number of the user's threads on this machine, which count towards the process limit outside a sandbox."""
     count = 0
     for process in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended
@@ -230,7 +226,7 @@ def tasks_of_user() -> int:
 
 @contextlib.contextmanager
 def scratch_folder(needed: bool) -> Iterator[str]:
-    """A folder of its own, if ``needed``, removed afterwards however deep a program has made it; else ``/tmp``."""
+    """A new folder, if ``needed``, removed afterwards however deep a program has made it; else ``/tmp``."""
     folder = tempfile.mkdtemp(prefix="unmask-") if needed else "/tmp"
     try:
         yield folder
@@ -240,8 +236,7 @@ def scratch_folder(needed: bool) -> Iterator[str]:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The unbiased estimate 1 - C(n - c, k) / C(n, k) of the chance that one of ``k`` of the n samples is correct,
-    from exact integers, rounded once."""
+    """The unbiased estimate 1 - C(n - c, k) / C(n, k) of the probability that one of ``k`` samples is correct."""
     if not 0 <= correct <= samples:
         raise ValueError(f"correct must be between 0 and the {samples} samples, got {correct}")
     if not 1 <= k <= samples:

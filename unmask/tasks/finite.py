@@ -16,22 +16,21 @@ from unmask.tasks.base import Problem, Task
 
 
 class ProblemSet(Task):
-    """A task with a finite set of problems: :meth:`problems` draws, :meth:`training_problems` walks in epochs."""
+    """A task with a finite set of problems; training repeats it in epochs."""
 
     @abstractmethod
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         """Every problem of the split in use, in order."""
 
     def problems(self, count: int, seed: int) -> list[Problem]:
-        """``count`` distinct problems drawn with ``random.Random(f"{name}/{seed}")``, or all in their order if there
-        are no more than ``count``."""
+        """``count`` distinct problems by ``random.Random(f"{name}/{seed}")``; all in order if there are fewer."""
         everything = self.all_problems()
         if count >= len(everything):
             return list(everything)
         return random.Random(f"{self.name}/{seed}").sample(everything, count)
 
     def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
-        """Problems number ``first`` and on of the training split, epoch after epoch, each in its own shuffled order."""
+        """``count`` problems from number ``first`` on of the training split, which is shuffled anew for every epoch."""
         everything = self.all_problems(train=True)
         epoch, order, drawn = -1, list(range(len(everything))), []
         for i in range(first, first + count):
@@ -48,7 +47,7 @@ class ProblemSet(Task):
 
 @dataclass(frozen=True)
 class FiniteTask(ProblemSet):
-    """A benchmark: :meth:`problems` draws from ``split``, :meth:`training_problems` walks ``train_split``.
+    """A benchmark: :meth:`problems` draws from ``split``, :meth:`training_problems` from ``train_split``.
 
     ``path`` and ``train_path`` are local ``.jsonl`` or ``.jsonl.gz`` files to read in place of the hub's splits.
     """
@@ -71,14 +70,14 @@ class FiniteTask(ProblemSet):
 
     @abstractmethod
     def problem(self, row: Mapping[str, Any]) -> Problem:
-        """The problem of one row; ValueError says what is wrong with it."""
+        """The problem of one row. Raises ValueError if the row is wrong."""
 
     def config(self) -> str | None:
         """The configuration of the hub's data set."""
         return self.CONFIG
 
     def source(self, train: bool = False) -> tuple[str | None, str]:
-        """The local file, if any, and the split that the problems are read from.
+        """The local file, if any, and the split that holds the problems.
 
         FileNotFoundError if there is no such file, ValueError if the data set has no such split.
         """

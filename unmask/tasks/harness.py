@@ -1,7 +1,7 @@
-"""The child process of :mod:`unmask.tasks.execution`, which hands it over compiled: it is never imported.
+"""The child process of :mod:`unmask.tasks.execution`, which compiles it; it is never imported.
 
 Everything the grade depends on is bound to a local name before the program runs, because the program may patch any
-module. The token stays on the interpreter's stack meanwhile, where no variable names it.
+module. Meanwhile the token is only on the interpreter's stack, where no variable names it.
 """
 
 import builtins
@@ -14,7 +14,7 @@ import sys
 def main() -> None:
     """Read the job, run it and write the verdict in one piece: the token if the tests ran to their end."""
     verdict, write, leave = int(sys.argv[1]), os.write, os._exit
-    job = marshal.load(sys.stdin.buffer)  # the parent's; to import json would take half as long as to start Python
+    job = marshal.load(sys.stdin.buffer)  # importing json would take half as long as starting Python
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path += job["path"]
     if job["user"]:

@@ -1,11 +1,11 @@
-"""``hops``: follow the arrows to the end of the chain, hop by hop or (wrongly, often) at a glance.
+"""``hops``: follow the arrows to the end of a chain, hop by hop or in one step, which is often wrong.
 
 Prompt ``cEaCfBeG:a=``: each pair is an arrow from a node (lower case) to the next (upper case), in no order;
 after the colon stands the node to start from. Careful response ``aCcEeG#G``: the arrows in the order they are
 followed, then the last node after ``#``. A share of the training responses is the short cut ``#G``. One hop is
-a look-up; many hops in one look are beyond a small model, and so is seeing how long the chain will be. Whoever
-commits the short cut, or the end of sequence that follows it, before the hops has to guess the answer: the order
-of unmasking decides it.
+a look-up. A small model cannot do many hops at once, nor predict the length of the chain. If the short cut, or
+the end of sequence that follows it, is committed before the hops, the answer is a guess. So the order of unmasking
+decides it.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ class Hops(Task):
         return float(bool(found) and answer == problem.answer)
 
     def measures(self, problem: Problem, completion: str) -> dict[str, float]:
-        """``reasons``: whether the completion walks the chain rather than naming its end."""
+        """``reasons``: whether the completion follows the chain and does not begin with its end."""
         return {"reasons": float(not completion.startswith("#"))}

@@ -32,7 +32,7 @@ class HumanEval(CodeTask):
         definition = defines(row["prompt"], entry)
         if not definition:
             raise ValueError(f"the prompt does not define {entry!r}")
-        helpers = row["prompt"][: definition.start()]  # with the program's helpers it would test itself
+        helpers = row["prompt"][: definition.start()]  # the tests must not use the program's own helpers
         solution = row["prompt"] + row["canonical_solution"]
         tests = f"{helpers}\n{row['test']}\n\ncheck({entry})\n"
         metadata = {"task_id": row["task_id"], "code": row["prompt"], "tests": tests, "entry_points": [entry]}
@@ -40,8 +40,8 @@ class HumanEval(CodeTask):
         return Problem(prompt, row["canonical_solution"], f"```python\n{solution.strip()}\n```", metadata)
 
     def program(self, problem: Problem, completion: str) -> str:
-        """The code after what comes before the function in the problem (imports, helpers); what does not define the
-        function continues the problem's code."""
+        """The completion's function after the problem's imports and helpers. Code that does not define the function
+        continues the problem's code."""
         start, entry = problem.metadata["code"], problem.metadata["entry_points"][0]
         code = extract_code(completion, entry)
         definition = defines(start, entry)

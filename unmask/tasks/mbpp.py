@@ -66,6 +66,6 @@ def used(code: str, tests: str) -> list[str]:
 
 
 def imports(code: str, tests: str) -> list[str]:
-    """Imports of ``code`` that ``tests`` rely on, so that they need not rely on the program's."""
+    """Imports of ``code`` that ``tests`` use, so that they do not depend on the program's."""
     found = [ast.unparse(node) for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     return [text for text in found if global_names(text)[0] & global_names(tests)[1]]

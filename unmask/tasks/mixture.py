@@ -14,7 +14,7 @@ from unmask.tasks.finite import ProblemSet
 class Mixture(ProblemSet):
     """The problems of all ``tasks``, which must have finite sets of them: "gsm8k+math" by name.
 
-    Problems are drawn evenly from all, so each task counts by its size; ``metadata["task"]`` names a problem's own.
+    Problems are drawn uniformly from the union; ``metadata["task"]`` names a problem's task.
     """
 
     tasks: tuple[ProblemSet, ...]

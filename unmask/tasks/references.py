@@ -1,7 +1,7 @@
-"""Does a task's grader accept the task's own answers? ``python -m unmask.tasks.references humaneval path=FILE``.
+"""Check that a task accepts its own reference answers: ``python -m unmask.tasks.references humaneval path=FILE``.
 
-A problem whose reference answer fails here would count against every model. It fails where the problem does not fit
-the limits that programs run under, or where the data are wrong.
+A problem whose reference fails would count against every model. It fails if it exceeds the limits on programs, or if
+the data are wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unmask.tasks.code import CodeTask
 
 
 def failing_references(task: Task, problems: Sequence[Problem]) -> list[Problem]:
-    """Those of the problems with a reference response whose response the task grades below 1."""
+    """The problems whose reference response is graded below 1."""
     given = [problem for problem in problems if problem.response]
     grades = task.grade_all(given, [problem.response for problem in given])
     return [problem for problem, grade in zip(given, grades, strict=True) if grade < 1]
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pair(text: str) -> tuple[str, Any]:
-    """``name=value`` with the value as JSON, or as it is where that is not JSON."""
+    """``name=value``, the value as JSON, else as text."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)

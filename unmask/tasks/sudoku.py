@@ -1,4 +1,4 @@
-"""``sudoku``: 4 x 4 sudoku; any order may fill the grid, some orders make it easy."""
+"""``sudoku``: 4 x 4 sudoku, whose cells can be filled in any order; some orders are easier."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``sums``: chains of tagged additions and subtractions, solved step by step or (wrongly, often) at a glance.
+"""``sums``: chains of tagged additions and subtractions, solved step by step or in one step, which is often wrong.
 
 Prompt ``2a+6b-7c+5=``, careful response ``a8b1c6#6``: each tag names the running result after the operation
 that follows it in the prompt, and the answer comes after ``#``. A share of the training responses is the
-short cut ``#6``. Whoever commits the short cut, or the end of sequence that follows it, before the reasoning
-has to do the whole sum in one look: the order of unmasking decides the answer.
+short cut ``#6``. If the short cut, or the end of sequence that follows it, is committed before the reasoning, the
+whole sum must be done at once. So the order of unmasking decides the answer.
 """
 
 from __future__ import annotations

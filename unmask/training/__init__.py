@@ -10,18 +10,14 @@ if TYPE_CHECKING:
     from unmask.training.config import TrainerConfig
     from unmask.training.trainer import Trainer
 
+_HOME = {"Trainer": "trainer", "TrainerConfig": "config"}
+
 __all__ = ["Trainer", "TrainerConfig", "grpo", "rewards"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Trainer":
-        from unmask.training.trainer import Trainer
-
-        return Trainer
-    if name == "TrainerConfig":
-        from unmask.training.config import TrainerConfig
-
-        return TrainerConfig
+    if name in _HOME:
+        return getattr(import_module(f"unmask.training.{_HOME[name]}"), name)
     if name in ("grpo", "rewards"):
         return import_module(f"unmask.training.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

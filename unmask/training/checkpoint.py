@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: whole or not there at all, and enough to go on bit for bit.
+"""Checkpoints of a training run, written atomically; a resumed run continues bit for bit.
 
-All randomness of a run is keyed by its seed and the iteration, so there are no generators to save: the policy, the
+All randomness of a run is keyed by its seed and the iteration, so there are no generators to save. The policy, the
 optimizer's moments and the iteration determine what comes next.
 """
 
@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.policies.learned import Policy
-from unmask.training.config import OBSERVATIONAL, TrainerConfig
+from unmask.training.config import TrainerConfig
+from unmask.training.record import learned_from
 
 POLICY, OPTIMIZER, STATE = "policy", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -57,7 +58,7 @@ def save(
     save_file(optimizer_tensors(optimizer), partial / OPTIMIZER)
     content = {"iteration": iteration, "config": config.to_dict(), **state}
     (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for path in (*partial.rglob("*"), partial):  # files, and that they are in their folders
+    for path in (*partial.rglob("*"), partial):  # the files, then their folders
         _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)  # the checkpoint appears whole
@@ -70,9 +71,7 @@ def save(
 def find(output_dir: Path, resume: bool | str) -> Path | None:
     """The checkpoint to resume from; None to start afresh.
 
-    Raises:
-        FileNotFoundError: a path that is not a checkpoint.
-        FileExistsError: the folder holds a run, and ``resume`` is False.
+    Raises FileNotFoundError for a path without a checkpoint, FileExistsError if ``resume`` is False but there is a run.
     """
     existing = checkpoints(output_dir)
     if isinstance(resume, str):
@@ -93,13 +92,11 @@ def find(output_dir: Path, resume: bool | str) -> Path | None:
 def resume(
     output_dir: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig
 ) -> dict[str, Any] | None:
-    """Restore policy and optimizer from where ``config`` says, and return the state; None to start afresh.
+    """Restore policy and optimizer from the checkpoint that ``config`` asks for; returns its state, None if none.
 
-    Where that is simply the last checkpoint, and it cannot be read, the one before it takes its place, with a warning.
+    If the last checkpoint is asked for and cannot be read, the one before it is used, with a warning.
 
-    Raises:
-        FileNotFoundError, FileExistsError: see :func:`find`.
-        ValueError: the run was started with other settings, or no checkpoint can be read.
+    Raises ValueError if settings differ or no checkpoint can be read, and the errors of :func:`find`.
     """
     found = find(output_dir, config.resume_from_checkpoint)
     if found is None:
@@ -118,9 +115,7 @@ def resume(
 def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
     """Restore policy and optimizer in place and return the state, with its "iteration".
 
-    Raises:
-        DamagedCheckpoint: a file cannot be read; nothing was changed.
-        ValueError: the run was started with other settings.
+    Raises DamagedCheckpoint if a file cannot be read, before any change, and ValueError if settings differ.
     """
     state = read_state(folder)
     try:
@@ -135,7 +130,7 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; DamagedCheckpoint if that cannot be read."""
+    """The state of a checkpoint; DamagedCheckpoint if it cannot be read."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {**state, "iteration": int(state["iteration"]), "config": dict(state["config"])}
@@ -144,7 +139,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check(output_dir: Path, config: TrainerConfig) -> None:
-    """Raise what :func:`resume` would for the place and the settings, before there is a model or policy."""
+    """Raise the errors of :func:`resume` about folder and settings, before a model is loaded."""
     found = find(output_dir, config.resume_from_checkpoint)
     if found is not None:
         with contextlib.suppress(DamagedCheckpoint):
@@ -152,24 +147,14 @@ def check(output_dir: Path, config: TrainerConfig) -> None:
 
 
 def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
-    """Refuse to go on with settings that would make it another run; those it did not know yet are at their defaults."""
+    """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
     try:
-        then = plain(TrainerConfig.from_dict(saved))
+        then = learned_from(TrainerConfig.from_dict(saved).to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {folder} is of a run whose settings are not valid here: {error}") from error
-    now = plain(config)
-    differing = [
-        f"{name} {then[name]!r} there, {now[name]!r} here"
-        for name in now
-        if name not in OBSERVATIONAL and then[name] != now[name]
-    ]
-    if differing:
+    now = learned_from(config.to_dict())
+    if differing := [f"{k} {then[k]!r} there, {now[k]!r} here" for k in now if then[k] != now[k]]:
         raise ValueError(f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}")
-
-
-def plain(config: TrainerConfig) -> dict[str, Any]:
-    """A configuration's settings as JSON has them."""
-    return dict(json.loads(json.dumps(config.to_dict())))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -191,7 +176,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def _flush(path: Path) -> None:
-    """Make sure a file's or folder's content is on the disk."""
+    """Write a file's or folder's content through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,13 +15,13 @@ from unmask.policies.config import ACTIONS_IN_USE, PolicyConfig
 from unmask.sampling.config import Actions, Cache, SamplerConfig
 from unmask.training.config_files import find_config, from_layers, packaged_configs, read_layers
 
-# What may differ when a run is resumed: it changes what is written down, not what is learned.
+# Settings that may differ when a run is resumed, because they do not affect what is learned.
 OBSERVATIONAL = {
     "output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "save_steps", "save_total_limit",
     "replay_chunk_size",
 }  # fmt: skip
 EXPERT_BLOCK_LENGTH = 32
-"""Of the experts' blocks where the policy has none (arXiv 2512.09106)."""
+"""Tokens per block of the experts in full diffusion (arXiv 2512.09106)."""
 
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)
@@ -40,9 +40,9 @@ class TrainerConfig(Config):
     model: str = "tiny"
     """The frozen language model: packaged name, local folder or hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """The model's: "float32", "bfloat16" or "float16"; None: that of its weights."""
+    """The model's dtype: "float32", "bfloat16" or "float16"; None: that of its weights."""
     task: str = "hops"
-    """What the policy practises on."""
+    """The task whose problems the policy is trained on."""
     task_options: dict[str, Any] = field(default_factory=dict)
     """Fields of the task to change, such as ``{"max_hops": 5}``."""
     chat_template: bool | None = None
@@ -51,7 +51,7 @@ class TrainerConfig(Config):
     system_prompt: str | None = None
     """Message before the user's, in the chat template."""
     policy: dict[str, Any] = field(default_factory=dict)
-    """Fields of :class:`unmask.policies.PolicyConfig`, of a fresh policy."""
+    """Fields of :class:`unmask.policies.PolicyConfig` for a fresh policy."""
     init_policy: str | None = None
     """Start from this learned policy (folder, packaged name or hub id) instead of a fresh one, and leave ``policy``
     empty."""
@@ -67,7 +67,7 @@ class TrainerConfig(Config):
     policy_temperature: Positive = 0.5
     """tau; the paper takes 0.5 for blocks of 32 and 1 for full diffusion."""
     temperature: NonNegative = 0.0
-    """Of the tokens. At 0 rollouts of a group differ by their actions alone."""
+    """Temperature of the tokens. At 0 the rollouts of a group differ only in their actions."""
     max_steps_per_rollout: PositiveInt | None = None
     """Forwards after which a rollout stops; None: L."""
     cache: Cache = "none"
@@ -80,42 +80,42 @@ class TrainerConfig(Config):
     rollout_batch_size: PositiveInt | None = None
     """Rows decoded side by side, at least a group; None: all of them."""
     expert: str | tuple[str, ...] | None = None
-    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group, or several. Heuristics from
-    fast to careful show a policy conditioned on alpha both of its ends."""
+    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group, or several. Fast and careful
+    ones together show a policy conditioned on alpha both ends of its range."""
     num_experts: PositiveInt = 1
     """Rollouts per prompt of each expert."""
     expert_block_length: BlockLength = None
     """Tokens per block of the experts; divides ``block_length``. None: ``block_length``, or 32 in full diffusion."""
 
     imitation_steps: Count = 0
-    """First iterations in which the policy only learns to do as the expert does: of one, what was right; of several,
-    what was better than their average, by as much as it was."""
+    """First iterations, in which the policy only imitates. Rollouts of one expert are weighted by their grades, those
+    of several by their advantages where these are positive."""
     imitation_learning_rate: NonNegative = 3e-3
 
     reward: Literal["multiplicative", "additive", "plain"] = "multiplicative"
     """How speed enters: "multiplicative", "additive" or "plain" (not at all)."""
     alpha: NonNegative | Range = 1.0
-    """Weight of speed. From a pair (low, high) every group draws its own, evenly in log(1 + alpha), for a
-    policy conditioned on it, which needs ``policy: {alpha_conditioned: true}``."""
+    """Weight of speed. With a pair (low, high) every group draws its own, uniformly in log(1 + alpha); this needs a
+    policy conditioned on alpha (``policy: {alpha_conditioned: true}``)."""
     balance_alphas: bool = True
     """With a range of alphas: divide rewards by their group's best. At alpha 10 rewards are a tenth of those at 0, and
-    without this the low alphas would outvote the high ones."""
+    without this the low alphas would dominate."""
     scale_rewards: bool = False
-    """Divide advantages by their group's deviation."""
+    """Divide advantages by their group's standard deviation."""
 
     iterations: PositiveInt = 1000
-    """Rounds of rollouts, with ``num_iterations`` optimizer steps each. All other counts in steps are rounds, too."""
+    """Rounds of rollouts, with ``num_iterations`` optimizer steps each. Other settings in steps count rounds, too."""
     num_iterations: PositiveInt = 2
     """Optimizer steps on each round of rollouts."""
     replayed_steps: PositiveInt | None = None
     """Steps replayed of each rollout, picked at random; None: all."""
     replay_chunk_size: PositiveInt = 4096
-    """Steps replayed at once: bounds the memory, not the result."""
+    """Steps replayed at once. It bounds the memory and does not change the result."""
     epsilon: NonNegative = 0.5
     """Clipping range of the likelihood ratio."""
     learning_rate: NonNegative = 3e-5
     alpha_lr_multiplier: NonNegative = 1.0
-    """Learning rate of the layers by which alpha enters, as a multiple of ``learning_rate``."""
+    """Learning rate of the layers that read alpha, as a multiple of ``learning_rate``."""
     lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
     """"cosine" (to 0) or "constant", after the warm-up."""
     warmup_steps: Count = 100
@@ -136,16 +136,16 @@ class TrainerConfig(Config):
     eval_steps: Count = 0
     """Iterations between evaluations; 0: none."""
     eval_problems: PositiveInt = 200
-    """Problems of an evaluation, held out of the training problems; none is of the test problems."""
+    """Problems per evaluation. They are held out of the training problems; none is a test problem."""
     eval_actions: Actions | None = None
-    """How evaluations draw actions, see :class:`unmask.SamplerConfig`; None: as in training, with at least one
-    position per step (of "bernoulli", "bernoulli-argmax")."""
+    """How evaluations draw actions, see :class:`unmask.SamplerConfig`; None: as in training, but "bernoulli-argmax" in
+    place of "bernoulli"."""
     eval_policy_temperature: Positive | None = None
     """tau in evaluations; None: ``policy_temperature``."""
     eval_alphas: tuple[NonNegative, ...] = ()
-    """Evaluated alphas of a policy conditioned on it, where ``alpha`` is a range; none: its two ends."""
+    """Alphas at which to evaluate, where ``alpha`` is a range; empty: its two ends."""
     report_to: Trackers = ()
-    """"tensorboard", "wandb": beside metrics.jsonl, which is always written."""
+    """Trackers beside metrics.jsonl, which is always written: "tensorboard", "wandb"."""
     resume_from_checkpoint: bool | str = False
     """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
 
@@ -206,7 +206,7 @@ class TrainerConfig(Config):
         own, experts = self.block_length, self.expert_block_length
         require(
             own is None or experts is None or own % experts == 0,
-            f"expert_block_length={experts} does not divide block_length={own}: the policy could not do as they do",
+            f"expert_block_length={experts} does not divide block_length={own}: the policy could not imitate them",
         )
 
     @property
@@ -216,7 +216,7 @@ class TrainerConfig(Config):
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The experts' names, none to several."""
+        """``expert`` as a tuple."""
         if self.expert is None:
             return ()
         return (self.expert,) if isinstance(self.expert, str) else tuple(self.expert)
@@ -232,7 +232,7 @@ class TrainerConfig(Config):
         return self.num_generations + self.expert_rollouts
 
     def policy_config(self) -> PolicyConfig:
-        """The fresh policy's configuration; ValueError for what does not fit."""
+        """The fresh policy's configuration; ValueError for a field that does not fit."""
         try:
             return PolicyConfig.from_dict(self.policy)
         except ValueError as error:
@@ -278,11 +278,10 @@ class TrainerConfig(Config):
     ) -> TrainerConfig:
         """Read a YAML file, or a packaged configuration by name; ``overrides`` replace fields.
 
-        A key ``extends`` in the file names another, whose settings it replaces. ``origin`` says in messages where the
-        overrides come from.
+        A key ``extends`` in the file names another file, whose settings it replaces. ``origin`` names the overrides in
+        messages.
 
-        Raises:
-            FileNotFoundError: no such file, nor a packaged configuration of that name.
-            ValueError: not a mapping, or a field that is unknown or wrong; the message begins with its origin.
+        Raises FileNotFoundError if there is no such configuration, ValueError for a field that is unknown or wrong; the
+        message begins with its origin.
         """
         return from_layers(cls, [*read_layers(path), (origin, overrides or {})])

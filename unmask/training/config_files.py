@@ -17,11 +17,11 @@ CONFIGS = Path(__file__).parent / "configs"
 
 Kind = TypeVar("Kind", bound=Config)
 Layer = tuple[str, Mapping[str, Any]]
-"""Where settings come from, and the settings."""
+"""The origin of settings, and the settings."""
 
 
 class Loader(yaml.SafeLoader):
-    """Reads 1e-4 as the number it is, for which YAML 1.1 wants a point."""
+    """Reads 1e-4 as a number, although YAML 1.1 requires a decimal point."""
 
 
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -44,13 +44,10 @@ def find_config(name: str | Path) -> Path:
 
 
 def read_layers(name: str | Path, above: Sequence[Path] = ()) -> list[Layer]:
-    """The settings of the configuration ``name``, behind those of the one that its key ``extends`` names, if any.
+    """The layers of the configuration ``name``: those of the one that its key ``extends`` names, then its own.
 
-    That is a file, relative to this one, or a packaged name. ``above`` are the files that extend this one.
-
-    Raises:
-        FileNotFoundError: no such configuration.
-        ValueError: not a mapping, or it extends itself.
+    ``extends`` is a file, relative to this one, or a packaged name. ``above``: the files that extend this one.
+    Raises FileNotFoundError for a missing configuration, ValueError if it is no mapping or extends itself.
     """
     beside = above[-1].parent / name if above else Path(name)
     file = beside if beside.is_file() else find_config(name)
@@ -62,7 +59,7 @@ def read_layers(name: str | Path, above: Sequence[Path] = ()) -> list[Layer]:
 
 
 def from_layers(kind: type[Kind], layers: Sequence[Layer]) -> Kind:
-    """The configuration of all ``layers``, of which later ones win; ValueError says which brought what is wrong."""
+    """The configuration of all ``layers``, of which later ones win; ValueError names the layer with the mistake."""
     merged = list(accumulate((dict(values) for _, values in layers), operator.or_))
     if message := mistake(kind, merged[-1]):
         place = next(p for (p, _), values in zip(layers, merged, strict=True) if mistake(kind, values) == message)
@@ -71,7 +68,7 @@ def from_layers(kind: type[Kind], layers: Sequence[Layer]) -> Kind:
 
 
 def mistake(kind: type[Config], values: Mapping[str, Any]) -> str:
-    """What is wrong with ``values`` as a ``kind``; "" for nothing."""
+    """The error of a ``kind`` with these ``values``; "" if there is none."""
     try:
         kind.from_dict(values)
     except ValueError as error:
@@ -103,7 +100,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_pairs(pairs: Iterable[str], kind: type[Config] | None = None) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs, the values as :func:`parse_value` reads them; those of ``kind``'s texts stay as they are.
+    """``NAME=VALUE`` pairs, the values read by :func:`parse_value`, unless the field of ``kind`` is a text.
 
     Raises ValueError for what is no pair.
     """

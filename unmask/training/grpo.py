@@ -11,20 +11,16 @@ NO_SIGNAL = 1e-6
 """Advantages all below this carry no signal; the batch is skipped."""
 
 MAX_LOG_RATIO = 50.0
-"""Beyond it a ratio would soon be infinite, and infinity times an advantage of 0 is no number."""
+"""Larger ratios may overflow, and infinity times an advantage of 0 is NaN."""
 
 
 def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> Tensor:
     """Rewards less their group's mean, (N,); with ``scale`` also divided by the group's deviation.
 
-    Args:
-        rewards: (N,) floating, groups one after the other.
-        group_size: rollouts per group; divides N.
-        scale: divide by the sample deviation (n - 1) + 1e-4 as trl does. The paper does not: it would make an
-            almost always solved problem count as much as one at the edge.
+    ``rewards`` (N,) floating, groups one after the other. ``scale`` divides by the sample deviation (n - 1) + 1e-4 as
+    trl does. The paper does not, because an almost always solved problem would count as much as a harder one.
 
-    Raises:
-        ValueError: groups of one, or a group size that does not divide N.
+    Raises ValueError for groups of one, or a group size that does not divide N.
     """
     if group_size < 2:
         raise ValueError(f"group_size must be at least 2, got {group_size}: one rollout has nothing to compare with")
@@ -38,11 +34,7 @@ def group_advantages(rewards: Tensor, group_size: int, scale: bool = False) -> T
 
 
 def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
-    """Rewards (N,) divided by the best of their group, so that groups are on scales of their own.
-
-    Where rewards may be negative, the one furthest from 0 takes its place: all results are within [-1, 1]. A group of
-    zeros stays as it is.
-    """
+    """Rewards (N,) divided by the largest absolute reward of their group; a group of zeros stays as it is."""
     groups = rewards.view(-1, group_size)
     largest = groups.abs().amax(dim=1, keepdim=True)
     return (groups / torch.where(largest > 0, largest, 1.0)).reshape(-1)
@@ -51,10 +43,7 @@ def relative_to_best(rewards: Tensor, group_size: int) -> Tensor:
 def mix_expert(logp: Tensor, num_policy: int, num_expert: int) -> Tensor:
     """Log-likelihood of expert actions under the behaviour ``G/(G+E) pi + 1/(G+E) delta``, of ``logp``'s shape.
 
-    Args:
-        logp: any shape, the policy's log-likelihood of what the expert did.
-        num_policy: G, the policy's own rollouts in a group.
-        num_expert: E, the expert rollouts in a group.
+    ``logp`` is the policy's; ``num_policy`` G and ``num_expert`` E count the rollouts of a group.
     """
     if num_policy < 1 or num_expert < 1:
         raise ValueError(f"num_policy and num_expert must be positive, got {num_policy} and {num_expert}")
@@ -71,9 +60,7 @@ def surrogate(logp: Tensor, logp_old: Tensor, advantages: Tensor, epsilon: float
 def step_weights(rollout: Tensor, count: int) -> Tensor:
     """(M,) float64 weights of steps in the mean over rollouts of the mean over each rollout's steps.
 
-    Args:
-        rollout: (M,) int64, the rollout of each step.
-        count: N, rollouts; one without a step weighs nothing but still counts.
+    ``rollout`` (M,) int64 is the rollout of each step, ``count`` N; a rollout without a step counts as 0.
     """
     steps = torch.bincount(rollout, minlength=count)
     return 1.0 / (steps[rollout] * count).double()
@@ -83,15 +70,14 @@ def clipped_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, active: Ten
     """The loss: minus the mean over rollouts of the mean over active steps of :func:`surrogate`, a scalar.
 
     Args:
-        logp: (N, T) log-likelihood of each step's whole action; anything where a step is not active.
+        logp: (N, T) log-likelihood of each step's whole action; not read where a step is not active.
         logp_old: (N, T) the same under the policy that acted; no gradient flows into it.
         advantages: (N,), shared by all steps of a rollout.
         active: (N, T) bool, steps in which some position was allowed. Floating: the weights of :func:`step_weights`;
             then all tensors are (M,), the steps of some rollouts one after the other.
         epsilon: clipping range, >= 0.
 
-    Raises:
-        ValueError: shapes that do not fit, or a negative epsilon.
+    Raises ValueError for shapes that do not fit, or a negative epsilon.
     """
     if logp_old.shape != logp.shape or active.shape != logp.shape:
         raise ValueError(

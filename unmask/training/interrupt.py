@@ -1,4 +1,4 @@
-"""Leaving a run in order: Ctrl-C and SIGTERM wait for the end of the round."""
+"""Ending a run in order: Ctrl-C and SIGTERM wait for the end of the round."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME = 2.0
-"""Seconds within which another signal is the first one again, passed on by a launcher of several processes."""
+"""Seconds within which another signal counts as the first one, forwarded by a launcher of several processes."""
 
 
 class StopSignals:
-    """While entered, takes note of the first SIGINT or SIGTERM in ``received``; a second one acts as it always did.
+    """Context that records the first SIGINT or SIGTERM in ``received``; a second one has its usual effect.
 
-    Signals reach a program's main thread alone: in another one this does nothing.
+    Python delivers signals to the main thread, so in another thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as it is for what a shell put in the background
+                if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a shell's background jobs
                     # None stands for a handler that is not Python's and cannot be put back.
                     self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
@@ -52,7 +52,7 @@ class StopSignals:
 
 
 def leave(number: int) -> None:
-    """End as the signal ``number`` would have it: KeyboardInterrupt for SIGINT, exit status 128 + number for others."""
+    """End as after the signal ``number``: KeyboardInterrupt for SIGINT, exit status 128 + number for others."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

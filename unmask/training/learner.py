@@ -1,4 +1,4 @@
-"""The policy's update: replay recorded steps through the policy, and follow the clipped objective."""
+"""The policy's update: replay recorded steps through the policy and optimise the clipped objective."""
 
 from __future__ import annotations
 
@@ -34,26 +34,10 @@ def ordered_actions(samples: Samples) -> Tensor:
     return torch.where(torch.arange(order.shape[1], device=order.device) < count, order, -1)
 
 
-def log_prob(
-    policy: Policy, samples: Samples, alpha: Tensor | None, distribution: Bernoulli | DPLS, block_length: int
-) -> tuple[Tensor, Tensor]:
-    """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from.
-
-    ``alpha`` (M,), for a policy conditioned on it.
-    """
-    s = samples
-    logits = policy(s.mask, s.confidence, s.time, alpha, s.allowed, block_length).float()
-    if isinstance(distribution, DPLS):
-        return distribution.log_prob(ordered_actions(s), logits, s.allowed), logits
-    return distribution.log_prob(s.rank >= 0, logits, s.allowed), logits
-
-
 def pick_steps(rollout: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """(M,) bool: at most ``most`` steps of each rollout, chosen uniformly.
+    """(M,) bool: at most ``most`` steps of each rollout, chosen uniformly, so that means over its steps stay unbiased.
 
-    Args:
-        rollout: (M,) int64, the rollout of each step.
-        generator: on the CPU. A rollout's own mean over steps stays unbiased, whichever are picked.
+    ``rollout`` (M,) int64 is the rollout of each step; ``generator`` is on the CPU.
     """
     count = rollout.shape[0]
     draw = torch.rand(count, generator=generator, dtype=torch.float64).to(rollout.device)
@@ -69,7 +53,7 @@ def pick_steps(rollout: Tensor, most: int, generator: torch.Generator) -> Tensor
 
 @dataclass
 class UpdateStatistics:
-    """Averages over the steps replayed in the first pass, and over the passes."""
+    """Averages over the replayed steps and the passes; the last two are of the first pass."""
 
     loss: float
     grad_norm: float
@@ -97,7 +81,7 @@ class Learner:
         self.distribution = (DPLS if config.actions == "dpls" else Bernoulli)(temperature=config.policy_temperature)
 
     def update(self, rollouts: Rollouts, advantages: Tensor, samples: Samples) -> UpdateStatistics:
-        """``num_passes`` steps of the optimizer on ``samples``, some or all steps of ``rollouts``.
+        """Take ``num_iterations`` optimizer steps on ``samples``, some or all steps of ``rollouts``.
 
         Each rollout weighs the same, and so does each of its steps in ``samples``; ``advantages`` (N,).
         Raises FloatingPointError for a loss, gradient or weight that is not finite.
@@ -110,7 +94,10 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             for i, index in enumerate(self._chunks(samples)):
                 part = samples.take(index)
-                logp, logits = self._behaviour_log_prob(part, rollouts)
+                logp, logits = self._log_prob(part, rollouts)
+                if c.expert_rollouts:  # an expert's steps count as drawn from a mixture with the policy
+                    mixed = mix_expert(logp, c.num_generations, c.expert_rollouts)
+                    logp = torch.where(rollouts.expert[part.rollout], mixed, logp)
                 if number == 0:  # the policy that acted is the one before the first pass
                     old.append(logp.detach())
                     self._describe(part, rollouts, logits.detach(), totals)
@@ -130,7 +117,7 @@ class Learner:
         )
 
     def imitate(self, rollouts: Rollouts, worth: Tensor, samples: Samples) -> dict[str, float]:
-        """One step of the optimizer towards what ``rollouts`` did, each counting by its ``worth`` (N,), >= 0.
+        """Take one optimizer step towards the actions of ``rollouts``, weighted by their ``worth`` (N,), >= 0.
 
         The loss is the mean over rollouts of the mean over their steps of minus the action's log-likelihood.
         Raises FloatingPointError for a loss, gradient or weight that is not finite.
@@ -147,9 +134,9 @@ class Learner:
 
     @torch.no_grad()
     def check_logits(self, rollouts: Rollouts, samples: Samples) -> None:
-        """FloatingPointError if the policy says nothing definite about a first chunk of ``samples``.
+        """Raise FloatingPointError if the policy's logits for a first chunk of ``samples`` are not finite.
 
-        Rollouts of such a policy unmask nothing, which looks like a round that merely has no signal.
+        Rollouts of such a policy unmask nothing, which looks like a round without a signal.
         """
         for index in self._chunks(samples):
             part = samples.take(index)
@@ -163,18 +150,12 @@ class Learner:
             yield torch.arange(first, min(count, first + size), device=samples.rollout.device)
 
     def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        c = self.config
+        """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from."""
+        block_length = self.config.block_length or self.config.max_completion_length
         alpha = rollouts.alpha[part.rollout] if self.policy.conditioned else None
-        return log_prob(self.policy, part, alpha, self.distribution, c.block_length or c.max_completion_length)
-
-    def _behaviour_log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """:meth:`_log_prob`, of an expert's steps under the mixture that they count as drawn from."""
-        logp, logits = self._log_prob(part, rollouts)
-        c = self.config
-        if c.expert_rollouts:
-            expert = rollouts.expert[part.rollout]
-            logp = torch.where(expert, mix_expert(logp, c.num_generations, c.expert_rollouts), logp)
-        return logp, logits
+        logits = self.policy(part.mask, part.confidence, part.time, alpha, part.allowed, block_length).float()
+        actions = ordered_actions(part) if isinstance(self.distribution, DPLS) else part.rank >= 0
+        return self.distribution.log_prob(actions, logits, part.allowed), logits
 
     def _describe(self, part: Samples, rollouts: Rollouts, logits: Tensor, totals: dict[str, float]) -> None:
         allowed = part.allowed & ~rollouts.expert[part.rollout, None]
@@ -184,7 +165,7 @@ class Learner:
             _add(totals, entropy=self.distribution.entropy(logits, allowed).sum().item())
 
     def _step(self, loss: float) -> float:
-        """Average the gradient of ``loss`` over the processes, clip it, and step; returns its norm before clipping."""
+        """Average the gradient over the processes, clip it and step; returns its norm before clipping."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         for p in parameters:
             if p.grad is None:  # no rollout here had a step to learn from

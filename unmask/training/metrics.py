@@ -1,39 +1,37 @@
-"""What a run writes down: one JSON object per line, and trackers on request."""
+"""The metrics of a run: a log with one JSON object per line, and what it holds."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from unmask.models.weights import write_atomically
 from unmask.training.grpo import NO_SIGNAL
 from unmask.training.rollout import Rollouts
 
 
 class MetricsLog:
-    """``metrics.jsonl``: lines of one "step" and its numbers, appended and flushed one by one."""
+    """``metrics.jsonl``: lines of a "step" and its numbers, appended and flushed one by one."""
 
     def __init__(self, path: Path, after: int = 0) -> None:
-        """Lines of steps beyond ``after`` (of a run that went on after its last checkpoint) are dropped."""
+        """Drops lines of steps beyond ``after``, which a run wrote after its last checkpoint."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= after] if after else []
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
 
     def _lines(self) -> list[str]:
-        """Whole lines; a last one that was cut off is not among them."""
+        """The complete lines, without a last one that was cut off."""
         if not self.path.is_file():
             return []
         return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line; numbers that are not finite become null, which JSON knows."""
+        """Append a line; numbers that are not finite become null, as JSON has no other form for them."""
         row = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -59,7 +57,7 @@ class Averages:
 
 
 class SkippedRounds:
-    """Counts rounds without a signal, one after the other, which may never end by themselves."""
+    """Counts consecutive rounds without a signal."""
 
     MANY = 10
 
@@ -68,13 +66,13 @@ class SkippedRounds:
         self.unfinished = 0.0
 
     def add(self, rollouts: Rollouts) -> bool:
-        """Count one; whether that makes them many, which is the case once."""
+        """Count a round; True once, when there are ``MANY``."""
         self.count += 1
         self.unfinished += (~rollouts.finished).double().mean().item()
         return self.count == self.MANY
 
     def advice(self) -> str:
-        """What is wrong, and what to do."""
+        """The warning about many skipped rounds."""
         return (
             f"nothing was learned in {self.count} rounds: in each group all rewards were equal, and "
             f"{self.unfinished / self.count:.0%} of the rollouts ended with masks left. If they do not finish, let a "
@@ -84,9 +82,9 @@ class SkippedRounds:
 
 
 def describe(rollouts: Rollouts, worth: Tensor, rewards: Tensor, worth_name: str) -> dict[str, float]:
-    """What the rollouts were like, the expert's under names of their own; squares for :func:`with_deviation`.
+    """Means over the rollouts, those of experts under names with "expert_"; squares for :func:`with_deviation`.
 
-    ``worth`` (N,) of the answers is called ``worth_name``: "accuracy" of a grader, "worth" of reward functions.
+    The mean of ``worth`` (N,) is called ``worth_name``: "accuracy" for a grader, "worth" for reward functions.
     """
     metrics: dict[str, float] = {}
     for prefix, chosen in (("", ~rollouts.expert), ("expert_", rollouts.expert)):

@@ -1,7 +1,7 @@
-"""Which problems a run practises on, and which it is judged by meanwhile.
+"""The problems of a training run: those of its rollouts, and those of its evaluations.
 
-Evaluations during training choose ``best/``, so they must not look at what results are reported on: their problems come
-from the training side, and are never trained on.
+Evaluations during training choose ``best/``, so they must not use the test problems. Their problems come from the
+training problems and are never trained on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from unmask.tasks.finite import ProblemSet
 
 
 class TrainingProblems:
-    """A task's stream of training problems, and ``count`` problems for ``validation``, apart from these and from the
-    task's test problems.
+    """A task's stream of training problems, and ``count`` other problems for ``validation``.
 
-    Of a finite set of training problems the last of a shuffled order are held out, if ``hold_out``, and else none; a
-    task that generates problems draws them with a key of their own.
+    With ``hold_out`` a finite task holds out the last training problems of a shuffled order, without it none. A task
+    that generates problems draws them with a key of their own.
     """
 
     def __init__(self, task: Task, seed: int, count: int, hold_out: bool) -> None:
@@ -39,7 +38,7 @@ class TrainingProblems:
             self.task = Remaining(task, set(order[-count:]))
 
     def take(self, first: int, count: int) -> list[Problem]:
-        """Problems number ``first`` and on of the training stream; see :meth:`Task.training_problems`."""
+        """``count`` problems of the training stream from number ``first`` on; see :meth:`Task.training_problems`."""
         return self.task.training_problems(self.seed, first, count)
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate: one of them, or several under ``accelerate launch``."""
+"""The processes of a run, through accelerate: one, or several under ``accelerate launch``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor
 
 
 class Processes:
-    """What the Trainer asks of accelerate: its device, averages over processes, and experiment trackers.
+    """The device, averages over processes, and experiment trackers.
 
-    Raises:
-        ImportError: accelerate, or a tracker asked for, is not installed.
+    Raises ImportError if accelerate or a requested tracker is not installed.
     """
 
     def __init__(self, report_to: Sequence[str], output_dir: Path) -> None:
@@ -33,7 +32,7 @@ class Processes:
 
     @property
     def index(self) -> int:
-        """Which of the processes this is, from 0."""
+        """The number of this process, from 0."""
         return self._accelerator.process_index
 
     @property
@@ -49,7 +48,7 @@ class Processes:
         return values if self.count == 1 else self._accelerator.reduce(values, reduction="mean")
 
     def mean_of(self, values: dict[str, float]) -> dict[str, float]:
-        """The average of each number; every process must bring the same names."""
+        """The average of each number; every process must pass the same names."""
         if self.count == 1:
             return values
         names = sorted(values)
@@ -63,7 +62,7 @@ class Processes:
         return float(self._accelerator.gather(torch.tensor([value], dtype=torch.float64, device=self.device)).max())
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def start_trackers(self, config: dict[str, Any]) -> None:
@@ -72,12 +71,12 @@ class Processes:
             self._accelerator.init_trackers("unmask", config=simple)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """To the trackers, if there are any."""
+        """Send ``values`` to the trackers, if there are any."""
         if self._tracks:
             self._accelerator.log(values, step=step)
 
     def finish(self) -> None:
-        """Close the trackers and leave the group of processes: one that is torn down at exit may abort the others."""
+        """Close the trackers and leave the group of processes, which may abort others if it is torn down at exit."""
         self.wait()
         self._accelerator.end_training()
 

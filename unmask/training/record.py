@@ -1,15 +1,15 @@
-"""What a run leaves beside its policy: how it was trained."""
+"""The record of a training run that is kept beside its policy."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import unmask
 from unmask.models.sources import packaged_models
+from unmask.models.weights import read_json, write_atomically
 from unmask.policies.card import is_hub_id
 from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
@@ -20,16 +20,15 @@ CONFIG_HEADER = "# Every setting of the run, as `unmask train` wrote it at the s
 
 def write_training(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``record``, as :func:`training_record` makes it, to ``training.json`` of a policy's folder."""
-    partial = folder / f"{TRAINING_FILE}.part"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / TRAINING_FILE)
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(folder / TRAINING_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def training_record(
     config: Mapping[str, Any], iteration: int, processes: int, replaced: list[str], commit: str
 ) -> dict[str, Any]:
-    """How a policy came about: "config" (every setting), "replaced" (what was given to the Trainer in place of what the
-    config names), "iteration", "processes", "unmask" (version) and "commit" ("" if unknown)."""
+    """How a policy was trained. ``replaced`` names the arguments of the Trainer that replaced settings; "unmask" is the
+    version, ``commit`` is "" if unknown."""
     return {
         "config": config,
         "replaced": replaced,
@@ -45,17 +44,14 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     path = folder / TRAINING_FILE
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+    record = read_json(path)
+    if not isinstance(record.get("config"), dict):
         raise ValueError(f"{path}: expected a JSON object with a config")
     return record
 
 
 def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[str, Any] | None, str | None]:
-    """How a policy was trained and on which model, for its card: what training.json says, else what was given.
+    """The training settings and the base model for a policy's card: from training.json, else as given.
 
     ``given`` names a training configuration. Raises ValueError where it or ``base_model`` contradicts training.json.
     """
@@ -74,7 +70,7 @@ def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[
         if base_model not in (None, training["model"]):
             raise ValueError(f"base model {base_model}: by {place} the policy was trained on {training['model']}")
         base_model = training["model"]
-    else:  # a folder of this machine, or a model that only a program had
+    else:  # a local folder, or a model that was given as an object
         training.pop("model", None)
     training = {name: value for name, value in training.items() if name not in replaced}
     facts = ("replaced", "iteration", "processes", "unmask", "commit")
@@ -82,17 +78,17 @@ def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[
 
 
 def learned_from(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration says how a policy was trained, not where it lay."""
+    """The settings that affect what is learned, in JSON's types."""
     return {name: value for name, value in json.loads(json.dumps(config)).items() if name not in OBSERVATIONAL}
 
 
 def is_public(model: Any) -> bool:
-    """Whether others find ``model``: a packaged name, or what looks like a hub id and is no folder here."""
+    """Whether ``model`` has the same meaning elsewhere: a packaged name, or a hub id that is no folder here."""
     return isinstance(model, str) and (model in packaged_models() or (is_hub_id(model) and not Path(model).is_dir()))
 
 
 def write_config(output_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write every setting to ``config.yaml``, from which the run can be repeated; a file of somebody's own stays."""
+    """Write every setting to ``config.yaml``, from which the run can be repeated; a user's own file is kept."""
     import yaml
 
     output_dir.mkdir(parents=True, exist_ok=True)

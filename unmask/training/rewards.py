@@ -1,4 +1,4 @@
-"""What a rollout earns: right answers, discounted by the forwards they took."""
+"""Rewards of rollouts: the value of the answer, discounted by the forwards it took."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | 
     """``correct * ((L - min(steps, L) + 1) / L) ** alpha`` (arXiv 2512.09106, the paper's reward).
 
     Args:
-        correct: (N,) what the answer is worth, 1 or 0 for an exact grader.
+        correct: (N,) the grade of the answer, 1 or 0 for an exact grader.
         steps: (N,) forwards taken (NFE).
         length: L, tokens in the buffer.
         alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
 
-    Raises:
-        ValueError: shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
+    Raises ValueError for shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
     """
     correct, steps, power = _check(correct, steps, length, alpha)
     return correct * ((length - steps.clamp_max(length) + 1) / length) ** power
 
 
 def additive(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
-    """``correct - alpha * steps / L``, the paper's ablation: it pays for unmasking everything at once, right or wrong.
+    """``correct - alpha * steps / L``, the paper's ablation. It rewards speed even if the answer is wrong.
 
     Arguments and errors are those of :func:`multiplicative`.
     """
@@ -55,8 +54,7 @@ def score(
     ``columns`` are lists with one entry per completion: the problems' ``answer`` and metadata, and ``steps``,
     ``length`` and ``alpha`` of the rollouts.
 
-    Raises:
-        ValueError: a function returns another number of values than there are completions, or one that is not finite.
+    Raises ValueError if a function does not return one finite number per completion.
     """
     total = [0.0] * len(completions)
     for function in functions:

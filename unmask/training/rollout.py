@@ -1,4 +1,4 @@
-"""Rollouts: groups of decodings of the same prompts, by the policy and, where wanted, by experts."""
+"""Rollouts: groups of completions of the same prompt, by the policy and, if there are any, by experts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Rollouts:
     completions: Tensor
     """(N, L) int64."""
     alpha: Tensor
-    """(N,) float32: the trade-off the rollout is rewarded for."""
+    """(N,) float32: the alpha of the rollout's reward."""
     expert: Tensor
-    """(N,) bool: an expert's."""
+    """(N,) bool: by an expert."""
     samples: Samples
     group_size: int
     """G + E."""
@@ -38,7 +38,7 @@ class Rollouts:
 
 @dataclass
 class Samples:
-    """The M active steps of some rollouts, one after the other: what the policy saw and did."""
+    """The M active steps of some rollouts, concatenated: what the policy saw and did."""
 
     mask: Tensor
     """(M, L) bool: masked before the step."""
@@ -49,9 +49,9 @@ class Samples:
     rank: Tensor
     """(M, L) int32: -1 where nothing was unmasked, else the order."""
     time: Tensor
-    """(M,) float32: steps taken before / L."""
+    """(M,) float32: steps taken before, divided by L."""
     rollout: Tensor
-    """(M,) int64: which rollout a step belongs to."""
+    """(M,) int64: the rollout of each step."""
 
     def take(self, index: Tensor) -> Samples:
         """The steps at ``index`` (K,) int64, or where it is True (M,) bool."""
@@ -64,7 +64,7 @@ class Samples:
 
 
 class WideView(UnmaskingPolicy):
-    """Another policy, recorded with all that a learned policy would have seen in its place."""
+    """An expert whose recorded observations hold everything that the learned policy reads."""
 
     full_context = True
 
@@ -105,10 +105,8 @@ class Collector:
     ) -> Rollouts:
         """One group per prompt, or with ``expert_only`` just the experts' part of it.
 
-        Args:
-            prompts: text, cut to its last ``max_prompt_length`` tokens.
-            alpha: (groups,) float32, given to a conditioned policy.
-            seed: of the actions' draws, with the number of the rollout: ``first_group`` and on.
+        ``alpha`` (groups,) float32 is for a conditioned policy. ``seed`` keys the draws, together with the rollout's
+        number, which counts from ``first_group`` groups on.
         """
         ids, c = self.encode(prompts), self.config
         parts = []
@@ -120,7 +118,7 @@ class Collector:
         return join_groups(parts, alpha, expert_everywhere=whole)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The prompts' tokens, cut to the last ``max_prompt_length``."""
+        """The prompts' tokens, cut to the last ``max_prompt_length`` of each."""
         ids, longest = [text_ids(self.sampler.tokenizer, p) for p in prompts], self.config.max_prompt_length
         return ids if longest is None else [row[-longest:] for row in ids]
 
@@ -140,10 +138,10 @@ class Collector:
 def join_groups(
     parts: Sequence[tuple[bool, GenerationResult]], alpha: Tensor, expert_everywhere: bool = True
 ) -> Rollouts:
-    """Results and whether they are an expert's, each with its copies of every prompt, put together group by group.
+    """Merge results, each with whether it is an expert's and with copies of every prompt, group by group.
 
     ``expert_everywhere``: score the expert's actions over all masked positions, not only its block, so that a
-    policy for full diffusion learns them free of blocks (arXiv 2512.09106).
+    policy for full diffusion learns them without blocks (arXiv 2512.09106).
     """
     groups = alpha.shape[0]
     results = [part for _, part in parts]
@@ -178,9 +176,8 @@ def join_groups(
 def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool = False) -> Samples:
     """The steps of a recorded generation in which something was allowed.
 
-    Args:
-        rollout: (N,) int64, the number under which each row's steps are filed.
-        everywhere: count all masked positions as allowed, not only those of the active block.
+    ``rollout`` (N,) int64 is the number of each row's rollout. ``everywhere`` allows all masked positions, not only
+    those of the active block.
     """
     trajectory = result.trajectory
     assert trajectory is not None, "the sampler must record"

@@ -68,14 +68,14 @@ class Trainer:
         self.replaced = [name for name, value in given.items() if value is not None]
         self.replaced += ["reward_functions"] if reward_functions else []
         self.processes = Processes(config.report_to, Path(config.output_dir))
-        # What can fail comes before the model, which may take long to load.
+        # Checks come before the model, which may take long to load.
         checkpoint.check(Path(config.output_dir), config)
         self.task = task if task is not None else make_task(config.task, **config.task_options)
         self.problems = self._make_problems()
         self.policy = policy if policy is not None else self._make_policy()
         experts = [make_policy(expert) for expert in config.experts]
         self._check_policy(experts)
-        self.model = model if model is not None else self._load_model()
+        self.model = model if model is not None else load_model(config.model, self.processes.device, config.dtype)
         self.model.requires_grad_(False).eval()
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
         self.tokenizer = with_chat_template(
@@ -98,17 +98,13 @@ class Trainer:
         self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
 
     def _make_problems(self) -> TrainingProblems:
-        """The problems, of which the first are read so that nothing about them fails later."""
+        """The problems. The first are read now, so that errors appear before the model is loaded."""
         c = self.config
         if c.eval_steps or not self.reward_functions:
             self.task.check_gradable(train=True)
         problems = TrainingProblems(self.task, c.seed, c.eval_problems, hold_out=c.eval_steps > 0)
         problems.take(0, c.num_prompts)
         return problems
-
-    def _load_model(self) -> Any:
-        dtype = getattr(torch, self.config.dtype) if self.config.dtype else None
-        return load_model(self.config.model, device=self.processes.device, dtype=dtype)
 
     def _make_policy(self) -> Policy:
         if self.config.init_policy is not None:
@@ -121,12 +117,12 @@ class Trainer:
         if not isinstance(self.config.alpha, (int, float)) and not self.policy.conditioned:
             raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
         for expert in experts:
-            WideView(expert, self.policy.num_confidences)  # refuses one that sees more than the policy
+            WideView(expert, self.policy.num_confidences)  # raises for an expert that reads more than the policy
 
     def _note_training(self) -> None:
-        """Put into the policy's configuration how it is trained, so that whoever loads it decodes alike."""
+        """Store in the policy's configuration how it is trained, which a Sampler then decodes with."""
         c = self.config
-        alphas = self.policy.config.trained_alphas  # a dial that is trained on at one setting keeps its range
+        alphas = self.policy.config.trained_alphas  # kept if training goes on at a single alpha
         if not isinstance(c.alpha, (int, float)):
             alphas = (float(c.alpha[0]), float(c.alpha[1]))
         self.policy.config = replace(
@@ -138,16 +134,13 @@ class Trainer:
         )
 
     def train(self, on_log: OnLog | None = None) -> Policy:
-        """Run to ``config.iterations`` iterations, from the last checkpoint if asked to, and return the policy.
+        """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
 
         Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
         policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
 
-        Raises:
-            FileExistsError: the output folder holds another run.
-            ValueError: the checkpoint to resume is of a run with other settings.
-            FloatingPointError: training diverged; checkpoints are from before.
-            KeyboardInterrupt, SystemExit: a signal ended the run.
+        Raises FileExistsError if the folder holds another run, ValueError if its settings differ, FloatingPointError if
+        training diverged (checkpoints are from before), KeyboardInterrupt or SystemExit after a signal.
         """
         with StopSignals() as signals:
             stopped_by = self._train(signals, on_log)
@@ -157,7 +150,7 @@ class Trainer:
         return self.policy
 
     def _train(self, signals: StopSignals, on_log: OnLog | None) -> int:
-        """:meth:`train` to its end or to a signal, whose number is returned, 0 for none."""
+        """Train to the end or to a signal; returns the signal's number, 0 for none."""
         c, output = self.config, Path(self.config.output_dir)
         self._resume(output)
         log = None
@@ -202,11 +195,11 @@ class Trainer:
         self.iteration = state["iteration"]
         earlier = state.get("processes", self.processes.count)
         self.next_problem = state.get("next_problem", self.iteration * earlier * self.config.num_prompts)
-        # Before problem numbers were kept, evaluations were on other problems.
+        # Checkpoints without "next_problem" were evaluated on other problems.
         self.best = state["best"] if "next_problem" in state else {}
         if earlier != self.processes.count and self.processes.is_main:
             logger.warning(
-                "the run was on %d processes, and goes on on %d: rounds change in size", earlier, self.processes.count
+                "the run was on %d processes and continues on %d: rounds change in size", earlier, self.processes.count
             )
 
     def step(self) -> dict[str, float]:
@@ -242,7 +235,7 @@ class Trainer:
         return metrics
 
     def worth_imitating(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> Tensor:
-        """(N,) float32 >= 0: how much each of the experts' rollouts counts in imitation."""
+        """(N,) float32 >= 0: the weights of the experts' rollouts in imitation."""
         if len(self.config.experts) == 1:
             return correct.clamp_min(0).float()
         return self.advantages(rollouts, rewards).clamp_min(0).float()
@@ -254,7 +247,7 @@ class Trainer:
         return group_advantages(rewards, rollouts.group_size, self.config.scale_rewards)
 
     def update(self, rollouts: Rollouts, rewards: Tensor) -> dict[str, float]:
-        """Follow the advantages, unless there is nothing to follow on any process."""
+        """Update the policy, unless the advantages are zero on all processes."""
         advantages = self.advantages(rollouts, rewards)
         if self.processes.maximum(float(advantages.abs().max())) < NO_SIGNAL:
             self.learner.check_logits(rollouts, rollouts.samples)
@@ -266,7 +259,7 @@ class Trainer:
         return {"skipped": 0.0, **asdict(statistics)}
 
     def draw_alphas(self, first: int, count: int) -> Tensor:
-        """(count,) float32: the trade-offs of groups number ``first`` and on."""
+        """(count,) float32: the alphas of the groups from number ``first`` on."""
         alpha = self.config.alpha
         if isinstance(alpha, (int, float)):
             return torch.full((count,), float(alpha))
@@ -275,7 +268,7 @@ class Trainer:
         return (low + torch.tensor(share) * (high - low)).expm1()
 
     def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """(N,) float64 worth of the answers, and the rewards that also count their speed."""
+        """(N,) float64: the grades of the answers, and the rewards, which depend on their speed too."""
         size, length = rollouts.group_size, self.config.max_completion_length
         each = [problem for problem in problems for _ in range(size)]
         if self.reward_functions:
@@ -302,7 +295,7 @@ class Trainer:
         return samples.take(pick_steps(samples.rollout, most, torch.Generator().manual_seed(seed)))
 
     def evaluate(self) -> dict[str, float]:
-        """Reward, accuracy and NFE on held-out problems; a conditioned policy is tried at every ``eval_alphas``.
+        """Reward, accuracy and NFE on held-out problems, of a conditioned policy at each of ``eval_alphas``.
 
         Raises ValueError if none were held out: the task has a finite set of problems, and ``eval_steps`` is 0.
         """
@@ -340,7 +333,7 @@ class Trainer:
         self._save_policy(output / "best")
 
     def _save_policy(self, folder: Path) -> None:
-        """Write the policy, and beside it how it was trained."""
+        """Write the policy with a record of its training."""
         if self.processes.is_main:
             self.policy.save_pretrained(folder)
             count, config = self.processes.count, self.config.to_dict()
@@ -355,7 +348,7 @@ class Trainer:
 
 
 def check_kinds(config: object, task: object, policy: object, reward_functions: object) -> None:
-    """Raise TypeError for an argument of the Trainer that is no such thing."""
+    """Raise TypeError for an argument of the Trainer that has a wrong type."""
     for name, value, kind in (("config", config, TrainerConfig), ("task", task, Task), ("policy", policy, Policy)):
         if not isinstance(value, kind) and (value is not None or name == "config"):
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")

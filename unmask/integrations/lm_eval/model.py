@@ -14,6 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from unmask.config import PositiveInt, checked
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.integrations.lm_eval.likelihood import loglikelihoods
 from unmask.integrations.transformers.arguments import sampler_settings
@@ -55,7 +56,6 @@ class UnmaskLM(TemplateLM):
         mc_num: int = 128,
         mc_batch_size: int | None = None,
         check_greedy: bool = True,
-        max_batch_size: int | None = None,
         **settings: Any,
     ) -> None:
         """Load the model, its tokenizer and the policy.
@@ -64,14 +64,12 @@ class UnmaskLM(TemplateLM):
             pretrained: packaged name, folder or hub id.
             policy: as in :class:`Sampler`; one with a comma in quotes: ``policy="klass:0.9,0.01"``.
             batch_size: rows decoded side by side; a number.
-            device: None: a CUDA device if there is one. The harness asks for "cuda:0" unless told otherwise, so that
-                without one this means the CPU.
+            device: None or a CUDA device that is not there, for which the harness asks by default: what there is.
             tokenizer: folder or hub id, if it is not beside the model.
             mc_num: forwards of a log-likelihood's estimate.
             mc_batch_size: of these, how many side by side; ``batch_size`` by default.
             check_greedy: also decode every continuation greedily, a forward per token, for the ``is_greedy`` that some
                 tasks score; False reports it as False.
-            max_batch_size: of the harness's automatic batch sizes, which are refused.
             **settings: fields of SamplerConfig; "full" or None as ``block_length`` is full diffusion. The seed is 0
                 unless given.
 
@@ -79,30 +77,25 @@ class UnmaskLM(TemplateLM):
             ValueError, TypeError: a bad value or an unknown name, before anything is loaded where that can be told.
         """
         super().__init__()
-        if max_batch_size is not None:
-            raise ValueError(
-                f"max_batch_size={max_batch_size} goes with automatic batch sizes; give batch_size a number"
-            )
         self.batch_size, self.mc_num = positive("batch_size", batch_size), positive("mc_num", mc_num)
         self.mc_batch_size = positive("mc_batch_size", self.batch_size if mc_batch_size is None else mc_batch_size)
         self.check_greedy = check_greedy
-        if refused := sorted({"temperature", "record", "stop_at_eos"} & set(settings)):
-            raise ValueError(f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs")
-        if settings.get("block_length") == "full":
-            settings["block_length"] = None
+        if refused := sorted({"temperature", "record", "stop_at_eos", "max_batch_size"} & set(settings)):
+            raise ValueError(
+                f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs, and a number "
+                "as batch_size is how many rows are decoded side by side"
+            )
         settings = {"seed": 0, **settings, "max_batch_size": self.batch_size}
         SamplerConfig().updated(settings)
-        if not torch.cuda.is_available() and device is not None and device.startswith("cuda"):
+        if not torch.cuda.is_available() and (device or "cuda").startswith("cuda"):
             logger.warning("no CUDA device for device=%s: using the CPU", device)
             device = "cpu"
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(pretrained, device, dtype, trust_remote_code, revision)
+        model = load_model(pretrained, device or "cuda", dtype, trust_remote_code, revision)
         self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code, None if tokenizer else revision)
         self.sampler = Sampler(model, self.tokenizer, policy)
         # The length of a buffer is the request's; the one here is for requests that do not say.
         self.sampler.config = self.sampler.config.updated(settings)
-        self.pretrained, self._tokenizer_name = str(pretrained), str(tokenizer or pretrained)
-        self._device = model.device
+        self._tokenizer_name, self._device = str(tokenizer or pretrained), model.device
         self.steps: list[float] = []
         self.tokens_per_forward: list[float] = []
 
@@ -246,9 +239,7 @@ class UnmaskLM(TemplateLM):
 
 def positive(name: str, value: Any) -> int:
     """A number from the command line; ValueError for what is none, such as "auto"."""
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    return int(checked(name, int(value) if str(value).isdecimal() else value, PositiveInt))
 
 
 def sequence_numbers(requests: Sequence[Any]) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from torch import Tensor
 
-from unmask.integrations.sglang.config import ServingConfig
+from unmask.integrations.sglang.config import parse
 from unmask.integrations.sglang.requests import BatchMemory, BlockState, Progress
 from unmask.ops.state import BLOCK, REMAINING, STATUS
 from unmask.sampling.state import COMPLETE, POISONED, RUNNING, State
@@ -33,7 +33,7 @@ class Unmask(DllmAlgorithm):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.settings = ServingConfig.parse(config.algorithm_config, self.block_size)
+        self.policy, self.sampling = parse(config.algorithm_config, self.block_size)
         self.progress, self.memory = Progress(self.block_size), BatchMemory()
         self.device: torch.device | None = None
 
@@ -44,7 +44,7 @@ class Unmask(DllmAlgorithm):
 
         config = DllmConfig.from_server_args(server_args)
         if config is not None:
-            ServingConfig.parse(config.algorithm_config, config.block_size)
+            parse(config.algorithm_config, config.block_size)
 
     def init_step_state(self, forward_batch: Any) -> list[BlockState]:
         """A fresh state for every row; SGLang also calls this for rows that keep the one they have."""
@@ -76,9 +76,9 @@ class Unmask(DllmAlgorithm):
         self.move(full_logits.device)
         shape = (len(states), self.block_size)
         work = self.state(forward_batch.input_ids.view(shape), states, forward_batch.dllm_prompt_mask)
-        policy, config, full = self.settings.policy, self.settings.sampling, work.done
-        seen = observe(full_logits.view(*shape, -1), work, policy, config)
-        commit(work, seen, policy.decide(seen), config)
+        full = work.done
+        seen = observe(full_logits.view(*shape, -1), work, self.policy, self.sampling)
+        commit(work, seen, self.policy.decide(seen), self.sampling)
         self.memory.scatter()
         answers = torch.stack((full, work.status == POISONED), dim=1).tolist()
         for state, (was_full, undefined) in zip(states, answers, strict=True):
@@ -97,14 +97,17 @@ class Unmask(DllmAlgorithm):
         """Bring what does not change from step to step to the device of the logits, once."""
         if device == self.device:
             return
-        self.device, policy, alpha = device, self.settings.policy, self.settings.alpha
+        self.device, alpha, policy = device, self.sampling.alpha, self.policy
         with torch.inference_mode(False):  # else a policy would pack its weights anew in every step
             if isinstance(policy, torch.nn.Module):
                 policy.to(device)
             # All ranks have to draw the same, so that no seed is a seed too.
-            self.seed = torch.full((1,), self.settings.sampling.seed or 0, dtype=torch.int64, device=device)
-            self.alpha = None if alpha is None else torch.full((1,), alpha, dtype=torch.float32, device=device)
-            self.condition = None if self.alpha is None else policy.condition(self.alpha)
+            self.seed = torch.full((1,), self.sampling.seed or 0, dtype=torch.int64, device=device)
+            self.alpha = self.condition = None
+            if policy.conditioned:
+                asked = float(policy.default_alpha if alpha is None else alpha)
+                self.alpha = torch.full((1,), asked, device=device)
+                self.condition = policy.condition(self.alpha)
 
     def state(self, tokens: Tensor, states: Sequence[BlockState], prompt: Tensor | None) -> State:
         """The blocks ``tokens`` (B, BL), which it shares, as a state of one block.
@@ -131,7 +134,7 @@ class Unmask(DllmAlgorithm):
             block_length=self.block_size,
             mask_token_id=self.mask_id,
             max_steps=UNBOUNDED,
-            horizon=self.settings.sampling.max_new_tokens,
+            horizon=self.sampling.max_new_tokens,
             seed=self.seed,
             alpha=None if self.alpha is None else self.alpha.expand(count),
             condition=None if self.condition is None else self.condition.expand(count, -1),

@@ -34,7 +34,7 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     transformers has no name for (``block_length``, ``seed``, ``alpha``, ...) pass through. Only what is given is set.
 
     Raises ValueError for an argument that has no meaning for a masked diffusion model (``num_beams=4``), or none at
-    all, unless its value asks for nothing (None, ``num_beams=1``).
+    all, unless its value asks for nothing (None, ``num_beams=1``), and for settings that contradict each other.
     """
     settings = {name: arguments[name] for name in SETTINGS if name in arguments}
     given = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
@@ -47,36 +47,24 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     if "max_new_tokens" in given:
         settings["max_new_tokens"] = given["max_new_tokens"]  # SamplerConfig checks it
     elif "max_length" in given:
-        settings["max_new_tokens"] = buffer_length(given["max_length"], prompt_length)
-    if "do_sample" in given or "temperature" in given:
-        settings["temperature"] = token_temperature(given.get("do_sample"), given.get("temperature"))
+        total = given["max_length"]
+        if not isinstance(total, int) or total <= prompt_length:
+            raise ValueError(
+                f"max_length must be an integer above the {prompt_length} tokens of the prompt, which it counts, got "
+                f"{total!r}; give max_new_tokens"
+            )
+        settings["max_new_tokens"] = total - prompt_length
+    sample, temperature = given.get("do_sample"), given.get("temperature")
+    if not sample and temperature not in (None, 0, 1):  # 1 is what transformers fills in, and says nothing
+        raise ValueError(f"temperature={temperature!r} has no effect without do_sample=True, got do_sample={sample!r}")
+    if sample:
+        settings["temperature"] = 1.0 if temperature is None else temperature
+    elif sample is not None or temperature is not None:
+        settings["temperature"] = 0.0
     return settings
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether ``value`` leaves the generation as it is: None, False and empty lists do under any name."""
-    if value is False or value is None or (isinstance(value, (list, tuple, dict)) and not value):
-        return True
-    return name in WITHOUT_EFFECT or NEUTRAL.get(name) == value
-
-
-def buffer_length(max_length: Any, prompt_length: int) -> int:
-    """What ``max_length``, which counts the prompt, leaves for the completion."""
-    if not isinstance(max_length, int) or max_length <= prompt_length:
-        raise ValueError(
-            f"max_length must be an integer above the {prompt_length} tokens of the prompt, which it counts, got "
-            f"{max_length!r}; give max_new_tokens"
-        )
-    return max_length - prompt_length
-
-
-def token_temperature(do_sample: Any, temperature: Any) -> float:
-    """0 without sampling, else ``temperature``, 1 by default; ValueError where the two contradict each other."""
-    if do_sample:
-        return 1.0 if temperature is None else temperature
-    # 1 is what transformers fills in, and says nothing.
-    if temperature not in (None, 0, 1):
-        raise ValueError(
-            f"temperature={temperature!r} has no effect without do_sample=True, got do_sample={do_sample!r}"
-        )
-    return 0.0
+    """Whether ``value`` leaves the generation as it is: None, False and what is empty do under any name."""
+    empty = isinstance(value, (list, tuple, dict)) and not value
+    return value is None or value is False or empty or name in WITHOUT_EFFECT or NEUTRAL.get(name) == value

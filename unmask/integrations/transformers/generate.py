@@ -68,9 +68,8 @@ def generate(
     if not isinstance(copies, int) or copies < 1:
         raise ValueError(f"num_return_sequences must be a positive integer, got {copies!r}")
     attention = arguments.pop("attention_mask", None)
-    if copies > 1:
-        prompts = prompts.repeat_interleave(copies, dim=0)
-        attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
+    prompts = prompts.repeat_interleave(copies, dim=0)
+    attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
     if mask_token_id is None:
         mask_token_id = getattr(tokenizer, "mask_token_id", None)
     return run(model, prompts, attention, streamer, policy, mask_token_id, arguments)
@@ -161,14 +160,13 @@ def as_sampler(
     if not isinstance(model, (Sampler, ModelBase)):
         return Sampler(wrap(model, mask_token_id, eos_token_id), None, policy)
     inner = model.model if isinstance(model, Sampler) else model
-    for name, value in (("mask_token_id", mask_token_id), ("eos_token_id", eos_token_id)):
-        if value is not None and value != getattr(inner, name):
-            raise ValueError(
-                f"{name}={value} is not the model's, which is {getattr(inner, name)}; load_model(..., {name}={value})"
-            )
-    if not isinstance(model, Sampler):
-        return Sampler(model, None, policy)
-    return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
+    for name, given in (("mask_token_id", mask_token_id), ("eos_token_id", eos_token_id)):
+        own = getattr(inner, name)
+        if given not in (None, own):
+            raise ValueError(f"{name}={given} is not the model's, which is {own}; load_model(..., {name}={given})")
+    if isinstance(model, Sampler):
+        return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
+    return Sampler(inner, None, policy)
 
 
 def wrap(model: Any, mask_token_id: int | None, eos_token_id: int | None) -> MaskedLM:

@@ -1,5 +1,0 @@
-"""``topk_confidence`` in full. Options are those of ``unmask bench``: --device cuda, --threads N, --seconds S."""
-
-from common import run
-
-raise SystemExit(run("topk_confidence"))
