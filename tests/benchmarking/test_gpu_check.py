@@ -84,5 +84,4 @@ def test_suites_run_by_themselves_and_failures_are_counted(monkeypatch: pytest.M
     monkeypatch.setattr(script, "environment", lambda device: {"device": f"Some {device.type.upper()} (80 GB)"})
     assert script.main(["step", "lm_head", "--threads", "1"]) == 1
     written = str(FOLDER / "results" / "some-cpu-80-gb" / "lm_head-1threads.csv")
-    assert ran[1] == ["bench", "lm_head", "--full", "--output", written, "--threads", "1"]
-    assert len(ran) == 2
+    assert ran[1:] == [["bench", "lm_head", "--full", "--output", written, "--threads", "1"]]

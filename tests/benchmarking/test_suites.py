@@ -133,8 +133,7 @@ def test_captured_decoding_agrees_with_eager(policy: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(decoding, "STEPS", 12)
     model, capture = random_llada(1, 128, 3000, CPU, torch.float32), RecordedCapture()
     c = captured(model, confident_policy(CPU) if policy == "learned" else make_policy(policy), capture)
-    tokens = agreed(c)["unmask"]
-    before = capture.replays
+    tokens, before = agreed(c)["unmask"], capture.replays
     c.contenders["bare forward"]()
     assert (capture.captures, capture.replays - before) == (2, 12), "of the step, and of the bare forward"
     with pytest.raises(AssertionError):
