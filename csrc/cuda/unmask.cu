@@ -16,6 +16,7 @@ struct Block {
   double* times = reinterpret_cast<double*>(dynamic_shared() + kTimesOffset);
 
   UNMASK_DEVICE void barrier() const { __syncthreads(); }
+  UNMASK_DEVICE bool all(bool x) const { return __syncthreads_and(x); }
 
   template <typename T, typename Combine>
   UNMASK_DEVICE T reduce(T x, const Combine& combine) const {

@@ -1,9 +1,10 @@
 // unmask_ for one row, by the rules of unmask.h: the threads of a block share the work, on the CPU a block of one.
 //
-// A `Block` has `thread` (this one's number), `threads` (how many there are), `times` (room for one double per position of
-// a block of the buffer, for kDpls) and, for all threads together, barrier(), min(x) and sum(x), which order the memory
-// of what comes before them and after, and rank_arrivals(row, times, winner, stop), which sets the ranks of the winner,
-// 0, and of every other position i with times[i] < stop, in the order of (times[i], i).
+// A `Block` has `thread` (this one's number), `threads` (how many there are), `times` (room for one double per position
+// of a block of the buffer, for kDpls), and for all threads together:
+//   barrier(), all(x), min(x), sum(x)  order the memory of what comes before them and after
+//   rank_arrivals(row, times, winner, stop)  sets the ranks of the winner, 0, and of every other position i with
+//                                      times[i] < stop, in the order of (times[i], i)
 #pragma once
 #include <math.h>
 
@@ -92,7 +93,7 @@ UNMASK_ROW void draw_independently(const UnmaskRow& row, const Block& block) {
     none = false;
   }
   if (row.params.mode != ActionMode::kBernoulliArgmax && row.params.mode != ActionMode::kGreedy) return;
-  if (!block.min(none)) return;
+  if (!block.all(none)) return;
   const int64_t chosen = smallest(row, block, [&row](int64_t i) { return -static_cast<double>(row.score[i]); });
   if (chosen < row.end && block.thread == 0) row.rank[chosen] = 0;
 }
@@ -188,7 +189,7 @@ UNMASK_ROW void unmask_row(const UnmaskParams& params, int64_t b, const Block& b
   for (int64_t i = row.begin + block.thread; i < row.end; i += block.threads) {
     good &= (row.rank[i] < 0) | (row.candidates[i] >= 0);
   }
-  if (!block.min(good)) {
+  if (!block.all(good)) {
     for (int64_t i = block.thread; i < params.length; i += block.threads) {
       row.rank[i] = -1;
       row.allowed[i] = 0;
