@@ -7,45 +7,32 @@
 
 #include "cpu/isa.h"
 
-#ifndef UNMASK_CUDA_ARCHS
+namespace {
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#else
+constexpr const char* kCompiler = "unknown";
+#endif
+
+#ifdef UNMASK_WITH_CUDA
+constexpr bool kCuda = true;
+#else
+constexpr bool kCuda = false;
 #define UNMASK_CUDA_ARCHS ""
 #endif
 
-namespace {
-
-std::string compiler() {
-#if defined(__clang__)
-  return std::string("clang ") + __clang_version__;
-#elif defined(__GNUC__)
-  return std::string("gcc ") + __VERSION__;
-#else
-  return "unknown";
-#endif
-}
-
 pybind11::dict build_info() {
-  using unmask::cpu::Isa;
-  pybind11::list archs, isas;
-  std::string arch;
-  for (char c : std::string(UNMASK_CUDA_ARCHS) + " ") {
-    if (c != ' ') {
-      arch += c;
-    } else if (!arch.empty()) {
-      archs.append(arch);
-      arch.clear();
-    }
-  }
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (unmask::cpu::isa_supported(isa)) isas.append(unmask::cpu::isa_name(isa));
+  pybind11::list isas;
+  for (const unmask::cpu::Isa isa : unmask::cpu::kBestFirst) {
+    if (unmask::cpu::isa_supported(isa)) isas.insert(0, unmask::cpu::isa_name(isa));
   }
   pybind11::dict info;
-#ifdef UNMASK_WITH_CUDA
-  info["cuda"] = true;
-#else
-  info["cuda"] = false;
-#endif
-  info["cuda_archs"] = archs;
-  info["compiler"] = compiler();
+  info["cuda"] = kCuda;
+  info["cuda_archs"] = pybind11::str(UNMASK_CUDA_ARCHS).attr("split")();
+  info["compiler"] = kCompiler;
   info["built_with_torch"] = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR) + "." +
                              std::to_string(TORCH_VERSION_PATCH);
   info["cpu_isa"] = unmask::cpu::isa_name(unmask::cpu::active_isa());

@@ -1,4 +1,4 @@
-// What the glue of every op needs: argument checks, allocation, and the current CUDA stream, on torch's stable ABI.
+// What the glue of every op needs: argument checks, memory of tensors, and CUDA's stream, on torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -15,6 +15,11 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+// Defined by libtorch_cuda; absent (null) where torch is a CPU build. Its header is for CUDA builds only.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+// From the CUDA runtime linked into this module; declared here because no CUDA header is needed otherwise.
+extern "C" const char* cudaGetErrorString(int error);
 
 namespace unmask {
 
@@ -75,39 +80,56 @@ inline const char* dtype_name(ScalarType dtype) {
   return "another dtype";
 }
 
-inline void check_tensor(const Tensor& t, const char* name, ScalarType dtype, const Shape& shape, const Tensor& like) {
-  check(t.scalar_type() == dtype, "TypeError: ", name, ": expected ", dtype_name(dtype), ", got ",
-        dtype_name(t.scalar_type()));
-  const Shape got = shape_text(t);
-  check(std::equal(got.sizes, got.sizes + got.count, shape.sizes, shape.sizes + shape.count), "ValueError: ", name,
-        ": expected shape ", shape, ", got ", got);
-  check(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
-        "ValueError: ", name, ": expected device ", Device{like}, ", got ", Device{t});
-}
+// The dtype of tensors whose elements the kernels see as T.
+template <typename T>
+inline constexpr ScalarType kDTypeOf = ScalarType::Float;
+template <>
+inline constexpr ScalarType kDTypeOf<uint8_t> = ScalarType::Bool;
+template <>
+inline constexpr ScalarType kDTypeOf<int32_t> = ScalarType::Int;
+template <>
+inline constexpr ScalarType kDTypeOf<int64_t> = ScalarType::Long;
 
-// The same tensor, contiguous; a copy only if it is not.
-inline Tensor checked(const Tensor& t, const char* name, ScalarType dtype, const Shape& shape, const Tensor& like) {
-  check_tensor(t, name, dtype, shape, like);
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
+// The tensors of one call, all on the device of `like`: those read are kept until the object goes.
+class Arguments {
+ public:
+  explicit Arguments(const Tensor& like_) : like(like_) { kept.reserve(8); }
 
-// Nothing, or the same.
-inline OptionalTensor checked(const OptionalTensor& t, const char* name, ScalarType dtype, const Shape& shape,
-                              const Tensor& like) {
-  return t.has_value() ? OptionalTensor(checked(*t, name, dtype, shape, like)) : std::nullopt;
-}
-
-// The seed of draws, of shape () or (1,); null where nothing is drawn.
-inline const int64_t* checked_seed(const OptionalTensor& seed, bool drawing, const Tensor& like) {
-  check(seed.has_value() || !drawing, "TypeError: seed: expected an int64 tensor for draws, got None");
-  if (!drawing) return nullptr;
-  if (seed->dim() == 0) {
-    check_tensor(*seed, "seed", ScalarType::Long, {}, like);
-  } else {
-    check_tensor(*seed, "seed", ScalarType::Long, {1}, like);
+  template <typename T>
+  void check_tensor(const Tensor& t, const char* name, const Shape& shape) const {
+    check(t.scalar_type() == kDTypeOf<T>, "TypeError: ", name, ": expected ", dtype_name(kDTypeOf<T>), ", got ",
+          dtype_name(t.scalar_type()));
+    const Shape got = shape_text(t);
+    check(std::equal(got.sizes, got.sizes + got.count, shape.sizes, shape.sizes + shape.count), "ValueError: ", name,
+          ": expected shape ", shape, ", got ", got);
+    check(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
+          "ValueError: ", name, ": expected device ", Device{like}, ", got ", Device{t});
   }
-  return static_cast<const int64_t*>(seed->const_data_ptr());
-}
+
+  // The elements, contiguous: of a copy only if the tensor's are not.
+  template <typename T>
+  const T* read(const Tensor& t, const char* name, const Shape& shape) {
+    check_tensor<T>(t, name, shape);
+    kept.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+    return static_cast<const T*>(kept.back().const_data_ptr());
+  }
+  // The same, or null where there is no tensor.
+  template <typename T>
+  const T* read(const OptionalTensor& t, const char* name, const Shape& shape) {
+    return t.has_value() ? read<T>(*t, name, shape) : nullptr;
+  }
+
+  // The seed of draws, of shape () or (1,); null where nothing is drawn.
+  const int64_t* read_seed(const OptionalTensor& seed, bool drawing) {
+    check(seed.has_value() || !drawing, "TypeError: seed: expected an int64 tensor for draws, got None");
+    if (!drawing) return nullptr;
+    return seed->dim() == 0 ? read<int64_t>(*seed, "seed", {}) : read<int64_t>(*seed, "seed", {1});
+  }
+
+ private:
+  const Tensor& like;
+  std::vector<Tensor> kept;
+};
 
 // Uninitialised contiguous tensor on the device of `reference`.
 inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& reference) {
@@ -116,18 +138,8 @@ inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType dtype, cons
 }
 
 template <typename T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
 T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
-}
-
-template <typename T>
-const T* read_or_null(const OptionalTensor& t) {
-  return t.has_value() ? read<T>(*t) : nullptr;
 }
 
 // Rows per task such that a task is worth handing to another thread: about 32k elementary operations.
@@ -137,15 +149,31 @@ inline int64_t grain_size(int64_t work_per_row) {
   return rows > 0 ? rows : 1;
 }
 
-#ifdef UNMASK_WITH_CUDA
+// For code that launches CUDA kernels: makes the device of `t` the current one.
+template <bool kCuda>
+struct DeviceScope {
+  explicit DeviceScope(const Tensor&) {}
+};
+template <>
+struct DeviceScope<true> {
+  explicit DeviceScope(const Tensor& t) : guard(t.get_device_index()) {}
+  torch::stable::accelerator::DeviceGuard guard;
+};
+
 // The stream torch is using on the device of `t`, as a cudaStream_t.
-void* current_stream(const Tensor& t);
+inline void* current_stream(const Tensor& t) {
+  check(&aoti_torch_get_current_cuda_stream != nullptr, "this torch was built without CUDA");
+  void* stream = nullptr;
+  check(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == 0, "torch gave no current CUDA stream");
+  return stream;
+}
 // Throws if a launch returned anything but cudaSuccess.
-void check_cuda(int code, const char* op);
+inline void check_cuda(int code, const char* op) {
+  check(code == 0, op, ": CUDA error ", code, " (", cudaGetErrorString(code), ")");
+}
 // Scratch memory of a launch, freed (in stream order, by torch's allocator) when the tensor goes.
 inline Tensor workspace(int64_t bytes, const Tensor& reference) {
   return allocate({bytes > 0 ? bytes : 1}, ScalarType::Byte, reference);
 }
-#endif
 
 }  // namespace unmask

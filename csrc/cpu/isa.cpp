@@ -8,8 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace unmask {
-namespace cpu {
+namespace unmask::cpu {
 
 bool isa_supported(Isa isa) {
 #if UNMASK_HAVE_X86_ISAS
@@ -27,43 +26,24 @@ bool isa_supported(Isa isa) {
 }
 
 const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx2:
-      return "avx2";
-    default:
-      return "portable";
-  }
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+  return kNames[static_cast<int>(isa)];
 }
 
-namespace {
-
-Isa choose() {
-  constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
-  const char* forced = std::getenv("UNMASK_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') {
-    for (Isa isa : kBestFirst) {
-      if (isa_supported(isa)) return isa;
-    }
-    return Isa::kPortable;
+static Isa choose() {
+  const char* variable = std::getenv("UNMASK_CPU_ISA");
+  const std::string forced = variable ? variable : "";
+  for (const Isa isa : kBestFirst) {
+    if (!forced.empty() && forced != isa_name(isa)) continue;
+    if (isa_supported(isa)) return isa;
+    if (!forced.empty()) throw std::runtime_error("UNMASK_CPU_ISA=" + forced + ": this processor does not support it");
   }
-  for (Isa isa : kBestFirst) {
-    if (std::string(forced) != isa_name(isa)) continue;
-    if (!isa_supported(isa)) {
-      throw std::runtime_error(std::string("UNMASK_CPU_ISA=") + forced + ": this processor does not support it");
-    }
-    return isa;
-  }
-  throw std::runtime_error(std::string("UNMASK_CPU_ISA=") + forced + ": expected portable, avx2 or avx512");
+  throw std::runtime_error("UNMASK_CPU_ISA=" + forced + ": expected portable, avx2 or avx512");
 }
 
-}  // namespace
-
-Isa active_isa() {
-  static const Isa isa = choose();
+Isa& active_isa() {
+  static Isa isa = choose();
   return isa;
 }
 
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu

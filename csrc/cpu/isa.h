@@ -1,14 +1,9 @@
 // Instruction sets of the CPU kernels: one source, compiled once per instruction set, chosen at run time.
 //
-// A kernel `foo` consists of
-//   foo_kernel.h     the code, inside `namespace unmask::cpu::UNMASK_ISA`, written against simd.h; no include guard, and
-//                    no #include but of such files (other headers go into the thin files, before isa_begin.h)
-//   foo_portable.cpp, foo_avx2.cpp, foo_avx512.cpp
-//                    thin files: standard headers, then `#define UNMASK_ISA_LEVEL n`, isa_begin.h, foo_kernel.h,
-//                    isa_end.h
-//   foo.cpp          declares the function in each namespace and calls `pick_isa(portable::foo, avx2::foo, avx512::foo)`
-// Standard headers must come before isa_begin.h: an inline function compiled for AVX2 could otherwise be the copy that
-// the linker keeps for everybody. For the same reason a kernel must not instantiate std:: templates.
+// kernels.cpp includes isa_kernels.h once per instruction set, with UNMASK_ISA (its namespace) and UNMASK_LANES (32-bit
+// numbers per vector) defined. What isa_kernels.h includes has no include guard, lies in unmask::cpu::UNMASK_ISA, and
+// includes nothing itself. Other headers come before it: an inline function compiled for AVX2 could otherwise be the copy
+// that the linker keeps for everybody. For the same reason a kernel must not instantiate std:: templates.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -25,40 +20,15 @@
 #define UNMASK_HAVE_X86_ISAS 0
 #endif
 
-namespace unmask {
-namespace cpu {
+namespace unmask::cpu {
 
-enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa { kPortable, kAvx2, kAvx512 };
+constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
 
-// The best instruction set of this processor, or the one forced by the environment variable UNMASK_CPU_ISA
-// (portable, avx2 or avx512; throws std::runtime_error if unknown or not supported). Decided at the first call.
-Isa active_isa();
+// The instruction set in use: at first the best of this processor, or the one that the environment variable
+// UNMASK_CPU_ISA names (throws std::runtime_error if it is unknown or not supported). Only tests assign it.
+Isa& active_isa();
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);
 
-template <typename Function>
-Function* pick_isa(Function* portable, Function* avx2, Function* avx512, Isa isa) {
-  if (isa == Isa::kAvx512) return avx512;
-  if (isa == Isa::kAvx2) return avx2;
-  return portable;
-}
-
-template <typename Function>
-Function* pick_isa(Function* portable, Function* avx2, Function* avx512) {
-  return pick_isa(portable, avx2, avx512, active_isa());
-}
-
-}  // namespace cpu
-}  // namespace unmask
-
-// UNMASK_DECLARE_ISAS(void foo(int)) declares foo in the namespace of each instruction set.
-#define UNMASK_DECLARE_ISAS(declaration) \
-  namespace portable {                   \
-  declaration;                           \
-  }                                      \
-  namespace avx2 {                       \
-  declaration;                           \
-  }                                      \
-  namespace avx512 {                     \
-  declaration;                           \
-  }
+}  // namespace unmask::cpu

@@ -3,14 +3,9 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/policy_forward_plan.h"
 
-namespace unmask {
-namespace cpu {
-
-UNMASK_DECLARE_ISAS(void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end,
-                                        const PolicyScratch& scratch, const RotaryTable& rotary))
+namespace unmask::cpu {
 
 namespace {
 
@@ -58,16 +53,11 @@ void prefetch_weights(const PolicyForwardParams& params) {
 }  // namespace
 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end) {
-  static const auto kernel = pick_isa(portable::policy_forward, avx2::policy_forward, avx512::policy_forward);
   static thread_local ThreadMemory memory;
   if (begin >= end) return;
-  Arena count{nullptr};
-  PolicyScratch measured(params, count);
-  Arena arena{memory.scratch_of(count.used)};
-  const PolicyScratch scratch(params, arena);
+  const PolicyScratch scratch(params, memory.scratch_of(PolicyScratch(params, nullptr).used));
   prefetch_weights(params);
-  kernel(params, begin, end, scratch, memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+  policy_forward(params, begin, end, scratch, memory.table(params.sizes.hidden / params.sizes.heads, params.length));
 }
 
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu

@@ -4,31 +4,38 @@
 // weights straight from torch's (out, in) layout, and whatever runs over channels (layer norm, softmax over keys) needs
 // no sums across lanes. A handful of vectors (conditioning, bases) is stored row by row instead, and multiplied by
 // `dots`, which reads every weight once.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+namespace unmask::cpu::UNMASK_ISA {
 
 // Terms summed in registers before they join the result: short chains round less, which attention scores in the hundreds
 // need; the feed-forward's long sums do not.
 UNMASK_INLINE int64_t chain_length(int64_t terms) { return terms > 256 ? 128 : 32; }
 
-// y[r, lane] = bias[r] + sum_k w[r * ws + k * wk] x[k, lane] for R outputs and V vectors of lanes.
-template <int R, int V>
-UNMASK_INLINE void product_tile(int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs,
-                                float* y, int64_t ys, const float* bias) {
-  const int64_t chain = chain_length(in);
+// A matrix M whose rows are `stride` apart, and what is added to its products with vectors; null: nothing.
+struct Matrix {
+  const float* weight;
+  int64_t stride;
+  const float* bias = nullptr;
+};
+
+// y[r, lane] = bias[r] + sum_k A[r, k] x[k, lane] for R outputs from `first` on and V vectors of lanes; A is M or its
+// transpose.
+template <bool kTransposed, int R, int V>
+UNMASK_INLINE void product_tile(int64_t first, int64_t in, Matrix m, const float* x, int64_t xs, float* y, int64_t ys) {
+  const int64_t chain = chain_length(in), row = kTransposed ? 1 : m.stride, column = kTransposed ? m.stride : 1;
+  const float* w = m.weight + first * row;
+  y += first * ys;
   for (int64_t done = 0; done == 0 || done < in; done += chain) {
     vf sum[R][V];
     for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) sum[r][v] = splat(done == 0 && bias ? bias[r] : 0.0f);
+      for (int v = 0; v < V; ++v) sum[r][v] = splat(done == 0 && m.bias ? m.bias[first + r] : 0.0f);
     }
     const int64_t end = in - done < chain ? in - done : chain;
-    for (int64_t k = 0; k < end; ++k, x += xs, w += wk) {
-      vf column[V];
-      for (int v = 0; v < V; ++v) column[v] = load(x + v * kLanes);
+    for (int64_t k = 0; k < end; ++k, x += xs, w += column) {
+      vf inputs[V];
+      for (int v = 0; v < V; ++v) inputs[v] = load(x + v * kLanes);
       for (int r = 0; r < R; ++r) {
-        const vf weight = splat(w[r * ws]);
-        for (int v = 0; v < V; ++v) sum[r][v] = mul_add(weight, column[v], sum[r][v]);
+        const vf weight = splat(w[r * row]);
+        for (int v = 0; v < V; ++v) sum[r][v] = mul_add(weight, inputs[v], sum[r][v]);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -40,27 +47,22 @@ UNMASK_INLINE void product_tile(int64_t in, const float* w, int64_t ws, int64_t 
   }
 }
 
-template <int R, int V>
-static void product_lanes(int64_t out, int64_t in, const float* w, int64_t ws, int64_t wk, const float* x, int64_t xs,
-                          float* y, int64_t ys, const float* bias) {
-  int64_t o = 0;
-  for (; o + R <= out; o += R) {
-    product_tile<R, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
+template <bool kTransposed, int R, int V>
+static void product_lanes(int64_t out, int64_t in, Matrix m, const float* x, int64_t xs, float* y, int64_t ys) {
+  for (int64_t o = 0; o < out && out >= R; o += R) {
+    if (o + R > out) o = out - R;  // the last ones once more, together with their predecessors
+    product_tile<kTransposed, R, V>(o, in, m, x, xs, y, ys);
   }
-  if (o < out && out >= R) {  // the last ones once more, together with their predecessors
-    o = out - R;
-    product_tile<R, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
-  } else {
-    for (; o < out; ++o) product_tile<1, V>(in, w + o * ws, ws, wk, x, xs, y + o * ys, ys, bias ? bias + o : nullptr);
-  }
+  for (int64_t o = 0; o < out && out < R; ++o) product_tile<kTransposed, 1, V>(o, in, m, x, xs, y, ys);
 }
 
-// y (out, lanes) = W x (in, lanes) + bias, with W[r, k] at w[r * ws + k * wk]; lanes a multiple of kLanes.
-static void product(int64_t out, int64_t in, int64_t lanes, const float* w, int64_t ws, int64_t wk, const float* x,
-                    int64_t xs, float* y, int64_t ys, const float* bias) {
+// y (out, lanes) = A x (in, lanes) + bias; lanes a multiple of kLanes.
+template <bool kTransposed = false>
+static void product(int64_t out, int64_t in, int64_t lanes, Matrix m, const float* x, int64_t xs, float* y,
+                    int64_t ys) {
   int64_t i = 0;
-  for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) product_lanes<6, 2>(out, in, w, ws, wk, x + i, xs, y + i, ys, bias);
-  if (i < lanes) product_lanes<8, 1>(out, in, w, ws, wk, x + i, xs, y + i, ys, bias);
+  for (; i + 2 * kLanes <= lanes; i += 2 * kLanes) product_lanes<kTransposed, 6, 2>(out, in, m, x + i, xs, y + i, ys);
+  if (i < lanes) product_lanes<kTransposed, 8, 1>(out, in, m, x + i, xs, y + i, ys);
 }
 
 // Sums of the lanes of each of `count` vectors (a multiple of 4).
@@ -85,48 +87,28 @@ UNMASK_INLINE void sum_lanes(const vf* v, float* sums) {
 #endif
 }
 
-// y[n, r] = bias[r] + <w[r], x[n]> for N vectors and R outputs, R * N a multiple of 4.
-template <int R, int N>
-UNMASK_INLINE void dots_tile(int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y, int64_t ys,
-                             const float* bias) {
-  vf sum[R * N];
-  for (int i = 0; i < R * N; ++i) sum[i] = splat(0.0f);
-  int64_t k = 0;
-  for (; k + kLanes <= in; k += kLanes) {
-    vf vector[N];
-    for (int n = 0; n < N; ++n) vector[n] = load(x + n * xs + k);
-    for (int r = 0; r < R; ++r) {
-      const vf weight = load(w + r * ws + k);
-      for (int n = 0; n < N; ++n) sum[r * N + n] = mul_add(weight, vector[n], sum[r * N + n]);
+// y (count, out) = x (count, in) W^T + bias, with the weights of torch's layer W (out, in); out >= 16.
+static void dots(int64_t count, int64_t out, int64_t in, const PolicyLinear& layer, const float* x, float* y) {
+  constexpr int kOutputs = 8;
+  for (int64_t o = 0; o < out; o += kOutputs) {
+    if (o + kOutputs > out) o = out - kOutputs;
+    const float* w = layer.weight + o * in;
+    for (int64_t n = 0; n < count; ++n) {
+      const float* vector = x + n * in;
+      vf sum[kOutputs] = {};
+      int64_t k = 0;
+      for (; k + kLanes <= in; k += kLanes) {
+        for (int r = 0; r < kOutputs; ++r) sum[r] = mul_add(load(w + r * in + k), load(vector + k), sum[r]);
+      }
+      float sums[kOutputs];
+      sum_lanes<kOutputs>(sum, sums);
+      for (int r = 0; r < kOutputs; ++r) {
+        float total = sums[r] + layer.bias[o + r];
+        for (int64_t i = k; i < in; ++i) total += w[r * in + i] * vector[i];
+        y[n * out + o + r] = total;
+      }
     }
   }
-  float sums[R * N];
-  sum_lanes<R * N>(sum, sums);
-  for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) {
-      float total = sums[r * N + n] + (bias ? bias[r] : 0.0f);
-      for (int64_t i = k; i < in; ++i) total += w[r * ws + i] * x[n * xs + i];
-      y[n * ys + r] = total;
-    }
-  }
-}
-
-template <int R, int N>
-static void dots_rows(int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs, float* y,
-                      int64_t ys, const float* bias) {
-  for (int64_t o = 0; o < out; o += R) {
-    if (o + R > out) o = out - R;  // out >= 16 > R
-    dots_tile<R, N>(in, w + o * ws, ws, x, xs, y + o, ys, bias ? bias + o : nullptr);
-  }
-}
-
-// y (count, out) = x (count, in) W^T + bias, W (out, in) with rows ws apart; out >= 16.
-static void dots(int64_t count, int64_t out, int64_t in, const float* w, int64_t ws, const float* x, int64_t xs,
-                 float* y, int64_t ys, const float* bias) {
-  for (; count >= 4; count -= 4, x += 4 * xs, y += 4 * ys) dots_rows<3, 4>(out, in, w, ws, x, xs, y, ys, bias);
-  if (count == 3) dots_rows<4, 3>(out, in, w, ws, x, xs, y, ys, bias);
-  if (count == 2) dots_rows<6, 2>(out, in, w, ws, x, xs, y, ys, bias);
-  if (count == 1) dots_rows<8, 1>(out, in, w, ws, x, xs, y, ys, bias);
 }
 
 // x * Phi(x), the exact GELU, to 3e-7: max(x, 0) - |x| Phi(-|x|) with log2 Phi(-a) a polynomial on [0, 6.5].
@@ -146,8 +128,7 @@ UNMASK_INLINE vf gelu(vf x) {
 
 // x * sigmoid(x).
 UNMASK_INLINE vf silu(vf x) {
-  constexpr float kLog2e = 1.4426950408889634f;
-  const vf e = exp2_fast(minimum(x, -x) * kLog2e);  // e^-|x|
+  const vf e = exp2_fast(minimum(x, -x) * kLog2E);  // e^-|x|
   const vf s = 1.0f / (1.0f + e);
   return x * (x >= 0.0f ? s : e * s);
 }
@@ -175,6 +156,4 @@ UNMASK_INLINE void layer_statistics(const float* x, int64_t d, int64_t xs, vf* m
   *inverse = inverse_deviation(((square[0] + square[1]) + (square[2] + square[3])) / static_cast<float>(d));
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

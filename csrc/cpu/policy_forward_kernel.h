@@ -1,10 +1,7 @@
 // policy_forward for one instruction set; policy_forward_gemm.h comes before it. No include guard.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+namespace unmask::cpu::UNMASK_ISA {
 
-constexpr int64_t kChunk = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int64_t kRows = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
 
 // One sequence in hand.
 struct PolicySequence {
@@ -14,7 +11,7 @@ struct PolicySequence {
   RotaryTable rotary;
   const uint8_t* mask;      // (L)
   const float* confidence;  // (L, K)
-  const float* ada;         // (2, 6D): gamma1, beta1, alpha1, gamma2, beta2, alpha2 for mask 0 and 1
+  const float* ada;         // (2, 6D): scale1, shift1, gate1, scale2, shift2, gate2 for mask 0 and 1, see condition()
 
   const float* modulation(int m, int part) const { return ada + (6 * m + part) * p.sizes.hidden; }
 };
@@ -27,7 +24,8 @@ static float mean_of(const float* x, int64_t count, int64_t step) {
   return static_cast<float>(sum / static_cast<double>(count));
 }
 
-// ada(cond) for both mask values of each of `count` sequences, into s.ada (2 * count, 6D).
+// ada(cond) for both mask values of each of `count` sequences, into s.ada (2 * count, 6D), as what it makes of the norms:
+// scale = weight (1 + gamma), shift = bias (1 + gamma) + beta and gate = 1 + alpha.
 static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, const PolicyScratch& s,
                       const int64_t* sequences, int64_t count) {
   const int64_t d = p.sizes.hidden;
@@ -42,9 +40,9 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
       sine[i] = repeated ? sine[i - 1] : static_cast<float>(sin(angle));
     }
   }
-  dots(count, d, d, w.time_in.weight, d, s.embedding, d, s.shared_in, d, w.time_in.bias);
+  dots(count, d, d, w.time_in, s.embedding, s.shared_in);
   for (int64_t i = 0; i < count * d; i += kLanes) store(s.shared_in + i, silu(load(s.shared_in + i)));
-  dots(count, d, d, w.time_out.weight, d, s.shared_in, d, s.shared, d, w.time_out.bias);
+  dots(count, d, d, w.time_out, s.shared_in, s.shared);
   for (int64_t n = 0; n < count; ++n) {
     for (int64_t c = 0; c < d; ++c) {
       const float shared = s.shared[n * d + c] + (p.cond ? p.cond[sequences[n] * d + c] : 0.0f);
@@ -52,17 +50,26 @@ static void condition(const PolicyForwardParams& p, const PolicyWeightView& w, c
       s.cond[(2 * n + 1) * d + c] = shared + w.mask_embedding[d + c];
     }
   }
-  dots(2 * count, 6 * d, d, w.ada.weight, d, s.cond, d, s.ada, 6 * d, w.ada.bias);
+  dots(2 * count, 6 * d, d, w.ada, s.cond, s.ada);
+  for (int64_t half = 0; half < 4 * count; ++half) {
+    const PolicyLinear& norm = half % 2 ? w.norm2 : w.norm1;
+    float *scale = s.ada + half * 3 * d, *shift = scale + d, *gate = shift + d;
+    for (int64_t c = 0; c < d; ++c) {
+      shift[c] += norm.bias[c] * (1.0f + scale[c]);
+      scale[c] = norm.weight[c] * (1.0f + scale[c]);
+      gate[c] += 1.0f;
+    }
+  }
 }
 
-// Confidences of `lanes` rows, transposed to (K, kChunk); lanes beyond `count` repeat the last row. rows null: from `first`.
+// Confidences of `lanes` rows, transposed to (K, kRows); lanes beyond `count` repeat the last row. rows null: from `first`.
 static void gather_confidence(const PolicySequence& q, const int32_t* rows, int64_t first, int64_t count,
                               int64_t lanes) {
   const int64_t k = q.p.sizes.confidences;
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t j = i < count ? i : count - 1;
     const float* row = q.confidence + (rows ? rows[j] : first + j) * k;
-    for (int64_t a = 0; a < k; ++a) q.s.confidence[a * kChunk + i] = row[a];
+    for (int64_t a = 0; a < k; ++a) q.s.confidence[a * kRows + i] = row[a];
   }
 }
 
@@ -73,7 +80,7 @@ UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const 
   const vf zero = {};
   for (int64_t a = 0; a < span; ++a) {
     vf c = inverse;
-    if (a < span - 2) c = load(confidence + a * kChunk) * inverse;
+    if (a < span - 2) c = load(confidence + a * kRows) * inverse;
     if (a == span - 1) c = splat(1.0f);
     store(out + a * stride, masked ? zero : c);
     store(out + (span + a) * stride, masked ? c : zero);
@@ -83,29 +90,27 @@ UNMASK_INLINE void input_coefficients(const PolicySequence& q, vi masked, const 
 // One vector of positions: the attention's input itself.
 UNMASK_INLINE void input_channels(const PolicySequence& q, vi masked, const float* x, vf mean, vf inverse, float* out) {
   const int64_t d = q.p.sizes.hidden, stride = q.s.stride;
-  const float *gamma0 = q.modulation(0, 0), *gamma1 = q.modulation(1, 0);
-  const float *beta0 = q.modulation(0, 1), *beta1 = q.modulation(1, 1);
+  const float *scale0 = q.modulation(0, 0), *scale1 = q.modulation(1, 0);
+  const float *shift0 = q.modulation(0, 1), *shift1 = q.modulation(1, 1);
   for (int64_t c = 0; c < d; ++c) {
-    const vf normed =
-        mul_add((load(x + c * kChunk) - mean) * inverse, splat(q.w.norm1.weight[c]), splat(q.w.norm1.bias[c]));
-    const vf scale = masked ? splat(1.0f + gamma1[c]) : splat(1.0f + gamma0[c]);
-    const vf shift = masked ? splat(beta1[c]) : splat(beta0[c]);
-    store(out + c * stride, mul_add(normed, scale, shift));
+    const vf scale = masked ? splat(scale1[c]) : splat(scale0[c]);
+    const vf shift = masked ? splat(shift1[c]) : splat(shift0[c]);
+    store(out + c * stride, mul_add((load(x + c * kRows) - mean) * inverse, scale, shift));
   }
 }
 
 // s.input (inputs, L): what the attention reads at every position.
 static void attention_input(const PolicySequence& q) {
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences, length = q.p.length;
-  for (int64_t first = 0; first < length; first += kChunk) {
-    const int64_t count = length - first < kChunk ? length - first : kChunk, lanes = round_to_lanes(count);
+  for (int64_t first = 0; first < length; first += kRows) {
+    const int64_t count = length - first < kRows ? length - first : kRows, lanes = round_to_lanes(count);
     gather_confidence(q, nullptr, first, count, lanes);
-    product(d, k, lanes, q.w.confidence.weight, k, 1, q.s.confidence, kChunk, q.s.x, kChunk, q.w.confidence.bias);
+    product(d, k, lanes, {q.w.confidence.weight, k, q.w.confidence.bias}, q.s.confidence, kRows, q.s.x, kRows);
     for (int64_t v = 0; v < lanes; v += kLanes) {
       vi masked = {};
       for (int64_t i = 0; i < kLanes && v + i < count; ++i) masked[i] = q.mask[first + v + i] ? -1 : 0;
       vf mean, inverse;
-      layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+      layer_statistics(q.s.x + v, d, kRows, &mean, &inverse);
       float* out = q.s.input + first + v;
       if (q.s.low_rank) {
         input_coefficients(q, masked, q.s.confidence + v, inverse, out);
@@ -126,27 +131,24 @@ static void project_basis(const PolicySequence& q) {
     const int64_t step = a < k ? k : 1;
     const float mean = mean_of(column, d, step);
     for (int m = 0; m < 2; ++m) {
-      const float* gamma = q.modulation(m, 0);
+      const float* scale = q.modulation(m, 0);
       float* out = s.basis + m * s.span + a;
-      for (int64_t c = 0; c < d; ++c) {
-        out[c * stride] = (column[c * step] - mean) * (q.w.norm1.weight[c] * (1.0f + gamma[c]));
-      }
+      for (int64_t c = 0; c < d; ++c) out[c * stride] = (column[c * step] - mean) * scale[c];
     }
   }
   for (int m = 0; m < 2; ++m) {
-    const float *gamma = q.modulation(m, 0), *beta = q.modulation(m, 1);
-    float* out = s.basis + m * s.span + k + 1;
-    for (int64_t c = 0; c < d; ++c) out[c * stride] = q.w.norm1.bias[c] * (1.0f + gamma[c]) + beta[c];
+    const float* shift = q.modulation(m, 1);
+    for (int64_t c = 0; c < d; ++c) s.basis[c * stride + m * s.span + k + 1] = shift[c];
   }
-  product(d, d, lanes, q.w.query.weight, d, 1, s.basis, stride, s.basis_q, stride, nullptr);
-  product(d, d, lanes, q.w.key.weight, d, 1, s.basis, stride, s.basis_k, stride, nullptr);
-  product(d, d, lanes, q.w.value.weight, d, 1, s.basis, stride, s.basis_v, stride, nullptr);
+  product(d, d, lanes, {q.w.query.weight, d}, s.basis, stride, s.basis_q, stride);
+  product(d, d, lanes, {q.w.key.weight, d}, s.basis, stride, s.basis_k, stride);
+  product(d, d, lanes, {q.w.value.weight, d}, s.basis, stride, s.basis_v, stride);
   for (int64_t h = 0; h < heads; ++h) {
-    product(d, size, lanes, q.w.out.weight + h * size, d, 1, s.basis_v + h * size * stride, stride,
-            s.basis_out + h * d * stride, stride, nullptr);
+    product(d, size, lanes, {q.w.out.weight + h * size, d}, s.basis_v + h * size * stride, stride,
+            s.basis_out + h * d * stride, stride);
   }
   // A row's attention weights sum to 1, so the bias of v passes through.
-  dots(1, d, d, q.w.out.weight, d, q.w.value.bias, d, s.out_bias, d, q.w.out.bias);
+  dots(1, d, d, q.w.out, q.w.value.bias, s.out_bias);
 }
 
 // Rotary embedding of x (D, lanes) in place, rows 2i and 2i + 1 of each head; tables (D / heads / 2, lanes).
@@ -168,12 +170,10 @@ static void rotate(const PolicySizes& sizes, float* x, int64_t xs, const float* 
 static void keys_and_values(const PolicySequence& q) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, lanes = round_to_lanes(q.p.length);
-  if (s.low_rank) {
-    product(d, s.inputs, lanes, s.basis_k, s.basis_stride, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
-  } else {
-    product(d, d, lanes, q.w.key.weight, d, 1, s.input, s.stride, s.key, s.stride, q.w.key.bias);
-    product(d, d, lanes, q.w.value.weight, d, 1, s.input, s.stride, s.value, s.stride, q.w.value.bias);
-  }
+  const Matrix by =
+      s.low_rank ? Matrix{s.basis_k, s.basis_stride, q.w.key.bias} : Matrix{q.w.key.weight, d, q.w.key.bias};
+  product(d, s.inputs, lanes, by, s.input, s.stride, s.key, s.stride);
+  if (!s.low_rank) product(d, d, lanes, {q.w.value.weight, d, q.w.value.bias}, s.input, s.stride, s.value, s.stride);
   rotate(q.p.sizes, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
 }
 
@@ -181,14 +181,14 @@ static void keys_and_values(const PolicySequence& q) {
 static void residual_basis(const PolicySequence& q, int m) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
-  const float* alpha = q.modulation(m, 2);
+  const float* gate = q.modulation(m, 2);
   for (int64_t c = 0; c < d; ++c) {
     float* row = s.residual + c * s.residual_stride;
     for (int64_t a = 0; a < k; ++a) *row++ = q.w.confidence.weight[c * k + a];
-    *row++ = q.w.confidence.bias[c] + (1.0f + alpha[c]) * s.out_bias[c];
+    *row++ = q.w.confidence.bias[c] + gate[c] * s.out_bias[c];
     for (int64_t h = 0; h < q.p.sizes.heads; ++h) {
       const float* out = s.basis_out + (h * d + c) * s.basis_stride;
-      for (int64_t a = 0; a < s.values; ++a) *row++ = (1.0f + alpha[c]) * out[a];
+      for (int64_t a = 0; a < s.values; ++a) *row++ = gate[c] * out[a];
     }
   }
 }
@@ -198,24 +198,21 @@ static void project_residual(const PolicySequence& q, int m) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn, stride = s.residual_stride;
   const int64_t lanes = round_to_lanes(s.residuals + 1);
-  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4);
+  const float *scale = q.modulation(m, 3), *shift = q.modulation(m, 4);
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf sum[2] = {};
     for (int64_t c = 0; c < d; ++c) sum[c & 1] += load(s.residual + c * stride + v);
     const vf mean = (sum[0] + sum[1]) / static_cast<float>(d);
     for (int64_t c = 0; c < d; ++c) {
-      const float scale = q.w.norm2.weight[c] * (1.0f + gamma[c]);
-      store(s.up_input + c * stride + v, (load(s.residual + c * stride + v) - mean) * scale);
+      store(s.up_input + c * stride + v, (load(s.residual + c * stride + v) - mean) * scale[c]);
     }
   }
-  for (int64_t c = 0; c < d; ++c) {
-    s.up_input[c * stride + s.residuals] = q.w.norm2.bias[c] * (1.0f + gamma[c]) + beta[c];
-  }
-  product(f, d, lanes, q.w.up.weight, d, 1, s.up_input, stride, s.up_low, stride, nullptr);
+  for (int64_t c = 0; c < d; ++c) s.up_input[c * stride + s.residuals] = shift[c];
+  product(f, d, lanes, {q.w.up.weight, d}, s.up_input, stride, s.up_low, stride);
   for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
 }
 
-// Queries (D, kChunk) of some rows of mask value m, rotated, divided by sqrt(head size).
+// Queries (D, kRows) of some rows of mask value m, rotated, divided by sqrt(head size).
 static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, half = d / q.p.sizes.heads / 2;
@@ -224,54 +221,61 @@ static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(2 * half));
   for (int64_t i = 0; i < lanes; ++i) {
     const int64_t row = rows[i < count ? i : count - 1];
-    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kChunk + i] = source[a * s.stride + row];
+    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kRows + i] = source[a * s.stride + row];
     for (int64_t a = 0; a < half; ++a) {
-      s.cosine[a * kChunk + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
-      s.sine[a * kChunk + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
+      s.cosine[a * kRows + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
+      s.sine[a * kRows + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
     }
   }
-  if (s.low_rank) {
-    product(d, inputs, lanes, s.basis_q + m * s.span, s.basis_stride, 1, s.query_input, kChunk, s.query, kChunk,
-            q.w.query.bias);
-  } else {
-    product(d, d, lanes, q.w.query.weight, d, 1, s.query_input, kChunk, s.query, kChunk, q.w.query.bias);
-  }
-  rotate(q.p.sizes, s.query, kChunk, s.cosine, s.sine, kChunk, lanes);
+  const Matrix by = s.low_rank ? Matrix{s.basis_q + m * s.span, s.basis_stride, q.w.query.bias}
+                               : Matrix{q.w.query.weight, d, q.w.query.bias};
+  product(d, inputs, lanes, by, s.query_input, kRows, s.query, kRows);
+  rotate(q.p.sizes, s.query, kRows, s.cosine, s.sine, kRows, lanes);
 }
 
 // exp(score - row's maximum) in place for one vector of rows; returns 1 / their sum.
 UNMASK_INLINE vf exponentials(float* scores, int64_t length) {
   vf best = load(scores);
-  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kChunk));
+  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kRows));
   vf sum[2] = {};
   for (int64_t j = 0; j < length; ++j) {
-    const vf e = exp2_fast((load(scores + j * kChunk) - best) * kLog2E);
-    store(scores + j * kChunk, e);
+    const vf e = exp2_fast((load(scores + j * kRows) - best) * kLog2E);
+    store(scores + j * kRows, e);
     sum[j & 1] += e;
   }
   return 1.0f / (sum[0] + sum[1]);
 }
 
-// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kChunk) at `out`.
+// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kRows) at `out`.
 static void attend(const PolicySequence& q, int64_t lanes, float* out) {
   const PolicyScratch& s = q.s;
   const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
-  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kChunk) {
-    product(length, size, lanes, s.key + h * size * s.stride, 1, s.stride, s.query + h * size * kChunk, kChunk,
-            s.scores, kChunk, nullptr);
+  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kRows) {
+    product<true>(length, size, lanes, {s.key + h * size * s.stride, s.stride}, s.query + h * size * kRows, kRows,
+                  s.scores, kRows);
     vf inverse[2];
     for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
     const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
-    product(s.values, length, lanes, values, s.stride, 1, s.scores, kChunk, out, kChunk, nullptr);
+    product(s.values, length, lanes, {values, s.stride}, s.scores, kRows, out, kRows);
     for (int64_t a = 0; a < s.values; ++a) {
       for (int64_t v = 0; v < lanes; v += kLanes) {
-        store(out + a * kChunk + v, load(out + a * kChunk + v) * inverse[v / kLanes]);
+        store(out + a * kRows + v, load(out + a * kRows + v) * inverse[v / kLanes]);
       }
     }
   }
 }
 
-// s.x (D, kChunk): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
+// s.x (D, kRows) += gate * s.update.
+static void add_update(const PolicySequence& q, const float* gate, int64_t lanes) {
+  for (int64_t c = 0; c < q.p.sizes.hidden; ++c) {
+    for (int64_t v = 0; v < lanes; v += kLanes) {
+      float* x = q.s.x + c * kRows + v;
+      store(x, mul_add(load(q.s.update + c * kRows + v), splat(gate[c]), load(x)));
+    }
+  }
+}
+
+// s.x (D, kRows): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
 static void attention_block(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
@@ -279,68 +283,53 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
   gather_confidence(q, rows, 0, count, lanes);
   if (s.low_rank) {
     for (int64_t v = 0; v < lanes; v += kLanes) {
-      for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kChunk + v, load(s.confidence + a * kChunk + v));
-      store(s.mixed + k * kChunk + v, splat(1.0f));
+      for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kRows + v, load(s.confidence + a * kRows + v));
+      store(s.mixed + k * kRows + v, splat(1.0f));
     }
-    attend(q, lanes, s.mixed + (k + 1) * kChunk);
-    product(d, s.residuals, lanes, s.residual, s.residual_stride, 1, s.mixed, kChunk, s.x, kChunk, nullptr);
+    attend(q, lanes, s.mixed + (k + 1) * kRows);
+    product(d, s.residuals, lanes, {s.residual, s.residual_stride}, s.mixed, kRows, s.x, kRows);
     return;
   }
   attend(q, lanes, s.mixed);
-  product(d, k, lanes, q.w.confidence.weight, k, 1, s.confidence, kChunk, s.x, kChunk, q.w.confidence.bias);
-  product(d, d, lanes, q.w.out.weight, d, 1, s.mixed, kChunk, s.update, kChunk, q.w.out.bias);
-  const float* alpha = q.modulation(m, 2);
-  for (int64_t c = 0; c < d; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) {
-      float* x = s.x + c * kChunk + v;
-      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
-    }
-  }
+  product(d, k, lanes, {q.w.confidence.weight, k, q.w.confidence.bias}, s.confidence, kRows, s.x, kRows);
+  product(d, d, lanes, {q.w.out.weight, d, q.w.out.bias}, s.mixed, kRows, s.update, kRows);
+  add_update(q, q.modulation(m, 2), lanes);
 }
 
 // Adds the feed-forward to s.x; `low` = its first layer works on the coefficients in s.mixed.
 static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes) {
   const PolicyScratch& s = q.s;
   const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn;
-  const float *gamma = q.modulation(m, 3), *beta = q.modulation(m, 4), *alpha = q.modulation(m, 5);
+  const float *scale = q.modulation(m, 3), *shift = q.modulation(m, 4);
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse;
-    layer_statistics(s.x + v, d, kChunk, &mean, &inverse);
+    layer_statistics(s.x + v, d, kRows, &mean, &inverse);
     for (int64_t a = 0; low && a < s.residuals; ++a) {
-      store(s.h + a * kChunk + v, load(s.mixed + a * kChunk + v) * inverse);
+      store(s.h + a * kRows + v, load(s.mixed + a * kRows + v) * inverse);
     }
-    if (low) store(s.h + s.residuals * kChunk + v, splat(1.0f));
+    if (low) store(s.h + s.residuals * kRows + v, splat(1.0f));
     for (int64_t c = 0; !low && c < d; ++c) {
-      const vf centred = (load(s.x + c * kChunk + v) - mean) * inverse;
-      const vf normed = mul_add(centred, splat(q.w.norm2.weight[c]), splat(q.w.norm2.bias[c]));
-      store(s.h + c * kChunk + v, mul_add(normed, splat(1.0f + gamma[c]), splat(beta[c])));
+      const vf centred = (load(s.x + c * kRows + v) - mean) * inverse;
+      store(s.h + c * kRows + v, mul_add(centred, splat(scale[c]), splat(shift[c])));
     }
   }
-  if (low) {
-    product(f, s.residuals + 1, lanes, s.up_low, s.residual_stride, 1, s.h, kChunk, s.ffn, kChunk, nullptr);
-  } else {
-    product(f, d, lanes, q.w.up.weight, d, 1, s.h, kChunk, s.ffn, kChunk, q.w.up.bias);
-  }
+  const Matrix up = low ? Matrix{s.up_low, s.residual_stride} : Matrix{q.w.up.weight, d, q.w.up.bias};
+  product(f, low ? s.residuals + 1 : d, lanes, up, s.h, kRows, s.ffn, kRows);
   for (int64_t c = 0; c < f; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kChunk + v, gelu(load(s.ffn + c * kChunk + v)));
+    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kRows + v, gelu(load(s.ffn + c * kRows + v)));
   }
-  product(d, f, lanes, q.w.down.weight, f, 1, s.ffn, kChunk, s.update, kChunk, q.w.down.bias);
-  for (int64_t c = 0; c < d; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) {
-      float* x = s.x + c * kChunk + v;
-      store(x, mul_add(load(s.update + c * kChunk + v), splat(1.0f + alpha[c]), load(x)));
-    }
-  }
+  product(d, f, lanes, {q.w.down.weight, f, q.w.down.bias}, s.ffn, kRows, s.update, kRows);
+  add_update(q, q.modulation(m, 5), lanes);
 }
 
 static void output_logits(const PolicySequence& q, const int32_t* rows, int64_t count, int64_t lanes, float* logits) {
   const int64_t d = q.p.sizes.hidden;
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse, sum = {}, constant = {};
-    layer_statistics(q.s.x + v, d, kChunk, &mean, &inverse);
+    layer_statistics(q.s.x + v, d, kRows, &mean, &inverse);
     for (int64_t c = 0; c < d; ++c) {
       const float out = q.w.output.weight[c];
-      sum = mul_add(load(q.s.x + c * kChunk + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
+      sum = mul_add(load(q.s.x + c * kRows + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
       constant = mul_add(splat(q.w.final_norm.bias[c]), splat(out), constant);
     }
     const vf logit = mul_add(sum, inverse, constant + q.w.output.bias[0]);
@@ -366,8 +355,8 @@ static void policy_sequence(const PolicySequence& q, const uint8_t* select, floa
     const bool low = s.low_rank && round_to_lanes(columns) * d + rows * columns < rows * d;
     if (s.low_rank) residual_basis(q, m);
     if (low) project_residual(q, m);
-    for (int64_t first = 0; first < count; first += kChunk) {
-      const int64_t some = count - first < kChunk ? count - first : kChunk, lanes = round_to_lanes(some);
+    for (int64_t first = 0; first < count; first += kRows) {
+      const int64_t some = count - first < kRows ? count - first : kRows, lanes = round_to_lanes(some);
       attention_block(q, m, s.rows + first, some, lanes);
       feed_forward(q, m, low, lanes);
       output_logits(q, s.rows + first, some, lanes, logits);
@@ -400,6 +389,4 @@ void policy_forward(const PolicyForwardParams& p, int64_t begin, int64_t end, co
   }
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

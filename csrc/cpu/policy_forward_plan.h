@@ -4,8 +4,7 @@
 
 #include "ops/policy_forward.h"
 
-namespace unmask {
-namespace cpu {
+namespace unmask::cpu {
 
 // Vectors are at most this many lanes wide; rows are worked on two vectors at a time.
 constexpr int64_t kMaxLanes = 16;
@@ -22,19 +21,6 @@ struct RotaryTable {
   int64_t stride;
 };
 
-// Hands out 64-byte-aligned pieces of one allocation; with a null base it only counts.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* start = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return start;
-  }
-};
-
 // Sizes that follow from the problem, and the scratch memory of one thread.
 //
 // Since x_i = W c_i + b, the layer-normed and shifted input of the attention is a combination of K + 2 vectors (the
@@ -42,68 +28,68 @@ struct Arena {
 // 1. With `low_rank`, keys, values and queries are therefore kept as 2 (K + 2) coefficients per position on a *basis*,
 // whose projections are computed once per sequence; so is the attention's output, and the input of the feed-forward.
 struct PolicyScratch {
-  bool low_rank;
-  int64_t span;                           // coefficients per mask value: K + 2
-  int64_t inputs;                         // rows of `input`: 2 * span, or D
-  int64_t values;                         // rows of the values each head averages: 2 * span, or D / heads
-  int64_t residuals;                      // low_rank: coefficients of x after attention: K + 1 + heads * values
-  int64_t basis_stride, residual_stride;  // rows of the bases: 2 * span and residuals + 1, rounded up to vectors
-  int64_t stride;                         // of `input`, `key` and `value` rows, in floats
+  const PolicySizes sizes;
+  const int64_t length;
+  const int64_t d = sizes.hidden, f = sizes.ffn, k = sizes.confidences, heads = sizes.heads;
+  const int64_t span = k + 2;  // coefficients per mask value
+  const bool low_rank = 2 * span <= d / heads && 4 * span <= length;
+  const int64_t inputs = low_rank ? 2 * span : d;                   // rows of `input`
+  const int64_t values = low_rank ? 2 * span : d / heads;           // rows of the values that each head averages
+  const int64_t residuals = low_rank ? k + 1 + heads * values : 0;  // low_rank: coefficients of x after attention
+  const int64_t basis_stride = low_rank ? round_up(2 * span, kMaxLanes) : 0;
+  const int64_t residual_stride = low_rank ? round_up(residuals + 1, kMaxLanes) : 0;
+  // Floats between the rows of `input`, `key` and `value`. Not a multiple of a power of two of cache lines: the rows of a
+  // column must not share a cache set.
+  const int64_t stride = round_up(length, kMaxChunk) + 16;
+
+  // Memory is handed out below in pieces aligned to 64 bytes; with a null base, `used` is only counted.
+  char* const base;
+  int64_t used = 0;
 
   // per group of sequences
-  float *embedding, *shared_in, *shared, *cond, *ada;
+  float* const embedding = take(kMaxGroup * d);
+  float* const shared_in = take(kMaxGroup * d);
+  float* const shared = take(kMaxGroup * d);
+  float* const cond = take(2 * kMaxGroup * d);
+  float* const ada = take(2 * kMaxGroup * 6 * d);
   // per sequence
-  float *input, *key, *value;                  // (inputs | D | D, positions)
-  float *basis, *basis_q, *basis_k, *basis_v;  // (D, 2 span)
-  float *basis_out, *out_bias;                 // (heads, D, 2 span), (D)
-  float *residual, *up_input, *up_low;         // (D, residuals), (D, residuals + 1), (F, residuals + 1)
-  int32_t* rows;                               // selected positions, mask 0 first
-  // per chunk of rows; (n, chunk) each
-  float *confidence, *x, *query_input, *query, *cosine, *sine, *scores, *mixed, *h, *ffn, *update;
+  float* const input = take(inputs * stride);
+  float* const key = take(d * stride);
+  float* const value = take(low_rank ? 0 : d * stride);
+  float* const basis = take(d * basis_stride);
+  float* const basis_q = take(d * basis_stride);
+  float* const basis_k = take(d * basis_stride);
+  float* const basis_v = take(d * basis_stride);
+  float* const basis_out = take(heads * d * basis_stride);  // (heads, D, 2 span)
+  float* const out_bias = take(d);
+  float* const residual = take(d * residual_stride);               // (D, residuals)
+  float* const up_input = take(d * residual_stride);               // (D, residuals + 1)
+  float* const up_low = take(f * residual_stride);                 // (F, residuals + 1)
+  int32_t* const rows = reinterpret_cast<int32_t*>(take(length));  // selected positions of one mask value
+  // per chunk of rows: (n, chunk)
+  float* const confidence = take(k * kMaxChunk);
+  float* const x = take(d * kMaxChunk);
+  float* const query_input = take(inputs * kMaxChunk);
+  float* const query = take(d * kMaxChunk);
+  float* const cosine = take(d / 2 * kMaxChunk);
+  float* const sine = take(d / 2 * kMaxChunk);
+  float* const scores = take(length * kMaxChunk);
+  float* const mixed = take((low_rank ? residuals : d) * kMaxChunk);
+  float* const h = take((d > residuals ? d : residuals + 1) * kMaxChunk);
+  float* const ffn = take(f * kMaxChunk);
+  float* const update = take(d * kMaxChunk);
 
-  PolicyScratch(const PolicyForwardParams& p, Arena& arena) {
-    const int64_t d = p.sizes.hidden, f = p.sizes.ffn, k = p.sizes.confidences, heads = p.sizes.heads;
-    span = k + 2;
-    low_rank = 2 * span <= d / heads && 4 * span <= p.length;
-    inputs = low_rank ? 2 * span : d;
-    values = low_rank ? 2 * span : d / heads;
-    residuals = low_rank ? k + 1 + heads * values : 0;
-    basis_stride = low_rank ? round_up(2 * span, kMaxLanes) : 0;
-    residual_stride = low_rank ? round_up(residuals + 1, kMaxLanes) : 0;
-    // Not a multiple of a power of two of cache lines: the rows of a column must not share a cache set.
-    stride = round_up(p.length, kMaxChunk) + 16;
+  PolicyScratch(const PolicyForwardParams& p, char* memory) : sizes(p.sizes), length(p.length), base(memory) {}
 
-    embedding = arena.take<float>(kMaxGroup * d);
-    shared_in = arena.take<float>(kMaxGroup * d);
-    shared = arena.take<float>(kMaxGroup * d);
-    cond = arena.take<float>(2 * kMaxGroup * d);
-    ada = arena.take<float>(2 * kMaxGroup * 6 * d);
-    input = arena.take<float>(inputs * stride);
-    key = arena.take<float>(d * stride);
-    value = low_rank ? nullptr : arena.take<float>(d * stride);
-    basis = arena.take<float>(d * basis_stride);
-    basis_q = arena.take<float>(d * basis_stride);
-    basis_k = arena.take<float>(d * basis_stride);
-    basis_v = arena.take<float>(d * basis_stride);
-    basis_out = arena.take<float>(heads * d * basis_stride);
-    out_bias = arena.take<float>(d);
-    residual = arena.take<float>(d * residual_stride);
-    up_input = arena.take<float>(d * residual_stride);
-    up_low = arena.take<float>(f * residual_stride);
-    rows = arena.take<int32_t>(p.length);
-    confidence = arena.take<float>(k * kMaxChunk);
-    x = arena.take<float>(d * kMaxChunk);
-    query_input = arena.take<float>(inputs * kMaxChunk);
-    query = arena.take<float>(d * kMaxChunk);
-    cosine = arena.take<float>(d / 2 * kMaxChunk);
-    sine = arena.take<float>(d / 2 * kMaxChunk);
-    scores = arena.take<float>(p.length * kMaxChunk);
-    mixed = arena.take<float>((low_rank ? residuals : d) * kMaxChunk);
-    h = arena.take<float>((d > residuals ? d : residuals + 1) * kMaxChunk);
-    ffn = arena.take<float>(f * kMaxChunk);
-    update = arena.take<float>(d * kMaxChunk);
+ private:
+  float* take(int64_t count) {
+    float* start = base ? reinterpret_cast<float*>(base + used) : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(float)), 64);
+    return start;
   }
 };
 
-}  // namespace cpu
-}  // namespace unmask
+void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,
+                    const RotaryTable& rotary);  // on the active instruction set
+
+}  // namespace unmask::cpu

@@ -1,13 +1,11 @@
-// Vectors of UNMASK_LANES 32-bit numbers in GCC's vector extension, for the instruction set that isa_begin.h opened.
-// No include guard: each thin file gets its own copy in its own namespace. a + b, a < b, a & b, c ? a : b and a[i] are
-// the compiler's; a comparison gives vi lanes of 0 or -1.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+// Vectors of UNMASK_LANES 32-bit numbers in GCC's vector extension; included once per instruction set, see isa.h.
+// a + b, a < b, a & b, c ? a : b and a[i] are the compiler's; a comparison gives vi lanes of 0 or -1.
+namespace unmask::cpu::UNMASK_ISA {
 
 #define UNMASK_INLINE static inline __attribute__((always_inline, unused))
 
 constexpr int kLanes = UNMASK_LANES;
+constexpr float kLog2E = 1.44269504088896340736f;
 typedef float vf __attribute__((vector_size(UNMASK_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(UNMASK_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(UNMASK_LANES * 4)));
@@ -16,63 +14,70 @@ typedef float vf_unaligned __attribute__((vector_size(UNMASK_LANES * 4), aligned
 UNMASK_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 UNMASK_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
 UNMASK_INLINE vf splat(float x) { return x - (vf){}; }
-UNMASK_INLINE vi splat_int(int32_t x) { return x - (vi){}; }
 UNMASK_INLINE vu splat_uint(uint32_t x) { return x - (vu){}; }
 
-// a * b + c, fused where the instruction set has it, else rounded twice: for results that need not be the same bits.
-UNMASK_INLINE vf mul_add(vf a, vf b, vf c) {
+// What the instruction sets have instructions of their own for:
+//   mul_add       a * b + c, fused where that exists, else rounded twice
+//   maximum, minimum   of each lane; the second argument's where one of them is NaN
+//   any           whether a condition holds in some lane
+//   multiply_wide high and low halves of the 64-bit products of the lanes with a constant
+//   exp2_table    the bits of 2^(j / S) as a float, for j = 0 .. S - 1, less those of 1.0 and of j / S in the mantissa's
+//                 place: what has to be added to the bits of 1 + j / S
+//   lookup        table[index modulo S] in each lane
+//   exp2_near_one 2^(f / S) for f on [-1/2, 1/2], exact at 0; relative error 4e-7 of either sign alike (16 lanes), 2e-7 (8)
 #if UNMASK_LANES == 16
-  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+UNMASK_INLINE vf maximum(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+UNMASK_INLINE vf minimum(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+UNMASK_INLINE bool any(vi condition) { return _mm512_movepi32_mask((__m512i)condition) != 0; }
+UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
+  const __m512i k = _mm512_set1_epi32((int)constant);
+  const __m512i even = _mm512_mul_epu32((__m512i)a, k);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), k);
+  *low = (vu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+  *high = (vu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+}
+constexpr int kTableBits = 4;
+UNMASK_INLINE vi exp2_table() {
+  return (vi){0,       -152893, -289342, -408621, -509968, -592590, -655657, -698305,
+              -719629, -718684, -694486, -646004, -572163, -471841, -343865, -187011};
+}
+UNMASK_INLINE vi lookup(vi table, vi index) { return (vi)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table); }
+UNMASK_INLINE vf exp2_near_one(vf f) {
+  return mul_add(mul_add(f, splat(9.383848e-4f), splat(4.33242396e-2f)), f, splat(1.0f));
+}
 #elif UNMASK_LANES == 8
-  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
+UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+UNMASK_INLINE vf maximum(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+UNMASK_INLINE vf minimum(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+UNMASK_INLINE bool any(vi condition) { return _mm256_movemask_ps((__m256)condition) != 0; }
+UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
+  const __m256i k = _mm256_set1_epi32((int)constant);
+  const __m256i even = _mm256_mul_epu32((__m256i)a, k);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), k);
+  *low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  *high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
 }
-
-// a * b + c rounded once on every instruction set.
-UNMASK_INLINE vf fused(vf a, vf b, vf c) {
-#if UNMASK_LANES == 4
-  float r[kLanes];
-  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return load(r);
-#else
-  return mul_add(a, b, c);
-#endif
+constexpr int kTableBits = 3;
+UNMASK_INLINE vi exp2_table() { return (vi){0, -289342, -509968, -655657, -719629, -694486, -572163, -343865}; }
+UNMASK_INLINE vi lookup(vi table, vi index) { return (vi)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)index); }
+UNMASK_INLINE vf exp2_near_one(vf f) {
+  const vf p = mul_add(mul_add(f, splat(1.0841004e-4f), splat(3.7535391e-3f)), f, splat(8.6643398e-2f));
+  return mul_add(p, f, splat(1.0f));
 }
-
-// Larger of each lane; the second argument's where one of them is NaN.
-UNMASK_INLINE vf maximum(vf a, vf b) {
-#if UNMASK_LANES == 16
-  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif UNMASK_LANES == 8
-  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
-  return a > b ? a : b;
-#endif
+UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return a * b + c; }
+UNMASK_INLINE vf maximum(vf a, vf b) { return a > b ? a : b; }
+UNMASK_INLINE vf minimum(vf a, vf b) { return a < b ? a : b; }
+UNMASK_INLINE bool any(vi condition) { return (condition[0] | condition[1] | condition[2] | condition[3]) != 0; }
+UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
+  for (int i = 0; i < kLanes; ++i) {
+    const uint64_t product = static_cast<uint64_t>(constant) * a[i];
+    (*low)[i] = static_cast<uint32_t>(product);
+    (*high)[i] = static_cast<uint32_t>(product >> 32);
+  }
 }
-
-UNMASK_INLINE vf minimum(vf a, vf b) {
-#if UNMASK_LANES == 16
-  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
-#elif UNMASK_LANES == 8
-  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
-#else
-  return a < b ? a : b;
 #endif
-}
-
-UNMASK_INLINE bool any(vi condition) {
-#if UNMASK_LANES == 16
-  return _mm512_movepi32_mask((__m512i)condition) != 0;
-#elif UNMASK_LANES == 8
-  return _mm256_movemask_ps((__m256)condition) != 0;
-#else
-  int32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= condition[i];
-  return bits != 0;
-#endif
-}
 
 UNMASK_INLINE float horizontal_max(vf v) {
   float best = v[0];
@@ -96,79 +101,29 @@ UNMASK_INLINE vf exp2_polynomial(vf f) {
   return mul_add(p, f, splat(1.0f));
 }
 
-// 2^x for x up to 127: 0 below about -126.5, NaN for NaN. Relative error below 2e-7.
-UNMASK_INLINE vf exp2_fast(vf x) {
-  x = maximum(splat(-127.0f), x);
+// A number as the product of one near 1 and a power of two, roughly.
+struct Product {
+  vf near_one, power;
+};
+
+// 2^x for x from -127 to 127: 0 below about -126.5, NaN for NaN. Relative error below 2e-7.
+UNMASK_INLINE Product exp2_product(vf x) {
   // Adding 1.5 * 2^23 + 127 leaves round(x) + 127, the biased exponent of the result, in the lowest bits.
   const vf shifted = x + 12583039.0f;
   const vf f = x - (shifted - 12583039.0f);  // in [-1/2, 1/2]
-  return exp2_polynomial(f) * (vf)((vi)shifted << 23);
+  return {exp2_polynomial(f), (vf)((vi)shifted << 23)};
 }
 
-#if UNMASK_LANES > 4
-// The bits of 2^(j / S) as a float, for j = 0 .. S - 1, less those of 1.0 and of j / S in the mantissa's place: what has
-// to be added to the bits of 1 + j / S.
-constexpr int kTableBits = UNMASK_LANES == 16 ? 4 : 3;
-constexpr int kTableSize = 1 << kTableBits;
-
-UNMASK_INLINE vi exp2_table() {
-#if UNMASK_LANES == 16
-  return (vi){0,       -152893, -289342, -408621, -509968, -592590, -655657, -698305,
-              -719629, -718684, -694486, -646004, -572163, -471841, -343865, -187011};
-#else
-  return (vi){0, -289342, -509968, -655657, -719629, -694486, -572163, -343865};
-#endif
+// The same for x up to 127, multiplied out.
+UNMASK_INLINE vf exp2_fast(vf x) {
+  const Product product = exp2_product(maximum(splat(-127.0f), x));
+  return product.near_one * product.power;
 }
 
-// table[index modulo S] in each lane.
-UNMASK_INLINE vi lookup(vi table, vi index) {
-#if UNMASK_LANES == 16
-  return (vi)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table);
-#else
-  return (vi)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)index);
-#endif
-}
-
-// 2^(f / S) for f on [-1/2, 1/2]: relative error 4e-7 of either sign alike (16 lanes), 2e-7 (8 lanes); exact at 0.
-UNMASK_INLINE vf exp2_near_one(vf f) {
-#if UNMASK_LANES == 16
-  const vf p = mul_add(f, splat(9.383848e-4f), splat(4.33242396e-2f));
-#else
-  vf p = mul_add(f, splat(1.0841004e-4f), splat(3.7535391e-3f));
-  p = mul_add(p, f, splat(8.6643398e-2f));
-#endif
-  return mul_add(p, f, splat(1.0f));
-}
-#endif
-
-// High and low halves of the 64-bit products of 32-bit lanes with a constant.
-UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
-#if UNMASK_LANES == 16
-  const __m512i k = _mm512_set1_epi32((int)constant);
-  const __m512i even = _mm512_mul_epu32((__m512i)a, k);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), k);
-  *low = (vu)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-  *high = (vu)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-#elif UNMASK_LANES == 8
-  const __m256i k = _mm256_set1_epi32((int)constant);
-  const __m256i even = _mm256_mul_epu32((__m256i)a, k);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), k);
-  *low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-  *high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-#else
-  for (int i = 0; i < kLanes; ++i) {
-    const uint64_t product = static_cast<uint64_t>(constant) * a[i];
-    (*low)[i] = static_cast<uint32_t>(product);
-    (*high)[i] = static_cast<uint32_t>(product >> 32);
-  }
-#endif
-}
-
-// philox4x32 of csrc/ops/random.h for kLanes values of index, the other counters being equal.
-UNMASK_INLINE void philox_lanes(uint64_t seed, vu index, uint32_t position, uint32_t step, uint32_t sequence,
-                                vu word[4]) {
-  vu c0 = index, c1 = splat_uint(position), c2 = splat_uint(step), c3 = splat_uint(sequence);
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+// philox4x32 of csrc/ops/random.h for kLanes values of index.
+UNMASK_INLINE void philox_lanes(const DrawKey& key, vu index, vu word[4]) {
+  vu c0 = index, c1 = splat_uint(key.position), c2 = splat_uint(key.step), c3 = splat_uint(key.sequence);
+  uint32_t k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
   for (int round = 0; round < 10; ++round) {
     vu high0, low0, high1, low1;
     multiply_wide(c0, 0xD2511F53u, &high0, &low0);
@@ -206,6 +161,4 @@ UNMASK_INLINE void deinterleave(vf a, vf b, vf* even, vf* odd) {
 #endif
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

@@ -1,7 +1,5 @@
-// How topk_confidence reads float32, bfloat16 and float16; included once per instruction set, see isa.h.
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+// How topk_confidence reads float32, bfloat16 and float16, for one instruction set, see isa.h.
+namespace unmask::cpu::UNMASK_ISA {
 
 constexpr int kChunk = 4 * kLanes;    // elements handled together
 constexpr int kPrefetchBytes = 4096;  // how far ahead; every line, as leaving some out is worse than none
@@ -101,6 +99,4 @@ UNMASK_INLINE void prefetch(const typename Type::Element* x, int i) {
   }
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

@@ -1,37 +1,26 @@
-// topk_confidence for one instruction set; see isa.h for how this is compiled and ops/topk_confidence.h for what it does.
+// topk_confidence for one instruction set, see isa.h.
 //
 // A row is read once from memory, in blocks that stay in the first-level cache for the passes over them:
 //   1. the block's maximum and its sum of exp(x - m), m the largest value of the blocks before, while prefetching ahead;
 //      sums are rescaled when m grows, and kept in double;
 //   2. only if the maximum beats the k-th value so far: candidates for the k largest; the Gumbel-max sample, likewise.
-#include "cpu/topk_confidence_dtypes.h"
-
-namespace unmask {
-namespace cpu {
-namespace UNMASK_ISA {
+namespace unmask::cpu::UNMASK_ISA {
 
 constexpr int kBlock = 4096;  // elements per block; a multiple of every kChunk; fewer: more ends of blocks to pay for
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kMaxGrowth = 40.0f;  // exp(40) times kBlock is far from the largest float
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // What is known of a row after some of its blocks.
 struct RowState {
-  float maximum;        // of all entries; -inf at the start
-  double sum;           // of exp(x - maximum)
-  double weighted_sum;  // of exp(x - maximum) * (x - maximum) * log2(e), if the entropy is wanted
-  int found;            // candidates above -inf in the list
+  float maximum = kMinusInfinity;  // of all entries
+  double sum = 0.0;                // of exp(x - maximum)
+  double weighted_sum = 0.0;       // of exp(x - maximum) * (x - maximum) * log2(e), if the entropy is wanted
+  int found = 0;                   // candidates above -inf in the list
   float value[kMaxTopK];
   int64_t token[kMaxTopK];
-  float best_score;  // of the sample
-  int64_t sample;
+  float best_score = kMinusInfinity;  // of the sample
+  int64_t sample = -1;
   float sample_value;
-};
-
-// The draws of a row.
-struct Draw {
-  uint64_t seed;
-  uint32_t sequence, position, step;
 };
 
 static inline bool is_excluded(const TopkConfidenceParams& params, int64_t token) {
@@ -40,6 +29,9 @@ static inline bool is_excluded(const TopkConfidenceParams& params, int64_t token
   }
   return false;
 }
+
+UNMASK_INLINE vf add_up(const vf v[4]) { return (v[0] + v[1]) + (v[2] + v[3]); }
+UNMASK_INLINE vf largest_of(const vf v[4]) { return maximum(maximum(v[0], v[1]), maximum(v[2], v[3])); }
 
 template <typename Type>
 static float block_maximum(const typename Type::Element* x, int count) {
@@ -50,87 +42,80 @@ static float block_maximum(const typename Type::Element* x, int count) {
     Type::load4(x + i, v);
     for (int w = 0; w < 4; ++w) best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
   }
-  return horizontal_max(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
+  return horizontal_max(largest_of(best));
 }
 
-// exp(x - m) of a block, summed, for any m; `weighted` gets exp(x - m) * (x - m) * log2(e). NaN in x makes both NaN.
-template <typename Type, bool kEntropy>
-static void sum_exp_plain(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
-  vf total[4], total_weighted[4];
-  for (int w = 0; w < 4; ++w) total[w] = total_weighted[w] = splat(0.0f);
-  for (int i = 0; i < count; i += kChunk) {
-    vf v[4];
-    Type::load4(x + i, v);
-    prefetch<Type>(x, i);
-    for (int w = 0; w < 4; ++w) {
-      // Not x * log2e - m * log2e, which would round at the size of m. Clamped so that -inf * 0 does not come up.
-      const vf t = maximum(splat(-127.0f), (v[w] - m) * kLog2E);
-      const vf e = exp2_fast(t);
-      total[w] += e;
-      if (kEntropy) total_weighted[w] = mul_add(e, t, total_weighted[w]);
-    }
+// exp(x - m), as a product and a scale, for any m. `exponent` is (x - m) in units of `unit` / log2(e).
+struct AnyExponential {
+  float m;
+  double scale = 1.0, unit = 1.0;
+
+  __attribute__((always_inline)) Product operator()(vf x, vf* exponent) const {
+    // Not x * log2e - m * log2e, which would round at the size of m. Clamped so that -inf * 0 does not come up.
+    *exponent = maximum(splat(-127.0f), (x - m) * kLog2E);
+    return exp2_product(*exponent);
   }
-  *sum = horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
-  *weighted = horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
-}
+};
 
 #if UNMASK_LANES > 4
 // The same in fewer steps where there are fused multiply-adds and permutations. With L = float(log2 e), c = round(m L)
 // and S = kTableSize: S (x L - c) = n + f with n an integer, which adding S (127 - c) and 1.5 * 2^23 to S x L leaves in
 // the lowest bits, in one instruction; f takes another. Neither rounds at the size of x or m. The lowest bits of n look
-// up 2^(j/S), the rest is the exponent, and 2^(f/S) is near 1. The factor 2^(m L - c) that all terms have too much is
-// taken out of the sum.
+// up 2^(j/S), the rest is the exponent, and 2^(f/S) is near 1. All terms have a factor 2^(m L - c) too much, which `scale`
+// takes out of their sum.
+constexpr float kTableSize = 1 << kTableBits;
 constexpr float kFusedLimit = 1e5f;  // |m| up to which 1.5 * 2^23 - S c stays in [2^23, 2^24)
 
-template <typename Type, bool kEntropy>
-static float sum_exp_fused(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
-  const double scaled = static_cast<double>(m) * static_cast<double>(kLog2E);  // exact
-  const float c = static_cast<float>(nearbyint(scaled));
-  const vf magic = splat(12582912.0f + kTableSize * (127.0f - c));
-  const vf log2e = splat(kTableSize * kLog2E);
-  const vf lowest = splat(m - 87.0f);  // below it the terms are 2^-125, which is nothing beside 1
-  const vi table = exp2_table();
-  vf total[4], total_weighted[4], best[4];
-  for (int w = 0; w < 4; ++w) {
-    total[w] = total_weighted[w] = splat(0.0f);
-    best[w] = splat(kMinusInfinity);
+struct FusedExponential {
+  float m;
+  double scaled = static_cast<double>(m) * static_cast<double>(kLog2E);  // exact
+  float c = static_cast<float>(nearbyint(scaled));
+  double scale = exp2(c - scaled), unit = kLog2E;
+  vf magic = splat(12582912.0f + kTableSize * (127.0f - c));
+  vf lowest = splat(m - 87.0f);  // below it the terms are 2^-125, which is nothing beside 1
+  vi table = exp2_table();
+
+  __attribute__((always_inline)) Product operator()(vf x, vf* exponent) const {
+    const vf y = maximum(lowest, x), log2e = splat(kTableSize * kLog2E);
+    const vf shifted = mul_add(y, log2e, magic);
+    const vf f = mul_add(y, log2e, magic - shifted);
+    *exponent = y - m;
+    return {exp2_near_one(f), (vf)(((vi)shifted << (23 - kTableBits)) + lookup(table, (vi)shifted))};
   }
+};
+#endif
+
+// exp(x - m) of a block, summed; `weighted` gets exp(x - m) * (x - m) * log2(e). NaN in x makes both NaN. Returns the
+// block's maximum, NaN aside.
+template <typename Type, bool kEntropy, typename Exponential>
+static float sum_terms(const typename Type::Element* x, int count, const Exponential& exponential, double* sum,
+                       double* weighted) {
+  vf total[4] = {}, total_weighted[4] = {}, best[4];
+  for (int w = 0; w < 4; ++w) best[w] = splat(kMinusInfinity);
   for (int i = 0; i < count; i += kChunk) {
-    vf v[4];
+    vf v[4], exponent;
     Type::load4(x + i, v);
     prefetch<Type>(x, i);
     for (int w = 0; w < 4; ++w) {
-      best[w] = maximum(v[w], best[w]);  // a NaN in v is passed over
-      const vf y = maximum(lowest, v[w]);
-      const vf shifted = mul_add(y, log2e, magic);
-      const vf f = mul_add(y, log2e, magic - shifted);
-      const vf power = (vf)(((vi)shifted << (23 - kTableBits)) + lookup(table, (vi)shifted));
-      const vf p = exp2_near_one(f);
-      if (kEntropy) {
-        const vf e = p * power;
-        total[w] += e;
-        total_weighted[w] = mul_add(e, y - m, total_weighted[w]);
-      } else {
-        total[w] = mul_add(p, power, total[w]);
-      }
+      best[w] = maximum(v[w], best[w]);
+      const Product e = exponential(v[w], &exponent);
+      total[w] = mul_add(e.near_one, e.power, total[w]);
+      if (kEntropy) total_weighted[w] = mul_add(e.near_one * e.power, exponent, total_weighted[w]);
     }
   }
-  const double factor = exp2(c - scaled);
-  *sum = factor * horizontal_sum((total[0] + total[1]) + (total[2] + total[3]));
-  *weighted = factor * kLog2E *
-              horizontal_sum((total_weighted[0] + total_weighted[1]) + (total_weighted[2] + total_weighted[3]));
-  return horizontal_max(maximum(maximum(best[0], best[1]), maximum(best[2], best[3])));
+  *sum = exponential.scale * horizontal_sum(add_up(total));
+  *weighted = exponential.scale * exponential.unit * horizontal_sum(add_up(total_weighted));
+  return horizontal_max(largest_of(best));
 }
-#endif
 
-// Sums over a block with exponents relative to m, and the block's maximum.
 template <typename Type, bool kEntropy>
 static float sum_exp(const typename Type::Element* x, int count, float m, double* sum, double* weighted) {
 #if UNMASK_LANES > 4
-  if (m < kFusedLimit && m > -kFusedLimit) return sum_exp_fused<Type, kEntropy>(x, count, m, sum, weighted);
+  if (m < kFusedLimit && m > -kFusedLimit) {
+    return sum_terms<Type, kEntropy>(x, count, FusedExponential{m}, sum, weighted);
+  }
 #endif
-  sum_exp_plain<Type, kEntropy>(x, count, m, sum, weighted);
-  return block_maximum<Type>(x, count);
+  return sum_terms<Type, kEntropy>(x, count, AnyExponential{m}, sum, weighted);
 }
 
 // Makes the row's sums relative to a new, larger maximum.
@@ -196,9 +181,8 @@ static void update_list(const TopkConfidenceParams& params, const typename Type:
   for (int i = 0; i < count; i += kChunk) {
     vf v[4];
     Type::load4(x + i, v);
-    const vf best = maximum(maximum(v[0], v[1]), maximum(v[2], v[3]));
     // A NaN can hide a value here, but then the row is poisoned anyway.
-    if (!any(best > entry)) continue;
+    if (!any(largest_of(v) > entry)) continue;
     for (int j = i; j < i + kChunk; ++j) {
       const float value = Type::to_float(x[j]);
       if (!(value > entry) || is_excluded(params, first + j)) continue;
@@ -212,7 +196,7 @@ static void update_list(const TopkConfidenceParams& params, const typename Type:
 // draw is below 1 - exp(-exp(x/T - b)) <= exp(x/T - b). That is checked for all lanes first, with slack for rounding;
 // the few that pass are scored by the definition. So the result is the same on every instruction set.
 template <typename Type>
-static void update_sample(const TopkConfidenceParams& params, const Draw& draw, const typename Type::Element* x,
+static void update_sample(const TopkConfidenceParams& params, const DrawKey& draw, const typename Type::Element* x,
                           int count, int64_t first, RowState* row) {
   vu lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<uint32_t>(i);
@@ -221,7 +205,7 @@ static void update_sample(const TopkConfidenceParams& params, const Draw& draw, 
     load_by_four<Type>(x + i, v);
     const float best = row->best_score;
     const float slack = best > kMinusInfinity ? 1e-3f + 1e-6f * (best < 0 ? -best : best) : 0.0f;
-    vi possible = splat_int(0);
+    vi possible = {};
     for (int w = 0; w < 4; ++w) {
       const vf t = mul_add(v[w], splat(params.inverse_temperature), splat(slack - best));
       bound[w] = exp2_fast(minimum(t, splat(1.0f)) * kLog2E);
@@ -230,9 +214,9 @@ static void update_sample(const TopkConfidenceParams& params, const Draw& draw, 
     if (!any(possible)) continue;
     vu word[4];
     const uint32_t group = static_cast<uint32_t>((first + i) / 4);
-    philox_lanes(draw.seed, lane + group, draw.position, draw.step, draw.sequence, word);
+    philox_lanes(draw, lane + group, word);
     vi pass[4];
-    possible = splat_int(0);
+    possible = vi{};
     for (int w = 0; w < 4; ++w) {
       // Rounded down, so never above the uniform draw.
       const vf below = __builtin_convertvector((vi)(word[w] >> 8), vf) * 5.9604644775390625e-8f;
@@ -255,7 +239,7 @@ static void update_sample(const TopkConfidenceParams& params, const Draw& draw, 
 
 // All passes over `count` elements (a multiple of kChunk) from id `first` on. False if the row is poisoned.
 template <typename Type, bool kEntropy>
-static bool update(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x, int count,
+static bool update(const TopkConfidenceParams& params, const DrawKey* draw, const typename Type::Element* x, int count,
                    int64_t first, RowState* row) {
   const float largest = accumulate<Type, kEntropy>(x, count, row);
   if (largest == __builtin_inff()) return false;
@@ -288,12 +272,8 @@ static void complete_sample(const TopkConfidenceParams& params, const typename T
 }
 
 template <typename Type, bool kEntropy>
-static bool process_row(const TopkConfidenceParams& params, const Draw* draw, const typename Type::Element* x,
+static bool process_row(const TopkConfidenceParams& params, const DrawKey* draw, const typename Type::Element* x,
                         RowState* row) {
-  row->maximum = row->best_score = kMinusInfinity;
-  row->sum = row->weighted_sum = 0.0;
-  row->found = 0;
-  row->sample = -1;
   const int64_t whole = params.vocab / kChunk * kChunk;
   for (int64_t first = 0; first < whole; first += kBlock) {
     const int count = static_cast<int>(whole - first < kBlock ? whole - first : kBlock);
@@ -345,23 +325,15 @@ template <typename Type, bool kEntropy>
 static void process_rows(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
   const auto* logits = static_cast<const typename Type::Element*>(params.logits);
   const bool sampled = params.inverse_temperature > 0.0f;
-  RowState row;
   for (int64_t index = begin; index < end; ++index) {
     if (params.select != nullptr && params.select[index] == 0) {
       fill(params, index, 0.0f, 0.0f, -1);
       continue;
     }
     const int64_t source = params.rows != nullptr ? params.rows[index] : index;
-    const int64_t offset = source / params.inner * params.stride_outer + source % params.inner * params.stride_inner;
-    Draw draw{};
-    if (sampled) {
-      const int64_t* counter = params.counter != nullptr ? params.counter + 3 * index : nullptr;
-      draw.seed = static_cast<uint64_t>(*params.seed);
-      draw.sequence = counter != nullptr ? static_cast<uint32_t>(counter[0]) : 0;
-      draw.position = static_cast<uint32_t>(counter != nullptr ? counter[1] : source);
-      draw.step = counter != nullptr ? static_cast<uint32_t>(counter[2]) : 0;
-    }
-    if (process_row<Type, kEntropy>(params, sampled ? &draw : nullptr, logits + offset, &row)) {
+    const DrawKey draw = sampled ? params.draw_key(index, source) : DrawKey{};
+    RowState row;
+    if (process_row<Type, kEntropy>(params, sampled ? &draw : nullptr, logits + params.offset(source), &row)) {
       write_row(params, index, row, sampled);
     } else {
       fill(params, index, __builtin_nanf(""), __builtin_nanf(""), -1);
@@ -369,21 +341,20 @@ static void process_rows(const TopkConfidenceParams& params, int64_t begin, int6
   }
 }
 
+template <typename Type>
+static void process_rows(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
+  return params.entropy ? process_rows<Type, true>(params, begin, end) : process_rows<Type, false>(params, begin, end);
+}
+
 void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
-  const bool entropy = params.entropy != nullptr;
   switch (params.dtype) {
     case DType::kFloat32:
-      return entropy ? process_rows<Float32, true>(params, begin, end)
-                     : process_rows<Float32, false>(params, begin, end);
+      return process_rows<Float32>(params, begin, end);
     case DType::kBFloat16:
-      return entropy ? process_rows<BFloat16, true>(params, begin, end)
-                     : process_rows<BFloat16, false>(params, begin, end);
+      return process_rows<BFloat16>(params, begin, end);
     case DType::kFloat16:
-      return entropy ? process_rows<Float16, true>(params, begin, end)
-                     : process_rows<Float16, false>(params, begin, end);
+      return process_rows<Float16>(params, begin, end);
   }
 }
 
-}  // namespace UNMASK_ISA
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu::UNMASK_ISA

@@ -2,8 +2,7 @@
 #pragma once
 #include "topk_row.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kTopkWarps = kTopkThreads / 32;
 constexpr int kMaxLog2Parts = 3;  // the largest portable cluster is 8
@@ -92,11 +91,9 @@ UNMASK_DEVICE int count_greater(const uint64_t* list, int n, uint64_t key) {
   int low = 0, high = n;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (list[middle] > key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+    const bool greater = list[middle] > key;
+    low = greater ? middle + 1 : low;
+    high = greater ? high : middle;
   }
   return low;
 }
@@ -165,5 +162,4 @@ UNMASK_DEVICE bool meet_in_workspace(Partial* partials, unsigned* finished, unsi
   return true;
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

@@ -11,8 +11,7 @@
 #include "topk_sample.cuh"
 #include "topk_select.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 namespace {
 
 struct Plan {
@@ -61,9 +60,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   SelectScratch* scratch = reinterpret_cast<SelectScratch*>(dynamic_shared() + kSelectOffset);
   uint64_t* cells = reinterpret_cast<uint64_t*>(dynamic_shared() + kCellsOffset);
-  const int64_t outer = source < p.inner ? 0 : source / p.inner;  // the division takes hundreds of cycles
-  const int64_t offset = outer * p.stride_outer + (source - outer * p.inner) * p.stride_inner;
-  const Row<Format> row(p.logits, offset, static_cast<uint32_t>(p.vocab), part, work.plan.log2_parts);
+  const Row<Format> row(p.logits, p.offset(source), static_cast<uint32_t>(p.vocab), part, work.plan.log2_parts);
   const Excluded excluded{p.exclude, p.num_exclude};
 
   Sums sums;
@@ -126,19 +123,17 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   }
 
   uint64_t key = 0;
+  uint4 bits = {0, 0, 0, 0};
   if (!kSelect) {
     best.settle(row, excluded, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
-    uint4 bits = {0, 0, 0, 0};
     if (best.vector != kNowhere) bits = row.load_first(row.at(best.vector), best.vector);
-    reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way
-    if (best.vector != kNowhere) {
-      const Candidate top = largest_candidate(row, excluded, bits, best.vector);
-      key = make_key(top.value, top.id);
-    }
-  } else {
-    reduce_sums<kEntropy>(32, &sums);
   }
-  reduce_block<kSelect, kSample, kEntropy>(sums, key, kSample ? sampler.key() : 0, shared, &shared->inbox[0]);
+  reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way
+  if (!kSelect && best.vector != kNowhere) {
+    const Candidate top = largest_candidate(row, excluded, bits, best.vector);
+    key = make_key(top.value, top.id);
+  }
+  reduce_block<kSelect, kSample, kEntropy>(sums, key, kSample ? sampler.result() : 0, shared, &shared->inbox[0]);
   __syncthreads();
   if (kSelect) {
     select_best(row, excluded, cells, work.plan.num_cells, work.plan.group, p.k, scratch, shared->inbox[0].keys);
@@ -263,5 +258,4 @@ int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* s
   return launch(kernel, launch_shape(params, work.plan, stream), work);
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

@@ -9,8 +9,7 @@
 #include "../ops/topk_confidence.h"
 #include "portable.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kTopkThreads = 256;
 constexpr int kTopkBatch = 4;                     // 16-byte loads a thread has under way
@@ -19,47 +18,36 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr uint32_t kNowhere = 0xffffffffu;
 
+// The dtypes: W elements to a vector; the value of an element, and the bits of -inf.
 struct Float32 {
   using Element = uint32_t;
   static constexpr int kWidth = 4;
   static constexpr uint32_t kMinusInfinity = 0xff800000u;
-  static UNMASK_DEVICE float value(Element bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-  }
-  static UNMASK_DEVICE void unpack(uint32_t word, float* x) { x[0] = value(word); }
+  static UNMASK_DEVICE float value(Element bits) { return __uint_as_float(bits); }
 };
 
 struct BFloat16 {
   using Element = uint16_t;
   static constexpr int kWidth = 8;
-  static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
-  static UNMASK_DEVICE float value(Element bits) { return Float32::value(static_cast<uint32_t>(bits) << 16); }
-  static UNMASK_DEVICE void unpack(uint32_t word, float* x) {
-    x[0] = Float32::value(word << 16);
-    x[1] = Float32::value(word & 0xffff0000u);
-  }
+  static constexpr uint32_t kMinusInfinity = 0xff80u;
+  static UNMASK_DEVICE float value(Element bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 };
 
 struct Float16 {
   using Element = uint16_t;
   static constexpr int kWidth = 8;
-  static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
+  static constexpr uint32_t kMinusInfinity = 0xfc00u;
   static UNMASK_DEVICE float value(Element bits) { return half_to_float(bits); }
-  static UNMASK_DEVICE void unpack(uint32_t word, float* x) {
-    x[0] = value(static_cast<uint16_t>(word));
-    x[1] = value(static_cast<uint16_t>(word >> 16));
-  }
 };
 
 template <typename Format>
 UNMASK_DEVICE void unpack(const uint4& raw, float (&x)[Format::kWidth]) {
-  constexpr int kPerWord = Format::kWidth / 4;
-  Format::unpack(raw.x, x);
-  Format::unpack(raw.y, x + kPerWord);
-  Format::unpack(raw.z, x + 2 * kPerWord);
-  Format::unpack(raw.w, x + 3 * kPerWord);
+  constexpr int kPerWord = Format::kWidth / 4, kBits = 32 / kPerWord;
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < Format::kWidth; ++i) {
+    x[i] = Format::value(static_cast<typename Format::Element>(words[i / kPerWord] >> (i % kPerWord * kBits)));
+  }
 }
 
 // A vector that sticks out of its row or lies outside the block's part, element by element: -inf where nothing is.
@@ -67,17 +55,11 @@ UNMASK_DEVICE void unpack(const uint4& raw, float (&x)[Format::kWidth]) {
 template <typename Format>
 UNMASK_DEVICE_COLD uint4 load_ragged(const typename Format::Element* first, uint32_t id, uint32_t vocab) {
   constexpr int kPerWord = Format::kWidth / 4, kBits = 32 / kPerWord;
-  uint32_t words[4];
+  uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    words[w] = 0;
-#pragma unroll
-    for (int part = 0; part < kPerWord; ++part) {
-      uint32_t bits = Format::kMinusInfinity & (0xffffffffu >> (32 - kBits));
-      if (id < vocab) bits = first[id];
-      words[w] |= bits << (kBits * part);
-      ++id;
-    }
+  for (int i = 0; i < Format::kWidth; ++i, ++id) {
+    const uint32_t bits = id < vocab ? first[id] : Format::kMinusInfinity;
+    words[i / kPerWord] |= bits << (i % kPerWord * kBits);
   }
   return uint4{words[0], words[1], words[2], words[3]};
 }
@@ -294,5 +276,4 @@ struct Best {
   }
 };
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

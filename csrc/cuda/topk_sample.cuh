@@ -6,28 +6,21 @@
 #pragma once
 #include "topk_row.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 struct Sampler {
-  uint64_t seed;
-  uint32_t sequence, position, step;
+  DrawKey key;
   float inverse_temperature;
   float best;   // of this thread
   uint32_t id;  // kNowhere: none yet
   float bound;  // best of the warp, as far as known
 
   UNMASK_DEVICE void start(const TopkConfidenceParams& params, int64_t row, int64_t source) {
-    seed = static_cast<uint64_t>(*params.seed);
-    sequence = params.counter ? static_cast<uint32_t>(params.counter[3 * row]) : 0;
-    position = static_cast<uint32_t>(params.counter ? params.counter[3 * row + 1] : source);
-    step = params.counter ? static_cast<uint32_t>(params.counter[3 * row + 2]) : 0;
+    key = params.draw_key(row, source);
     inverse_temperature = params.inverse_temperature;
     best = bound = -INFINITY;
     id = kNowhere;
   }
-
-  UNMASK_DEVICE Philox4 draw(uint32_t index) const { return philox4x32(seed, index, position, step, sequence); }
 
   UNMASK_DEVICE void consider(uint32_t candidate, float x, uint32_t bits) {
     const float score = fmaf(x, inverse_temperature, gumbel(bits));
@@ -37,7 +30,7 @@ struct Sampler {
     }
   }
 
-  UNMASK_DEVICE uint64_t key() const { return id == kNowhere ? 0 : make_key(best, id); }
+  UNMASK_DEVICE uint64_t result() const { return id == kNowhere ? 0 : make_key(best, id); }
 };
 
 // Random words of the vector's elements: element i is token 4 * quad + offset + i, its word is token % 4 of draw
@@ -49,7 +42,7 @@ UNMASK_DEVICE void vector_bits(const Sampler& sampler, int32_t quad, int offset,
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) {
     Philox4 drawn{{0, 0, 0, 0}};
-    if (q < kQuads - 1 || offset != 0) drawn = sampler.draw(static_cast<uint32_t>(quad + q));
+    if (q < kQuads - 1 || offset != 0) drawn = sampler.key.words(static_cast<uint32_t>(quad + q));
 #pragma unroll
     for (int w = 0; w < 4; ++w) words[4 * q + w] = drawn.word[w];
   }
@@ -69,7 +62,7 @@ UNMASK_DEVICE void sample_vector(const Row<Format>& row, const Excluded& exclude
     if (sampler->id == kNowhere && vector < row.end) {  // something to compare with: usually a good score
       const Candidate top = largest_candidate(row, excluded, raw, vector);
       if (top.id != kNowhere) {
-        const Philox4 drawn = sampler->draw(top.id / 4);
+        const Philox4 drawn = sampler->key.words(top.id / 4);
         const uint32_t low = top.id & 1 ? drawn.word[1] : drawn.word[0];
         const uint32_t high = top.id & 1 ? drawn.word[3] : drawn.word[2];
         sampler->consider(top.id, top.value, top.id & 2 ? high : low);
@@ -86,14 +79,24 @@ UNMASK_DEVICE void sample_vector(const Row<Format>& row, const Excluded& exclude
   vector_bits<Format::kWidth>(*sampler, first >> 2, first & 3, bits);
   float x[Format::kWidth];
   unpack<Format>(raw, x);
+  unsigned passed = 0;
 #pragma unroll
   for (int i = 0; i < Format::kWidth; ++i) {
     const float limit = exp2_fast((fmaf(x[i], sampler->inverse_temperature, -bar)) * kLog2e);
-    if (uniform(bits[i]) > limit) continue;
-    const uint32_t id = row.id(vector, i);
-    if (id < row.vocab && !excluded.has(id)) sampler->consider(id, x[i], bits[i]);
+    passed |= uniform(bits[i]) > limit ? 0u : 1u << i;
+  }
+  for (; passed != 0; passed &= passed - 1) {
+    const int place = __ffs(static_cast<int>(passed)) - 1;
+    float value = x[0];
+    uint32_t word = bits[0];
+#pragma unroll
+    for (int i = 1; i < Format::kWidth; ++i) {  // selects: an array indexed by a variable would lie in memory
+      value = i == place ? x[i] : value;
+      word = i == place ? bits[i] : word;
+    }
+    const uint32_t id = row.id(vector, place);
+    if (id < row.vocab && !excluded.has(id)) sampler->consider(id, value, word);
   }
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

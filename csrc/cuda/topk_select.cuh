@@ -7,8 +7,7 @@
 #pragma once
 #include "topk_row.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kMaxCells = 16;         // of a thread
 constexpr int kMaxCandidates = 2048;  // keys under selection at a time
@@ -24,11 +23,6 @@ struct SelectScratch {
   int candidate_count;
   int kept_count;
 };
-
-UNMASK_DEVICE int warp_count(int x) {
-  for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(kFullWarp, x, offset);
-  return x;
-}
 
 // By one warp: a bound that exactly k of the n keys reach (distinct but for zeros), or 1 if fewer than k are not zero.
 // Builds it bit by bit from the top, over the bits in which the keys differ.
@@ -49,7 +43,7 @@ UNMASK_DEVICE uint64_t kth_key(const uint64_t* keys, int n, int k) {
     differ &= ~bit;
     int count = 0;
     for (int i = lane; i < n; i += 32) count += keys[i] >= (bound | bit) ? 1 : 0;
-    count = warp_count(count);
+    count = __reduce_add_sync(kFullWarp, count);
     if (count >= k) bound |= bit;
     if (count == k) break;
   }
@@ -157,5 +151,4 @@ UNMASK_DEVICE void select_best(const Row<Format>& row, const Excluded& excluded,
   __syncthreads();
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

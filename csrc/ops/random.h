@@ -44,6 +44,14 @@ UNMASK_HD Philox4 philox4x32(uint64_t seed, uint32_t index, uint32_t position, u
   return Philox4{{c0, c1, c2, c3}};
 }
 
+// Whose draws: all but the index.
+struct DrawKey {
+  uint64_t seed;
+  uint32_t sequence, position, step;
+
+  UNMASK_HD Philox4 words(uint32_t index) const { return philox4x32(seed, index, position, step, sequence); }
+};
+
 // Uniform in (0, 1): fine resolution near 0 (2^-33), at most 1 - 2^-24.
 UNMASK_HD float uniform(uint32_t bits) {
   const float u = fmaf(static_cast<float>(bits), 2.3283064365386963e-10f, 1.1641532182693481e-10f);

@@ -15,6 +15,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "random.h"
+
 namespace unmask {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -47,6 +49,22 @@ struct TopkConfidenceParams {
   float* sample_confidence;   // (num_rows)
   float* logsumexp;           // (num_rows) or null
   float* entropy;             // (num_rows) or null
+
+  // Where source row `source` begins, in elements.
+  UNMASK_HD int64_t offset(int64_t source) const {
+    const int64_t outer = source < inner ? 0 : source / inner;  // the division takes hundreds of cycles on CUDA
+    return outer * stride_outer + (source - outer * inner) * stride_inner;
+  }
+  // Whose draws output row `row` takes, at a temperature above 0.
+  UNMASK_HD DrawKey draw_key(int64_t row, int64_t source) const {
+    DrawKey key{static_cast<uint64_t>(*seed), 0, static_cast<uint32_t>(source), 0};
+    if (counter) {
+      key.sequence = static_cast<uint32_t>(counter[3 * row]);
+      key.position = static_cast<uint32_t>(counter[3 * row + 1]);
+      key.step = static_cast<uint32_t>(counter[3 * row + 2]);
+    }
+    return key;
+  }
 };
 
 namespace cpu {

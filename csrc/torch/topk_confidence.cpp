@@ -53,14 +53,6 @@ bool collapse(const Tensor& logits, TopkConfidenceParams* params) {
   return true;
 }
 
-// Tensors that must outlive the launch, and what it returns.
-struct Prepared {
-  TopkConfidenceParams params{};
-  Tensor logits;
-  OptionalTensor rows, select, counter;
-  Outputs outputs;
-};
-
 void set_candidates(std::vector<int64_t> exclude, int64_t k, TopkConfidenceParams* params) {
   std::sort(exclude.begin(), exclude.end());
   exclude.erase(std::unique(exclude.begin(), exclude.end()), exclude.end());
@@ -76,98 +68,88 @@ void set_candidates(std::vector<int64_t> exclude, int64_t k, TopkConfidenceParam
   params->k = static_cast<int>(k);
 }
 
-void check_row_ids(const TopkConfidenceParams& params) {
-  for (int64_t i = 0; i < params.num_rows; ++i) {
-    check(params.rows[i] >= 0 && params.rows[i] < params.num_source_rows, "ValueError: rows: expected indices in [0, ",
-          params.num_source_rows, "), got ", params.rows[i], " at ", i);
+// `logits` as rows: itself, or a contiguous copy.
+Tensor set_logits(const Tensor& logits, TopkConfidenceParams* params) {
+  const int64_t dims = logits.dim();
+  params->dtype = kernel_dtype(logits);
+  check_value(dims >= 1 && logits.size(dims - 1) >= 1, "logits", shape_text(logits), "shape (..., V) with V >= 1");
+  params->vocab = logits.size(dims - 1);
+  check_value(params->vocab < (int64_t{1} << 31), "logits", params->vocab, "a vocabulary below 2^31");
+  const auto sizes = logits.sizes();
+  params->num_source_rows = std::accumulate(sizes.begin(), sizes.end() - 1, int64_t{1}, std::multiplies<int64_t>());
+  const Tensor rows = collapse(logits, params) ? logits : torch::stable::contiguous(logits);
+  collapse(rows, params);
+  params->logits = rows.const_data_ptr();
+  return rows;
+}
+
+// The rows to produce, and `shape`, the shape of the results without k.
+void set_rows(const OptionalTensor& rows, const OptionalTensor& select, Arguments* in, std::vector<int64_t>* shape,
+              TopkConfidenceParams* params) {
+  check(!rows.has_value() || !select.has_value(), "ValueError: rows: expected indices or flags, got both");
+  params->select = in->read<uint8_t>(select, "rows", *shape);
+  params->num_rows = params->num_source_rows;
+  if (!rows.has_value()) return;
+  const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
+  check_value(indices, "rows", shape_text(*rows), "shape (R,)");
+  params->num_rows = rows->numel();
+  *shape = {params->num_rows};
+  params->rows = in->read<int64_t>(*rows, "rows", *shape);
+  for (int64_t i = 0; rows->is_cpu() && i < params->num_rows; ++i) {
+    check(params->rows[i] >= 0 && params->rows[i] < params->num_source_rows,
+          "ValueError: rows: expected indices in [0, ", params->num_source_rows, "), got ", params->rows[i], " at ", i);
   }
 }
 
-Prepared prepare(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
-                 double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
-                 const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  Prepared p;
-  TopkConfidenceParams& params = p.params;
-  const int64_t dims = logits.dim();
-  params.dtype = kernel_dtype(logits);
-  check_value(dims >= 1 && logits.size(dims - 1) >= 1, "logits", shape_text(logits), "shape (..., V) with V >= 1");
-  params.vocab = logits.size(dims - 1);
-  check_value(params.vocab < (int64_t{1} << 31), "logits", params.vocab, "a vocabulary below 2^31");
-  std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end() - 1);
-  params.num_source_rows = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
-  p.logits = logits;
-  if (!collapse(p.logits, &params)) {
-    p.logits = torch::stable::contiguous(logits);
-    collapse(p.logits, &params);
-  }
+template <bool kCuda>
+Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
+                        double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
+                        const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
+  const DeviceScope<kCuda> scope(logits);
+  Arguments in(logits);
+  TopkConfidenceParams params{};
+  const Tensor kept = set_logits(logits, &params);
   set_candidates(exclude, k, &params);
-
-  params.num_rows = params.num_source_rows;
-  check(!rows.has_value() || !select.has_value(), "ValueError: rows: expected indices or flags, got both");
-  p.select = checked(select, "rows", ScalarType::Bool, shape, logits);
-  params.select = read_or_null<uint8_t>(p.select);
-  if (rows.has_value()) {
-    const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
-    check_value(indices, "rows", shape_text(*rows), "shape (R,)");
-    params.num_rows = rows->numel();
-    shape = {params.num_rows};
-    p.rows = checked(rows, "rows", ScalarType::Long, shape, logits);
-    params.rows = read<int64_t>(*p.rows);
-    if (logits.is_cpu()) check_row_ids(params);
-  }
-
+  std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end() - 1);
+  set_rows(rows, select, &in, &shape, &params);
   check_value(temperature == 0.0 || (temperature >= 1e-30 && temperature <= 1e30), "temperature", temperature,
               "0 or 1e-30 to 1e30");
   params.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
-  params.seed = checked_seed(seed, temperature > 0.0, logits);
+  params.seed = in.read_seed(seed, temperature > 0.0);
   std::vector<int64_t> shape_3(shape), shape_k(shape);
   shape_3.push_back(3);
-  p.counter = checked(counter, "counter", ScalarType::Long, shape_3, logits);
-  params.counter = read_or_null<int64_t>(p.counter);
-
   shape_k.push_back(k);
-  const std::vector<int64_t> none = {0};
-  p.outputs = Outputs(allocate(shape_k, ScalarType::Float, logits), allocate(shape_k, ScalarType::Long, logits),
-                      allocate(shape, ScalarType::Long, logits), allocate(shape, ScalarType::Float, logits),
-                      allocate(logsumexp ? shape : none, ScalarType::Float, logits),
-                      allocate(entropy ? shape : none, ScalarType::Float, logits));
-  params.logits = p.logits.const_data_ptr();
-  params.confidence = write<float>(std::get<0>(p.outputs));
-  params.token = write<int64_t>(std::get<1>(p.outputs));
-  params.sample = write<int64_t>(std::get<2>(p.outputs));
-  params.sample_confidence = write<float>(std::get<3>(p.outputs));
-  params.logsumexp = logsumexp ? write<float>(std::get<4>(p.outputs)) : nullptr;
-  params.entropy = entropy ? write<float>(std::get<5>(p.outputs)) : nullptr;
-  return p;
-}
+  params.counter = in.read<int64_t>(counter, "counter", shape_3);
 
-Outputs topk_confidence_cpu(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
-                            double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
-                            const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  const Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
-  torch::stable::parallel_for(0, p.params.num_rows, grain_size(p.params.vocab),
-                              [&p](int64_t begin, int64_t end) { cpu::topk_confidence(p.params, begin, end); });
-  return p.outputs;
+  const auto statistic = [&](bool wanted, float** data) {
+    const Tensor t = allocate(wanted ? shape : std::vector<int64_t>{0}, ScalarType::Float, logits);
+    *data = wanted ? write<float>(t) : nullptr;
+    return t;
+  };
+  const Tensor confidence = allocate(shape_k, ScalarType::Float, logits);
+  const Tensor token = allocate(shape_k, ScalarType::Long, logits);
+  const Tensor sample = allocate(shape, ScalarType::Long, logits);
+  params.confidence = write<float>(confidence);
+  params.token = write<int64_t>(token);
+  params.sample = write<int64_t>(sample);
+  const Outputs outputs(confidence, token, sample, statistic(true, &params.sample_confidence),
+                        statistic(logsumexp, &params.logsumexp), statistic(entropy, &params.entropy));
+  if constexpr (kCuda) {
+    if (params.num_rows == 0) return outputs;
+    const Tensor scratch = workspace(cuda::topk_confidence_workspace(params), logits);
+    check_cuda(cuda::topk_confidence(params, scratch.mutable_data_ptr(), current_stream(logits)), "topk_confidence");
+  } else {
+    torch::stable::parallel_for(0, params.num_rows, grain_size(params.vocab),
+                                [&params](int64_t begin, int64_t end) { cpu::topk_confidence(params, begin, end); });
+  }
+  return outputs;
 }
-
-#ifdef UNMASK_WITH_CUDA
-Outputs topk_confidence_cuda(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
-                             double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
-                             const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Prepared p = prepare(logits, k, rows, select, temperature, seed, counter, exclude, logsumexp, entropy);
-  if (p.params.num_rows == 0) return p.outputs;
-  const Tensor scratch = workspace(cuda::topk_confidence_workspace(p.params), logits);
-  check_cuda(cuda::topk_confidence(p.params, scratch.mutable_data_ptr(), current_stream(logits)), "topk_confidence");
-  return p.outputs;
-}
-#endif
 
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<false>)); }
 
 #ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<true>)); }
 #endif

@@ -14,12 +14,6 @@
 #include "cpu/isa.h"
 #include "ops/random.h"
 
-namespace unmask {
-namespace cpu {
-UNMASK_DECLARE_ISAS(void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t end))
-}  // namespace cpu
-}  // namespace unmask
-
 namespace {
 
 using unmask::DType;
@@ -31,15 +25,15 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 std::vector<Isa> isas() {
   std::vector<Isa> found;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : unmask::cpu::kBestFirst) {
     if (unmask::cpu::isa_supported(isa)) found.push_back(isa);
   }
   return found;
 }
 
 void run(Isa isa, const TopkConfidenceParams& params) {
-  using namespace unmask::cpu;
-  pick_isa(portable::topk_confidence, avx2::topk_confidence, avx512::topk_confidence, isa)(params, 0, params.num_rows);
+  unmask::cpu::active_isa() = isa;
+  unmask::cpu::topk_confidence(params, 0, params.num_rows);
 }
 
 uint16_t to_bfloat16(float x) {
