@@ -35,6 +35,8 @@ class Observation:
     block_length: int
     draw_step: Tensor | None = None
     """(B,) int64: forwards taken before ``steps`` began to count; None: none."""
+    phase: Tensor | None = None
+    """(B,) int64: where in a block the buffer begins; None: at its start."""
     horizon: int | None = None
     """Length of the whole completion in tokens, where the buffer is one block of it; None: L."""
     entropy: Tensor | None = None

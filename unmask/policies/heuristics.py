@@ -128,9 +128,10 @@ class FixedSteps(Heuristic):
     def quota(self, o: Observation) -> Tensor:
         """(B,) int64: how many positions each row unmasks in this step."""
         steps = int(self.values[0])
-        num_blocks = -(-o.length // o.block_length)
+        phase: int | Tensor = 0 if o.phase is None else o.phase
+        num_blocks = (min(o.length, o.horizon or o.length) + phase + o.block_length - 1) // o.block_length
         left = o.allowed.sum(dim=1)
-        block = o.allowed.to(torch.uint8).argmax(dim=1) // o.block_length  # that of the first allowed position
+        block = (o.allowed.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # that of the first allowed position
         begun = self._begun(o, block, left)
         block_steps = (steps // num_blocks + (block < steps % num_blocks).long()).clamp_min(1)
         share, longer = begun // block_steps, begun % block_steps

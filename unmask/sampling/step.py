@@ -97,6 +97,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         draw_step=state.draw_step,
         length=state.length,
         block_length=state.block_length,
+        phase=state.phase,
         horizon=state.horizon,
         uniform=action_draws(state) if "uniform" in policy.needs else None,
         alpha=state.alpha,
