@@ -131,7 +131,7 @@ class FixedSteps(Heuristic):
         phase: int | Tensor = 0 if o.phase is None else o.phase
         num_blocks = (min(o.length, o.horizon or o.length) + phase + o.block_length - 1) // o.block_length
         left = o.allowed.sum(dim=1)
-        block = (o.allowed.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # that of the first allowed position
+        block = (o.allowed.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # of the first allowed one
         begun = self._begun(o, block, left)
         block_steps = (steps // num_blocks + (block < steps % num_blocks).long()).clamp_min(1)
         share, longer = begun // block_steps, begun % block_steps
