@@ -242,7 +242,7 @@ def test_broken_checkpoints_are_explained(folder: Path, case: str) -> None:
 def test_nothing_is_read_before_everything_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(folder, 3)
     edit_config(folder, num_layers=5)
-    monkeypatch.setattr(weight_files, "read_tensor", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
+    monkeypatch.setattr(weight_files, "read_tensors", lambda *a: pytest.fail("read a tensor of a broken checkpoint"))
     with pytest.raises(ValueError, match="lacks 18 tensors"):
         load_model(folder)
 

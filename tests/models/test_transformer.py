@@ -60,6 +60,7 @@ def aligned(model: Transformer, row: Tensor) -> Tensor:
     return torch.cat((raw[:1], raw[:-1])) if model.config.logits_shift else raw
 
 
+BLOCKS = {"attention": "block-causal", "block_length": 4}
 CASES = [
     {"num_layers": 1, "num_heads": 1, "num_kv_heads": None, "hidden_size": 6, "intermediate_size": 5},
     {"qkv_bias": True},
@@ -103,6 +104,23 @@ def test_padding_changes_nothing_for_real_tokens(build: Build, changes: dict) ->
         assert (out[row][keep[row]] - expected).abs().max() < 1e-4 * expected.abs().max()
     other = ids.masked_fill(~keep, 2)
     assert torch.equal(model(other, keep)[:4][keep[:4]], out[:4][keep[:4]])  # what fills the padding is never seen
+
+
+@pytest.mark.parametrize("changes", [BLOCKS, {**BLOCKS, "logits_shift": 1}, {"attention": "causal-prefix"}])
+def test_padding_moves_no_block(build: Build, changes: dict) -> None:
+    """Blocks count real tokens, also behind holes, and later blocks change nothing."""
+    model = build(**changes)
+    ids = torch.randint(0, model.vocab_size, (3, 11), generator=torch.Generator().manual_seed(5))
+    keep = torch.ones(3, 11, dtype=torch.bool)
+    keep[0, :5], keep[1, [0, 3, 4, 8]] = False, False
+    out = model(ids, keep)
+    for row in range(3):
+        alone = model(ids[row][keep[row]][None])[0]
+        assert torch.allclose(out[row][keep[row]], alone, atol=1e-5 * float(alone.abs().max()))
+    other = ids.clone()
+    other[2, 8:] = (other[2, 8:] + 1) % model.vocab_size
+    assert torch.allclose(model(other, keep)[2, :8], out[2, :8])
+    assert not torch.allclose(model(other, keep)[2, 9:], out[2, 9:], atol=1e-2)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -176,9 +194,9 @@ def test_canvas_beyond_the_cached_angles(build: Build, monkeypatch: pytest.Monke
     assert torch.allclose(short(ids, keep)[keep], long(ids, keep)[keep], atol=1e-6)
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-def test_compiles_into_one_graph_without_host_reads(build: Build, shift: int) -> None:
-    model = build(logits_shift=shift, num_layers=2)
+@pytest.mark.parametrize("changes", [{}, {"logits_shift": 1}, {**BLOCKS, "qk_norm": True, "head_dim": 6}])
+def test_compiles_into_one_graph_without_host_reads(build: Build, changes: dict) -> None:
+    model = build(**changes, num_layers=2)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
@@ -199,9 +217,10 @@ def test_compiles_into_one_graph_without_host_reads(build: Build, shift: int) ->
     torch.compiler.reset()
 
 
-def test_no_values_are_read_in_a_forward(build: Build) -> None:
+@pytest.mark.parametrize("changes", [{"logits_shift": 1}, BLOCKS])
+def test_no_values_are_read_in_a_forward(build: Build, changes: dict) -> None:
     """On the meta device any read of a value raises."""
-    model = build(logits_shift=1).to("meta")
+    model = build(**changes).to("meta")
     ids = torch.zeros(2, 9, dtype=torch.int64, device="meta")
     keep, flat = torch.ones_like(ids), torch.zeros(5, dtype=torch.int64, device="meta")
     assert model(ids, keep, positions=flat).shape == (5, 37)
@@ -235,6 +254,12 @@ def test_gradients_reach_every_parameter(build: Build) -> None:
             ValueError,
             r"attention_mask must have the shape of input_ids \(2, 3\), got \(2, 4\)",
         ),
+        ((torch.zeros(2, 3, dtype=torch.int64), None, None, torch.ones(2, 3)), TypeError, "horizon .* torch.float32"),
+        (
+            (torch.zeros(2, 3, dtype=torch.int64), None, None, torch.ones(2, 4, dtype=torch.int64)),
+            ValueError,
+            r"horizon must have the shape and device of input_ids \(2, 3\) on cpu, got \(2, 4\)",
+        ),
         ((torch.zeros(2, 3, dtype=torch.int64), None, 3), TypeError, "positions must be .*got int"),
         ((torch.zeros(2, 3, dtype=torch.int64), None, torch.zeros(2)), TypeError, "positions must hold int64"),
         (
@@ -263,6 +288,12 @@ def test_bad_inputs_are_named(build: Build, arguments: tuple, error: type[Except
         ({"rope_theta": 0}, "rope_theta must be greater than 0, got 0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, got nan"),
         ({"qkv_bias": 1}, "qkv_bias must be true or false, got 1"),
+        ({"attention": "block-causal"}, "block-causal attention needs a block_length"),
+        ({"block_length": 4}, "block_length is for attention by blocks, got 4 and bidirectional"),
+        ({**BLOCKS, "sub_block_length": 3}, "block_length must be a multiple of sub_block_length=3, got 4"),
+        ({"stop_ids": (1, 37)}, "stop_ids must be below vocab_size=37, got 37"),
+        ({"attention": "causal"}, "attention must be 'bidirectional', 'block-causal' or 'causal-prefix', got 'causal'"),
+        ({"yarn": {"factor": 4.0}}, "original_max_position_embeddings is missing"),
         ({"logits_shift": 2}, "logits_shift must be 0 or 1, got 2"),
     ],
 )

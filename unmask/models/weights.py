@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -119,11 +125,24 @@ def check_headers(
             )
 
 
-def read_tensor(entry: Stored) -> Tensor:
-    """One tensor. The file is mapped for it alone, so that mapped pages do not accumulate."""
-    with opened(entry.file) as file:
-        tensor: Tensor = file.get_tensor(entry.name)
-        return tensor
+def read_tensors(entries: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
+    """Tensors in the order of ``entries``, each to be dropped before the next.
+
+    What is read of a mapped file stays in memory until it is closed. So it is opened anew before more is read than
+    the largest tensor takes, which has to fit anyway; opening it for every tensor would parse its header each time.
+    """
+    entries = list(entries)
+    most = max((entry.size for entry in entries), default=0)
+    path: Path | None = None
+    file: Any = None
+    read = 0
+    with ExitStack() as stack:
+        for entry in entries:
+            read += entry.size
+            if entry.file != path or read > most:
+                stack.close()
+                path, read, file = entry.file, entry.size, stack.enter_context(opened(entry.file))
+            yield entry, file.get_tensor(entry.name)
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -165,15 +184,17 @@ class StoredWeights(Mapping[str, Tensor]):
         """
         made: dict[str, Tensor] = {}
         self.left = dict(model.named_parameters(remove_duplicate=False))
-        for name, entry in self.entries.items():
-            source = None
-            for piece in self.pieces[name]:
-                if (device := place(piece.parameter)) is None:
-                    continue
+        here = {
+            entry: [piece for piece in self.pieces[name] if place(piece.parameter) is not None]
+            for name, entry in self.entries.items()
+        }
+        for entry, source in read_tensors(entry for entry, pieces in here.items() if pieces):
+            for piece in here[entry]:
                 if piece.parameter not in made:
+                    device = place(piece.parameter)
                     made[piece.parameter] = torch.empty_like(self.left[piece.parameter], device=device)
-                source = read_tensor(entry) if source is None else source
                 piece.copy(source, made[piece.parameter])
+            del source
         for parameter, tensor in made.items():
             owner, _, leaf = parameter.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
@@ -182,8 +203,10 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, parameter: str) -> Tensor:
         tensor = torch.empty_like(self.left[parameter], device="cpu")
-        for entry, piece in self.sources[parameter]:
-            piece.copy(read_tensor(entry), tensor)
+        pieces = dict(self.sources[parameter])
+        for entry, source in read_tensors(pieces):
+            pieces[entry].copy(source, tensor)
+            del source
         return tensor
 
     def __contains__(self, parameter: object) -> bool:
