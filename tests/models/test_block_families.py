@@ -190,14 +190,12 @@ def test_the_bias_of_experts_is_not_rounded() -> None:
     assert m.double().router.expert_bias.dtype == torch.float64
 
 
-def test_experts_without_a_grouped_product_are_not_captured(tmp_path: Path) -> None:
+def test_experts_without_a_grouped_product_are_not_captured() -> None:
     """Their forward reads the sizes of groups on the host."""
-    write(tmp_path, {**SDAR_MOE, "moe_intermediate_size": 16})
-    policy = Sampler(load_model("tiny")).policy
-    reasons = [
-        why_no_graphs(load_model(tmp_path, dtype=dtype), policy, SamplerConfig(cuda_graphs=True))
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
+    sizes = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "sparse_layers": (1,)}
+    model = Transformer(TransformerConfig(40, 24, 2, 2, 32, 39, 1, mixture=MixtureConfig(**sizes)))
+    policy, config = Sampler(load_model("tiny")).policy, SamplerConfig(cuda_graphs=True)
+    reasons = [why_no_graphs(model.to(dtype), policy, config) for dtype in (torch.float32, torch.bfloat16)]
     assert reasons == ["the model's experts have no grouped product in this dtype on this device", None]
 
 
