@@ -48,7 +48,7 @@ class Pair(Config):
         ("seed", -1, "seed must be at least 0, got -1"),
         ("seed", 2**63, "seed must be less than 9223372036854775808, got 9223372036854775808"),
         ("seed", True, "seed must be an integer, got True"),
-        ("cache", "suffix", "cache must be 'none', 'prefix' or 'dual', got 'suffix'"),
+        ("cache", "suffix", "cache must be 'auto', 'none', 'exact', 'prefix' or 'dual', got 'suffix'"),
         ("cache_refresh", 0, "cache_refresh must be at least 1, got 0"),
         ("stop_at_eos", "no", "stop_at_eos must be true or false, got 'no'"),
         ("cuda_graphs", 1, "cuda_graphs must be true or false, got 1"),

@@ -249,7 +249,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
             {"record"},
             "--cache-refresh INT Steps within a block after which everything is recomputed",
         ),
-        ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {none,prefix,dual} Reuse of keys and values"),
+        ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {auto,none,exact,prefix,dual} Reuse of keys and values"),
         (
             "train",
             TrainerConfig,
