@@ -24,28 +24,36 @@ struct UnmaskRow {
   const int64_t* candidates;
   const float* score;       // null if there is a decision
   const uint8_t* decision;  // null if there are scores
-  int64_t* tokens;          // the buffer's part of the canvas
+  const uint8_t* revise;    // null if nothing is revised
+  const uint8_t* editable;
+  int64_t* tokens;  // the buffer's part of the canvas
   uint8_t* mask;
   uint8_t* allowed;
   int64_t* numbers;  // kRowColumns
   int32_t* rank;
   DrawKey key;                 // its position is that of the buffer's first
-  int64_t begin = 0, end = 0;  // from the first mask to the end of its block
+  int64_t begin = 0, end = 0;  // of the active block; it may begin with its first mask if nothing before that matters
 
   UNMASK_ROW UnmaskRow(const UnmaskParams& p, int64_t b)
       : params(p),
         candidates(p.candidates + b * p.length),
         score(p.score ? p.score + b * p.length : nullptr),
         decision(p.decision ? p.decision + b * p.length : nullptr),
+        revise(p.revise ? p.revise + b * p.length : nullptr),
+        editable(p.revise ? p.editable + b * p.length : nullptr),
         tokens(p.tokens + b * p.canvas_stride + p.start),
         mask(p.mask + b * p.length),
         allowed(p.allowed + b * p.length),
         numbers(p.rows + b * kRowColumns),
         rank(p.rank + b * p.length),
         key{p.seed ? static_cast<uint64_t>(*p.seed) : 0, static_cast<uint32_t>(numbers[kSequence]),
-            static_cast<uint32_t>(numbers[kPosition]), static_cast<uint32_t>(numbers[kSteps] + numbers[kDrawStep])} {}
+            static_cast<uint32_t>(numbers[kPosition]), static_cast<uint32_t>(numbers[kForwards] + numbers[kDrawStep])} {
+  }
 
   UNMASK_ROW bool is_candidate(int64_t i) const { return mask[i] && allowed[i]; }
+  UNMASK_ROW bool is_revised(int64_t i) const {
+    return revise && revise[i] && editable[i] && !mask[i] && tokens[i] != candidates[i];
+  }
   UNMASK_ROW double utility(int64_t i) const { return static_cast<double>(score[i]) / params.temperature; }
 
   UNMASK_ROW uint32_t bits(uint32_t index, int64_t position) const {
@@ -140,34 +148,54 @@ UNMASK_ROW int64_t first_stop(const UnmaskRow& row, int64_t end, const Block& bl
   return block.min(first);
 }
 
-// Rules 4 and 5: the row's state after its tokens are written.
+// Where the active block begins, if the row's first mask is at `first`.
+UNMASK_ROW int64_t active_begin(const UnmaskRow& row, int64_t first) {
+  const int64_t phase = row.numbers[kPhase], block = row.numbers[kBlock];
+  if (row.params.max_post < 0 || block >= block_of(row.params, phase, first)) {
+    return block_begin(row.params, phase, first);
+  }
+  const int64_t begin = block * row.params.block_length - phase;
+  return begin < 0 ? 0 : begin < first ? begin : first;
+}
+
+// Rules 4 to 6: the row's state after its tokens are written. Whether the active block had a mask before the call, and
+// whether any token has changed.
 template <typename Block>
-UNMASK_ROW void update_state(const UnmaskRow& row, const Block& block) {
-  const int64_t length = row.params.length, phase = row.numbers[kPhase];
+UNMASK_ROW void update_state(const UnmaskRow& row, bool had_mask, bool changed, const Block& block) {
+  const UnmaskParams& params = row.params;
+  const int64_t length = params.length, phase = row.numbers[kPhase];
+  const bool editing = params.max_post >= 0;
   int64_t first = first_mask(row, block);
-  const int64_t stop = first_stop(row, first, block);
-  if (stop < first) {
+  bool goes_on = editing && first >= row.end;  // the active block, without masks
+  if (goes_on) goes_on = had_mask ? params.max_post > 0 : changed && row.numbers[kPost] + 1 < params.max_post;
+  int64_t active = goes_on ? row.begin : first;  // where the active block or its masks begin
+  const int64_t limit = editing || params.settled_stop ? block_begin(params, phase, active) : first;
+  const int64_t stop = first_stop(row, limit, block);
+  if (stop < limit) {
     for (int64_t i = first + block.thread; i < length; i += block.threads) {
       if (row.mask[i]) row.tokens[i] = row.tokens[stop];
       row.mask[i] = 0;
     }
-    first = length;
+    active = first = length;
     block.barrier();
   }
-  const int64_t steps = row.numbers[kSteps] + 1;
-  const RowStatus status = first == length ? kComplete : steps >= row.params.max_steps ? kExhausted : kRunning;
-  const int64_t block_end = first + left_in_block(row.params, phase, first);
+  const int64_t steps = row.numbers[kSteps] + (!editing || had_mask);
+  const bool exhausted = first < length && steps >= params.max_steps;
+  const RowStatus status = active == length ? kComplete : exhausted ? kExhausted : kRunning;
+  const int64_t end = active + left_in_block(params, phase, active);
   int64_t remaining = 0;
   for (int64_t i = block.thread; i < length; i += block.threads) {
     remaining += row.mask[i] != 0;
-    row.allowed[i] = row.mask[i] && i < block_end && status == kRunning;  // no mask stands before the active block
+    row.allowed[i] = row.mask[i] && i < end && status == kRunning;  // no mask stands before the active block
   }
   remaining = block.sum(remaining);
   if (block.thread != 0) return;
   row.numbers[kSteps] = steps;
   row.numbers[kRemaining] = remaining;
-  row.numbers[kBlock] = block_of(row.params, phase, first);
+  row.numbers[kBlock] = block_of(params, phase, active);
   row.numbers[kStatus] = status;
+  row.numbers[kForwards] += 1;
+  row.numbers[kPost] = goes_on && !had_mask && active < length ? row.numbers[kPost] + 1 : 0;
 }
 
 // One step of row b.
@@ -176,7 +204,8 @@ UNMASK_ROW void unmask_row(const UnmaskParams& params, int64_t b, const Block& b
   UnmaskRow row(params, b);
   for (int64_t i = block.thread; i < params.length; i += block.threads) row.rank[i] = -1;
   if (row.numbers[kStatus] != kRunning) return;
-  row.begin = first_mask(row, block);  // orders the ranks above before those below
+  const int64_t first = first_mask(row, block);  // orders the ranks above before those below
+  row.begin = params.revise || params.max_post >= 0 ? active_begin(row, first) : first;
   row.end = row.begin + left_in_block(params, row.numbers[kPhase], row.begin);
   if (params.mode == ActionMode::kDpls) {
     draw_race(row, block);
@@ -185,9 +214,11 @@ UNMASK_ROW void unmask_row(const UnmaskParams& params, int64_t b, const Block& b
   }
   block.barrier();
 
-  bool good = true;
-  for (int64_t i = row.begin + block.thread; i < row.end; i += block.threads) {
-    good &= (row.rank[i] < 0) | (row.candidates[i] >= 0);
+  bool good = true, unchanged = true;
+  const int64_t begin = params.everywhere ? 0 : row.begin;
+  for (int64_t i = begin + block.thread; i < row.end; i += block.threads) {
+    if (row.is_revised(i)) row.rank[i] = kRevised;
+    good &= (row.rank[i] == -1) | (row.candidates[i] >= 0);
   }
   if (!block.all(good)) {
     for (int64_t i = block.thread; i < params.length; i += block.threads) {
@@ -197,13 +228,14 @@ UNMASK_ROW void unmask_row(const UnmaskParams& params, int64_t b, const Block& b
     if (block.thread == 0) row.numbers[kStatus] = kPoisoned;
     return;
   }
-  for (int64_t i = row.begin + block.thread; i < row.end; i += block.threads) {
-    if (row.rank[i] < 0) continue;
+  for (int64_t i = begin + block.thread; i < row.end; i += block.threads) {
+    if (row.rank[i] == -1) continue;
     row.tokens[i] = row.candidates[i];
     row.mask[i] = 0;
+    unchanged = false;
   }
-  block.barrier();
-  update_state(row, block);
+  unchanged = block.all(unchanged);
+  update_state(row, first < row.end, !unchanged, block);
 }
 
 }  // namespace unmask

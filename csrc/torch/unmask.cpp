@@ -19,7 +19,7 @@ T* in_place(const Arguments& in, const Tensor& t, const char* name, const Shape&
 }
 
 void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t block_length, int64_t max_steps,
-                 int64_t mode, const std::vector<int64_t>& eos) {
+                 int64_t mode, const std::vector<int64_t>& eos, const std::optional<int64_t>& max_post) {
   const int64_t room = width - params->length;
   check(start >= 0 && start <= room, "ValueError: start: expected 0 to ", room, ", got ", start);
   check_value(block_length >= 1, "block_length", block_length, "at least 1");
@@ -27,9 +27,11 @@ void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t blo
   check_value(mode >= 0 && mode <= static_cast<int64_t>(ActionMode::kDpls), "action_mode", mode, "0 to 4");
   check_value(eos.size() <= kMaxStops, "eos", eos.size(), "at most 16 ids");
   for (const int64_t id : eos) check_value(id >= 0, "eos", id, "ids of at least 0");
+  check_value(!max_post || *max_post >= 0, "max_post", max_post.value_or(0), "at least 0, or None");
   params->start = start;
   params->block_length = block_length;
   params->max_steps = max_steps;
+  params->max_post = max_post.value_or(-1);
   params->mode = static_cast<ActionMode>(mode);
   params->num_stops = static_cast<int>(eos.size());
   std::copy(eos.begin(), eos.end(), params->stops);
@@ -48,7 +50,8 @@ template <bool kCuda>
 Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, const Tensor& rows,
                const Tensor& candidates, const Tensor& action, int64_t start, int64_t block_length, int64_t max_steps,
                int64_t mode, const std::vector<int64_t>& eos, double temperature, double scale, double stop_logit,
-               const OptionalTensor& seed) {
+               const OptionalTensor& seed, const OptionalTensor& revise, const OptionalTensor& editable,
+               const std::optional<int64_t>& max_post, bool everywhere, bool settled_stop) {
   const DeviceScope<kCuda> scope(tokens);
   check_value(tokens.dim() == 2, "tokens", shape_text(tokens), "shape (B, T)");
   check_value(mask.dim() == 2 && mask.size(1) >= 1, "mask", shape_text(mask), "shape (B, L) with L >= 1");
@@ -66,7 +69,7 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
   params.allowed = in_place<uint8_t>(in, allowed, "allowed", {batch, length});
   params.rows = in_place<int64_t>(in, rows, "rows", {batch, kRowColumns});
   params.candidates = in.read<int64_t>(candidates, "candidates", {batch, length});
-  set_numbers(&params, width, start, block_length, max_steps, mode, eos);
+  set_numbers(&params, width, start, block_length, max_steps, mode, eos, max_post);
   set_odds(&params, temperature, scale, stop_logit);
   if (params.mode == ActionMode::kSelect && action.scalar_type() == ScalarType::Bool) {
     params.decision = in.read<uint8_t>(action, "action", {batch, length});
@@ -74,6 +77,11 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
     params.score = in.read<float>(action, "action", {batch, length});
   }
   params.seed = in.read_seed(seed, params.mode != ActionMode::kSelect && params.mode != ActionMode::kGreedy);
+  check(!revise || editable, "TypeError: editable: expected a bool tensor for revise, got None");
+  params.revise = in.read<uint8_t>(revise, "revise", {batch, length});
+  params.editable = in.read<uint8_t>(editable, "editable", {batch, length});
+  params.everywhere = everywhere && revise;
+  params.settled_stop = settled_stop;
   const Tensor rank = allocate({batch, length}, ScalarType::Int, tokens);
   params.rank = write<int32_t>(rank);
 

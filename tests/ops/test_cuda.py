@@ -43,7 +43,7 @@ class Step:
 
     def __call__(self) -> Tensor:
         s = self.state
-        key = (s.sequence[:, None], s.position[:, None] + self.index, (s.steps + s.draw_step)[:, None])
+        key = (s.sequence[:, None], s.position[:, None] + self.index, (s.forwards + s.draw_step)[:, None])
         counter = torch.stack(torch.broadcast_tensors(*key), dim=-1)
         result = topk_confidence(
             self.logits, rows=s.mask, temperature=0.8, seed=self.seed, counter=counter, exclude=(3,)

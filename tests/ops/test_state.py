@@ -32,11 +32,11 @@ def test_fresh_state(length: int, block_length: int, share: float) -> None:
 
 def test_columns_are_views_and_rows_are_keyed_by_their_index() -> None:
     state = State.create(torch.full((3, 4), MASK), 1, MASK, 2)
-    assert state.rows.tolist() == [[0, 3, 0, 0, b, 0, 0, 0] for b in range(3)]
-    names = ("steps", "remaining", "block", "status", "sequence", "draw_step", "position", "phase")
+    assert state.rows.tolist() == [[0, 3, 0, 0, b, *[0] * 5] for b in range(3)]
+    names = ("steps", "remaining", "block", "status", "sequence", "draw_step", "position", "phase", "forwards", "post")
     for column, name in enumerate(names):
         getattr(state, name).fill_(10 + column)
-    assert state.rows.tolist() == [list(range(10, 18))] * 3
+    assert state.rows.tolist() == [list(range(10, 20))] * 3
 
 
 def test_take_copies_and_put_writes() -> None:

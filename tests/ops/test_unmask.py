@@ -51,7 +51,7 @@ def test_golden_draws(mode: str, settings: dict[str, Any], orders: list[list[int
     score = torch.tensor([[((b * 16 + i) * 37 % 41) / 10 - 2.5 for i in range(16)] for b in range(3)])
     state = many_rows(16, 3)
     state.sequence.copy_(torch.tensor([0, 5, 2**31 + 3]))
-    state.steps.copy_(torch.tensor([0, 4, 9]))
+    state.forwards.copy_(torch.tensor([0, 4, 9]))
     _, rank = run(state, torch.full((3, 16), 8), score, device, mode=mode, max_steps=99, seed=2**40 + 17, **settings)
     for row, order in zip(rank, orders, strict=True):
         want = {position: place if mode == "dpls" else 0 for place, position in enumerate(order)}
@@ -109,7 +109,8 @@ def test_never_writes_where_it_may_not(mode: str, device: torch.device) -> None:
         assert torch.equal(after.allowed, fresh.allowed & ~after.done[:, None])
         assert torch.equal(after.rows[:, 1:3], fresh.rows[:, 1:3])
         assert torch.equal(after.steps, before.steps + ~before.done)
-        assert torch.equal(after.rows[:, 4:], before.rows[:, 4:])
+        assert torch.equal(after.rows[:, 4:8], before.rows[:, 4:8])
+        assert torch.equal(after.rows[:, 8:], torch.stack((before.forwards + ~before.done, before.post), dim=1))
         if mode in ("bernoulli-argmax", "greedy", "dpls"):
             assert torch.equal(within.any(dim=1), before.allowed.any(dim=1))
 
@@ -255,10 +256,10 @@ def test_draws_belong_to_the_keys_not_to_the_batch(mode: str, device: torch.devi
 
     together, order = rank(), torch.randperm(16, generator=generator)[:5]
     assert torch.equal(rank(rows=order), together[order])
-    for other in (rank(seed=5), rank(sequence=torch.arange(101, 117)), rank(steps=1), rank(position=1)):
+    for other in (rank(seed=5), rank(sequence=torch.arange(101, 117)), rank(forwards=1), rank(position=1)):
         assert not torch.equal(other, together)
-    assert torch.equal(rank(steps=3), rank(draw_step=3))
-    assert torch.equal(rank(steps=1, draw_step=2), rank(draw_step=3 + 2**32))
+    assert torch.equal(rank(forwards=3), rank(draw_step=3))
+    assert torch.equal(rank(forwards=1, draw_step=2), rank(draw_step=3 + 2**32))
     if mode == "bernoulli":  # positions from 2 on are drawn as those of a buffer that begins there
         assert torch.equal(rank(cut=2, position=2), together[:, 2:])
 
@@ -274,7 +275,7 @@ def test_seed_tensor_equals_int_and_strided_canvas_works(device: torch.device) -
     written[:, 5:11] = after.tokens
     assert torch.equal(wide.cpu(), written)
     after, rank = run(many_rows(3, 0), torch.zeros(0, 3, dtype=LONG), torch.zeros(0, 3), device)
-    assert (rank.shape, after.rows.shape) == ((0, 3), (0, 8))
+    assert (rank.shape, after.rows.shape) == ((0, 3), (0, 10))
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -301,8 +302,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask": torch.zeros(2, 4)}, TypeError, "mask: expected bool, got float32"),
     ({"mask": torch.zeros(4, 2, dtype=torch.bool).t()}, ValueError, "mask: expected a contiguous tensor"),
     ({"allowed": torch.zeros(2, 3, dtype=torch.bool)}, ValueError, r"allowed: expected shape \(2, 4\), got \(2, 3\)"),
-    ({"rows": torch.zeros(2, 8, dtype=torch.int32)}, TypeError, "rows: expected int64, got int32"),
-    ({"rows": torch.zeros(2, 7, dtype=LONG)}, ValueError, r"rows: expected shape \(2, 8\), got \(2, 7\)"),
+    ({"rows": torch.zeros(2, 10, dtype=torch.int32)}, TypeError, "rows: expected int64, got int32"),
+    ({"rows": torch.zeros(2, 7, dtype=LONG)}, ValueError, r"rows: expected shape \(2, 10\), got \(2, 7\)"),
     ({"candidates": torch.zeros(3, 4, dtype=LONG)}, ValueError, r"candidates: expected shape \(2, 4\), got \(3, 4\)"),
     ({"action": torch.zeros(2, 4, dtype=torch.float64)}, TypeError, "action: expected float32, got float64"),
     ({"action": torch.zeros(2, 4, dtype=torch.bool), "mode": "greedy"}, TypeError, "action: .*got bool"),
@@ -343,14 +344,15 @@ def test_opcheck(mode: int, kernels: torch.device) -> None:
     state = moved(State.create(torch.full((3, 9), M), 3, M, 4), kernels)
     tensors = (state.tokens, state.mask, state.allowed, state.rows, torch.full((3, 6), 8, device=kernels))
     seed = torch.tensor([3], device=kernels)
-    arguments = (*tensors, torch.randn(3, 6, device=kernels), 3, 4, 9, mode, [E], 0.5, 1.0, 0.0, seed)
+    edits = (torch.ones_like(state.mask), state.mask.clone(), 2, True, True) if mode else (*[None] * 3, False, False)
+    arguments = (*tensors, torch.randn(3, 6, device=kernels), 3, 4, 9, mode, [E], 0.5, 1.0, 0.0, seed, *edits)
     torch.library.opcheck(torch.ops.unmask.unmask_.default, arguments)
 
 
 def test_compiles_as_one_graph(kernels: torch.device) -> None:
     def twice(state: State, candidates: Tensor, action: Tensor) -> Tensor:
         first = unmask_(state, candidates, action, mode="dpls", eos=3, seed=6)
-        state.steps.add_(1)
+        state.forwards.add_(1)
         return first + unmask_(state, candidates, action * 2, mode="dpls", seed=6)
 
     tokens, action = torch.full((4, 8), 8, device=kernels), torch.randn(4, 8).to(kernels)

@@ -49,6 +49,7 @@ def run(
 ) -> tuple[State, Tensor]:
     """A new state after one step, and the rank, both on the CPU."""
     there = moved(state, device)
+    settings = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in settings.items()}
     rank = unmask_(there, candidates.to(device), action.to(device), **settings)
     assert rank.dtype == torch.int32
     return moved(there, "cpu"), rank.cpu()

@@ -25,14 +25,24 @@ def one(case: Case) -> None:
     settings = {"max_steps": r.choice([2, None]), "mode": mode, "eos": r.choice([EOS, None, [EOS, 12, 13]])}
     settings |= {"temperature": r.choice([0.3, 1.0]), "scale": r.choice([1.0, 0.8])}
     settings |= {"stop_logit": r.choice([0.0, 0.3]), "seed": r.randrange(2**62)}
-    case.group = mode
+    editing = r.random() < 0.5
+    if editing:
+        state = want = replace(state, editable=state.mask & (torch.rand(batch, length, generator=g) < 0.9))
+        settings |= {
+            "max_post": r.choice([None, 0, 2, 5]),
+            "everywhere": r.random() < 0.5,
+            "settled_stop": r.random() < 0.5,
+        }
+    case.group = f"{mode}, revising" if editing else mode
     case.text = f"batch {batch}, length {length}, start {start}, block {block_length}, {settings}"
-    for step in range(r.choice([1, 3, 8])):
+    for step in range(r.choice([1, 3, 8, 20])):
         tokens = torch.randint(10, MASK, (batch, length), generator=g)
         tokens[torch.rand(batch, length, generator=g) < 0.05] = EOS
         tokens[torch.rand(batch, length, generator=g) < 0.002] = -1
         action = torch.randn(batch, length, generator=g) * 2 - 1
         action = action > 0 if mode == "select" and r.random() < 0.5 else action
+        if editing:
+            settings["revise"] = torch.rand(batch, length, generator=g) < r.choice([0.0, 0.1, 0.5])
         state, rank = run(state, tokens, action, **settings)
         want, want_rank = truth(run, want, tokens, action, **settings)
         for name, value in want.tensors():

@@ -27,7 +27,8 @@ _SCHEMAS = (
     "Tensor time, Tensor? rows, Tensor? cond) -> Tensor",
     "unmask_(Tensor(a!) tokens, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) rows, Tensor candidates, "
     "Tensor action, int start, int block_length, int max_steps, int action_mode, int[] eos, float temperature, "
-    "float scale, float stop_logit, Tensor? seed) -> Tensor",
+    "float scale, float stop_logit, Tensor? seed, Tensor? revise, Tensor? editable, int? max_post, bool everywhere, "
+    "bool settled_stop) -> Tensor",
 )
 _library = torch.library.Library("unmask", "FRAGMENT")
 for _schema in _SCHEMAS:

@@ -12,8 +12,9 @@ from torch import Tensor
 RUNNING, COMPLETE, EXHAUSTED, POISONED = range(4)
 """Values of a row's status: it goes on, it has no masks left, it is out of steps, its logits were undefined."""
 
-STEPS, REMAINING, BLOCK, STATUS, SEQUENCE, DRAW_STEP, POSITION, PHASE = range(8)
+STEPS, REMAINING, BLOCK, STATUS, SEQUENCE, DRAW_STEP, POSITION, PHASE, FORWARDS, POST = range(10)
 """Columns of ``State.rows``, as in csrc/ops/unmask.h."""
+COLUMNS = 10
 
 S = TypeVar("S", bound="State")
 
@@ -23,8 +24,8 @@ class State:
     """B rows of T tokens, of which L positions from ``start`` on are the buffer being filled.
 
     Buffer position i of a row belongs to block ``(i + phase) // block_length``. The active block of a row is the first
-    that holds a mask. A row is done as soon as its status is not RUNNING. Every tensor of the class, and of classes
-    derived from it, has one entry per row.
+    that holds a mask; where tokens are revised, it is a block before that which has not ended. A row is done as soon as
+    its status is not RUNNING. Every tensor of the class, and of classes derived from it, has one entry per row.
     """
 
     tokens: Tensor
@@ -34,9 +35,11 @@ class State:
     allowed: Tensor
     """(B, L) bool, contiguous: masked and in the active block of a running row."""
     rows: Tensor
-    """(B, 8) int64, contiguous: the integers of each row, in the columns named above."""
+    """(B, 10) int64, contiguous: the integers of each row, in the columns named above."""
     start: int
     block_length: int
+    editable: Tensor | None = None
+    """(B, L) bool: positions whose tokens may be revised once they are not masked. None: no token is revised."""
 
     @classmethod
     def create(
@@ -46,17 +49,19 @@ class State:
         mask_token_id: int,
         block_length: int,
         phase: Tensor | None = None,
+        editable: bool = False,
     ) -> S:
         """State of freshly masked ``tokens`` (B, T); the buffer is everything from ``start`` on.
 
         ``phase`` (B,) int64 in [0, block_length) is 0 for every row unless given. A row's draws are keyed by its index.
+        With ``editable`` the tokens that replace the masks may be revised.
         """
         mask = tokens[:, start:] == mask_token_id
-        rows = torch.zeros(tokens.shape[0], 8, dtype=torch.int64, device=tokens.device)
+        rows = torch.zeros(tokens.shape[0], COLUMNS, dtype=torch.int64, device=tokens.device)
         rows[:, SEQUENCE] = torch.arange(tokens.shape[0], device=tokens.device)
         if phase is not None:
             rows[:, PHASE] = phase
-        state = cls(tokens, mask, torch.zeros_like(mask), rows, start, block_length)
+        state = cls(tokens, mask, torch.zeros_like(mask), rows, start, block_length, mask.clone() if editable else None)
         blocks = state.blocks
         remaining = mask.sum(dim=1)
         first = blocks.gather(1, mask.to(torch.uint8).argmax(dim=1, keepdim=True)).squeeze(1)  # if any is masked
@@ -88,7 +93,7 @@ class State:
 
     @property
     def steps(self) -> Tensor:
-        """(B,) view: forwards taken (NFE)."""
+        """(B,) view: forwards taken while the active block had a mask (NFE)."""
         return self.rows[:, STEPS]
 
     @property
@@ -113,7 +118,7 @@ class State:
 
     @property
     def draw_step(self) -> Tensor:
-        """(B,) view: added to ``steps`` in the key of the draws."""
+        """(B,) view: added to ``forwards`` in the key of the draws."""
         return self.rows[:, DRAW_STEP]
 
     @property
@@ -125,6 +130,16 @@ class State:
     def phase(self) -> Tensor:
         """(B,) view: where in a block the buffer begins, from 0 to ``block_length`` - 1."""
         return self.rows[:, PHASE]
+
+    @property
+    def forwards(self) -> Tensor:
+        """(B,) view: forwards taken, those that could only revise included."""
+        return self.rows[:, FORWARDS]
+
+    @property
+    def post(self) -> Tensor:
+        """(B,) view: forwards taken since the active block has no mask."""
+        return self.rows[:, POST]
 
     @property
     def done(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""``unmask_``: draw every row's action, write its tokens, and advance the row's state, in one call."""
+"""``unmask_``: draw every row's action, write and revise its tokens, and advance the row's state, in one call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from unmask.ops.state import State
 
 MODES = ("select", "bernoulli", "bernoulli-argmax", "greedy", "dpls")
 """In the order of ActionMode in csrc/ops/unmask.h."""
+REVISED = -2
+"""The rank of a token that was overwritten with another."""
 
 
 def unmask_(
@@ -27,17 +29,22 @@ def unmask_(
     scale: float = 1.0,
     stop_logit: float = 0.0,
     seed: int | Tensor = 0,
+    revise: Tensor | None = None,
+    max_post: int | None = None,
+    everywhere: bool = False,
+    settled_stop: bool = False,
 ) -> Tensor:
-    """Unmask positions of the active blocks and bring ``state`` up to date, in place.
+    """Unmask and revise positions of the active blocks and bring ``state`` up to date, in place.
 
-    A row that is done is left exactly as it is. A running row gets ``steps`` + 1. Only allowed positions can be
+    A row that is done is left exactly as it is. A running row gets ``forwards`` + 1, and ``steps`` + 1 if its active
+    block had a mask, as it always has without ``max_post``. Only allowed positions can be
     unmasked: ``state.allowed`` may be narrower on entry than the masks of the active block, not wider. The full
     contract is in ``csrc/ops/unmask.h``.
 
     Args:
         state: the rows; everything but the keys of the draws (sequence, draw_step, position) and the phase is written.
         candidates: (B, L) int64, the token each position would get. A negative one says that its logits were
-            undefined; choosing it ends the row as POISONED, unwritten.
+            undefined; choosing or revising it ends the row as POISONED, unwritten.
         action: (B, L) float32 logits of the policy; for ``mode="select"`` the decision itself, bool or > 0.
         mode: how the action comes out of ``action``: "select" (decided already), "bernoulli" (each allowed position by
             itself with probability min(1, scale * sigmoid(action / temperature))), "bernoulli-argmax" (the same, but
@@ -49,11 +56,18 @@ def unmask_(
         temperature: > 0; logits are divided by it ("bernoulli", "bernoulli-argmax", "dpls").
         scale: >= 0; factor on the Bernoulli probabilities.
         stop_logit: utility of STOP in "dpls".
-        seed: key of the draws, with a row's sequence, steps + draw_step, and i + position at buffer position i: an
+        seed: key of the draws, with a row's sequence, forwards + draw_step, and i + position at buffer position i: an
             int, or an int64 tensor of one element on the device of the tokens.
+        revise: (B, L) bool, tokens to overwrite with their candidates. It counts where ``state.editable`` is True,
+            nothing is masked and the block is active; ``state.editable`` must be given then.
+        max_post: None: a block ends with its last mask. Else it goes on until a step that began without a mask in it
+            changes nothing, at most for this number of such steps (>= 0).
+        everywhere: whether the blocks before the active one are revised as well.
+        settled_stop: whether an id of ``eos`` counts only in blocks that have ended; it always does with ``max_post``.
 
     Returns:
-        rank (B, L) int32: -1 where nothing was unmasked, else 0; for "dpls" the order of the draw, 0, 1, 2, ...
+        rank (B, L) int32: 0 where a token was unmasked (for "dpls" the order of the draw, 0, 1, 2, ...), REVISED where
+        one was overwritten with another, else -1.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -67,7 +81,8 @@ def unmask_(
     numbers = (state.start, state.block_length, most, MODES.index(mode), stops, temperature, scale, stop_logit)
     drawing = mode in ("bernoulli", "bernoulli-argmax", "dpls")
     key = seed_tensor(seed, state.tokens.device) if drawing else None
-    return library.call("unmask_", *tensors, *numbers, key)
+    edits = (revise, None if revise is None else state.editable, max_post, everywhere, settled_stop)
+    return library.call("unmask_", *tensors, *numbers, key, *edits)
 
 
 @torch.library.register_fake("unmask::unmask_")

@@ -65,6 +65,7 @@ class Decision:
 
     select: Tensor | None = None
     logits: Tensor | None = None
+    revise: Tensor | None = None
 
 
 class UnmaskingPolicy(ABC):

@@ -33,7 +33,13 @@ class State(ops_state.State):
     stop_ids: tuple[int, ...] = ()
     """Ids that finish a row once they and everything before them are committed."""
     max_steps: int = 0
-    """Forwards after which an unfinished row stops."""
+    """Steps after which an unfinished row stops."""
+    max_post: int | None = None
+    """Forwards on a block without masks, in which its tokens may be revised; None: the block ends with its masks."""
+    everywhere: bool = False
+    """Whether tokens of the blocks before the active one may be revised as well."""
+    settled_stop: bool = False
+    """Whether a stop id counts only in a block that has ended."""
     grid: int = 0
     """Tokens per attention block, for models whose tokens see no later block; 0: the model sees the whole canvas."""
     horizon: int = 0
@@ -49,7 +55,7 @@ class State(ops_state.State):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with one entry per row, by field name."""
-        for name in ("tokens", "mask", "allowed", "rows", "attention", "alpha", "condition"):
+        for name in ("tokens", "mask", "allowed", "rows", "editable", "attention", "alpha", "condition"):
             value = getattr(self, name)
             if value is not None:
                 yield name, value

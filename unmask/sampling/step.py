@@ -31,9 +31,9 @@ def observe(
 def commit(state: State, observation: Observation, decision: Decision, config: SamplerConfig) -> Tensor:
     """Draw an action from the decision's logits, if it has logits, and commit it to ``state`` in place.
 
-    Returns the rank (N, L) int32 of every position: -1 where nothing was committed, else 0, or for
-    ``actions="dpls"`` the order of the draw. Raises TypeError for a decision without exactly one of
-    ``select`` and ``logits``.
+    Returns the rank (N, L) int32 of every position: 0 where a token was committed, or for ``actions="dpls"`` the order
+    of the draw; :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1. Raises TypeError for a decision
+    without exactly one of ``select`` and ``logits``.
     """
     action = decision.logits if decision.select is None else decision.select
     if action is None or (decision.select is not None and decision.logits is not None):
@@ -48,6 +48,10 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
         temperature=config.policy_temperature,
         scale=config.policy_scale,
         seed=state.seed,
+        revise=decision.revise,
+        max_post=state.max_post,
+        everywhere=state.everywhere,
+        settled_stop=state.settled_stop,
     )
 
 
@@ -111,7 +115,7 @@ def draw_counter(state: State, positions: Tensor | None) -> Tensor:
     """(N, S, 3) int64: sequence, position and step that key the token draw of every row of logits."""
     if positions is None:
         positions = torch.arange(state.length, device=state.mask.device).expand_as(state.mask)
-    step = (state.steps + state.draw_step)[:, None].expand_as(positions)
+    step = (state.forwards + state.draw_step)[:, None].expand_as(positions)
     sequence = state.sequence[:, None].expand_as(positions)
     return torch.stack((sequence, positions + state.position[:, None], step), dim=-1)
 
@@ -119,4 +123,4 @@ def draw_counter(state: State, positions: Tensor | None) -> Tensor:
 def action_draws(state: State) -> Tensor:
     """(N, L) float32 uniform draws in (0, 1), one per position, row and step."""
     positions = torch.arange(state.length, device=state.mask.device) + state.position[:, None]
-    return philox_uniform(state.seed, positions, (state.steps + state.draw_step)[:, None], state.sequence[:, None])
+    return philox_uniform(state.seed, positions, (state.forwards + state.draw_step)[:, None], state.sequence[:, None])

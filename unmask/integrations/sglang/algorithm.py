@@ -117,8 +117,8 @@ class Unmask(DllmAlgorithm):
         mask = tokens == self.mask_id
         if prompt is not None:
             mask &= ~prompt
-        # The columns of State.rows that the host knows: steps, key of the draws, steps before, first position.
-        numbers = [(s.steps, 0, 0, 0, s.key, s.before, s.end - self.block_size, 0) for s in states]
+        # What the host knows of State.rows: steps, key of the draws, steps before, first position, forwards.
+        numbers = [(s.steps, 0, 0, 0, s.key, s.before, s.end - self.block_size, 0, s.steps, 0) for s in states]
         host = torch.tensor(numbers, dtype=torch.int64, pin_memory=tokens.is_cuda)
         rows, remaining = host.to(tokens.device, non_blocking=True), mask.sum(dim=1)
         rows[:, REMAINING] = remaining
