@@ -26,7 +26,7 @@ class Forward:
     ) -> None:
         """``seen`` shares forwards between equal rows; it needs :func:`can_share` and the CPU."""
         self.model, self.policy, self.config, self.seen = model, policy, config, seen
-        self.block_only = not (policy.full_context or "logits" in policy.needs)
+        self.block_only = not (policy.full_context or policy.everywhere)
         self.plan: CachePlan | None = None
         if config.cache != "none":
             late = torch.device(model.device).type == "cuda" and not config.deterministic
@@ -103,7 +103,7 @@ class Forward:
 
 def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
     """Whether equal rows have equal statistics. They do not if something is drawn per row, or with a cache."""
-    return config.temperature == 0 and not policy.needs and config.cache == "none"
+    return config.temperature == 0 and not (policy.needs or policy.edits) and config.cache == "none"
 
 
 class SeenStates:

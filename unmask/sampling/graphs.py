@@ -49,7 +49,7 @@ def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) ->
         return f"{policy.spec} does not say that it can be captured (graph_safe)"
     if not isinstance(model, ModelBase) and not config.cuda_graphs:
         return f"{type(model).__name__} is not a ModelBase"
-    if has_hooks(model) or has_hooks(policy):
+    if has_hooks(model) or has_hooks(policy.bare):
         return "a hook waits for every forward"
     if isinstance(model, nn.Module) and len({p.device for p in model.parameters()}) > 1:
         return "the model lies on several devices"
