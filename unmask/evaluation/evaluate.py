@@ -241,6 +241,7 @@ def identity(
 
 def weights_digest(policy: Any) -> str:
     """The first 12 hex digits of a SHA-256 over a learned policy's configuration and weights; "" for a rule."""
+    policy = getattr(policy, "bare", policy)
     if not isinstance(policy, nn.Module):
         return ""
     config = getattr(policy, "config", None)

@@ -89,11 +89,10 @@ def named_policies(names: Iterable[str]) -> list[tuple[str, UnmaskingPolicy]]:
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """``LABEL=FOLDER``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
-    if Path(text).exists():
-        return text, text
+    """``LABEL=POLICY``, or a policy that is its own label: the label and what :func:`make_policy` takes."""
     label, equals, place = text.partition("=")
-    return (label, place) if equals and label and place else (text, text)
+    named = equals and label and place and "," not in label  # behind a comma, it is an option's value
+    return (label, place) if named and not Path(text).exists() else (text, text)
 
 
 def variants(

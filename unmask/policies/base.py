@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ class Observation:
     mask: Tensor
     """(B, L) bool: still masked."""
     allowed: Tensor
-    """(B, L) bool: masked and in the active block of an unfinished row."""
+    """(B, L) bool: masked and in the active block of an unfinished row; options of a policy may narrow it."""
     confidence: Tensor
     """(B, L, k) float32: the k largest probabilities of each position, descending."""
     candidates: Tensor
@@ -42,7 +43,9 @@ class Observation:
     entropy: Tensor | None = None
     """(B, L) float32 in nats; present if the policy's ``needs`` has "entropy"."""
     logits: Tensor | None = None
-    """(B, L, V): present only if ``needs`` has "logits" (costly; for rules over whole distributions)."""
+    """(B, S, V) of the active block, -inf for the mask token; present only if ``needs`` has "logits" (costly)."""
+    positions: Tensor | None = None
+    """(B, S) int64, the buffer positions of ``logits``; past the end, the last repeats. None: all L, in order."""
     uniform: Tensor | None = None
     """(B, L) float32 in (0, 1), keyed by (seed, sequence, position, step); present if ``needs`` has "uniform"."""
     alpha: Tensor | None = None
@@ -51,6 +54,23 @@ class Observation:
     """(B, C) float32: what the policy's ``condition`` computed from ``alpha`` at the start; None: nothing."""
     memory: dict[str, Any] = field(default_factory=dict)
     """The policy's own state, kept for one generation; rows with ``steps == 0`` have just started."""
+    tokens: Tensor | None = None
+    """(B, L) int64: the buffer before the step; always there in decoding."""
+    editable: Tensor | None = None
+    """(B, L) bool: committed positions that may be revised in this step; None unless the policy ``edits``."""
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end a completion."""
+    region: Tensor | None = None
+    """(B, L) bool: all masked positions of the active block, where ``allowed`` is narrower; None: ``allowed``."""
+
+    @property
+    def drawn(self) -> Tensor:
+        """(B, L, k) float32: ``confidence``, but first that of the candidate where a position is masked.
+
+        It is what learned policies read. At token temperature 0 it equals ``confidence``.
+        """
+        first = torch.where(self.mask, self.token_confidence, self.confidence[..., 0])[..., None]
+        return first if self.confidence.shape[-1] == 1 else torch.cat((first, self.confidence[..., 1:]), dim=-1)
 
     @property
     def time(self) -> Tensor:
@@ -65,7 +85,12 @@ class Decision:
 
     select: Tensor | None = None
     logits: Tensor | None = None
+    score: Tensor | None = None
+    """(B, L) floating, beside ``select``: the order in which positions would be taken, the highest first."""
+    keep: Callable[[Tensor], Tensor] | None = None
+    """Beside ``logits``: takes the action that was drawn (B, L) bool and returns the one to commit."""
     revise: Tensor | None = None
+    """(B, L) bool: editable positions whose tokens are overwritten by their candidates; None: none."""
 
 
 class UnmaskingPolicy(ABC):
@@ -87,6 +112,12 @@ class UnmaskingPolicy(ABC):
     """Whether it is conditioned on the trade-off alpha, a number >= 0 for each row."""
     default_alpha: float = 0.0
     """The alpha that a conditioned policy uses when none is given."""
+    edits: bool = False
+    """Whether it may revise committed tokens; then candidates and confidences are computed for these, too."""
+    max_post: int = 0
+    """Forwards spent at most on a block that has no mask, for revisions."""
+    everywhere: bool = False
+    """Whether it may also revise tokens of earlier blocks."""
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -105,6 +136,11 @@ class UnmaskingPolicy(ABC):
         """The policy's name in tables and logs; :func:`make_policy` builds a heuristic from it."""
         return type(self).__name__
 
+    @property
+    def bare(self) -> UnmaskingPolicy:
+        """The policy itself, without what wraps it."""
+        return self
+
     @classmethod
     def describe(cls) -> str:
         """The rule in one line: the first of the class's docstring."""
@@ -120,6 +156,44 @@ class UnmaskingPolicy(ABC):
     @abstractmethod
     def decide(self, observation: Observation) -> Decision:
         """Decide one step. Must not synchronise with the host, and must not let one row influence another."""
+
+
+class Wrapper(UnmaskingPolicy):
+    """A policy around another one, whose every part it passes on; subclasses change some."""
+
+    PASSED = (
+        "num_confidences", "needs", "full_context", "graph_safe", "learned", "conditioned", "default_alpha", "edits",
+        "max_post", "everywhere",
+    )  # fmt: skip
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        for name in self.PASSED:
+            setattr(self, name, getattr(inner, name, getattr(UnmaskingPolicy, name)))
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return dict(self.inner.decoding)
+
+    @property
+    def spec(self) -> str:
+        return str(self.inner.spec)
+
+    @property
+    def bare(self) -> UnmaskingPolicy:
+        bare: UnmaskingPolicy = self.inner.bare
+        return bare
+
+    def condition(self, alpha: Tensor) -> Tensor | None:
+        condition: Tensor | None = self.inner.condition(alpha)
+        return condition
+
+    def captured_state(self) -> tuple[int, ...]:
+        return tuple(self.inner.captured_state())
+
+    def decide(self, observation: Observation) -> Decision:
+        decision: Decision = self.inner.decide(observation)
+        return decision
 
 
 def tensor_addresses(module: object) -> tuple[int, ...]:

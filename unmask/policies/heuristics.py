@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
@@ -97,7 +98,8 @@ class Heuristic(UnmaskingPolicy):
         allowed = observation.allowed
         score = comparable(self.score(observation), allowed)
         chosen = self.choose(observation, score) & usable(score)
-        return Decision(select=chosen | (best(score) & allowed & ~chosen.any(dim=1, keepdim=True)))
+        select = chosen | (best(score) & allowed & ~chosen.any(dim=1, keepdim=True))
+        return Decision(select=select, score=score)
 
     def score(self, observation: Observation) -> Tensor:
         """(B, L) floating: the higher, the sooner a position is unmasked.
@@ -130,8 +132,9 @@ class FixedSteps(Heuristic):
         steps = int(self.values[0])
         phase: int | Tensor = 0 if o.phase is None else o.phase
         num_blocks = (min(o.length, o.horizon or o.length) + phase + o.block_length - 1) // o.block_length
-        left = o.allowed.sum(dim=1)
-        block = (o.allowed.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # of the first allowed one
+        region = o.allowed if o.region is None else o.region
+        left = region.sum(dim=1)
+        block = (region.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # of the first masked position
         begun = self._begun(o, block, left)
         block_steps = (steps // num_blocks + (block < steps % num_blocks).long()).clamp_min(1)
         share, longer = begun // block_steps, begun % block_steps
@@ -180,6 +183,16 @@ class EntropySteps(FixedSteps):
 
     name = "entropy"
     needs = frozenset({"entropy"})
+
+
+class TopK(Heuristic):
+    """The K most probable positions of each step."""
+
+    name = "top-k"
+    parameters = (Parameter("K", int, 1, example=1),)
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        return top(score, torch.full_like(observation.steps, int(self.values[0])))
 
 
 class Threshold(Heuristic):
@@ -231,11 +244,27 @@ class EntropyThreshold(Heuristic):
         return score > -self.values[0]
 
 
+class LocalLeap(Heuristic):
+    """Positions of at least CONF, and of at least NEAR within RADIUS of one of these (LocalLeap, 2510.07081)."""
+
+    name = "local-leap"
+    parameters = (
+        Parameter("CONF", float, 0.0, 1.0, example=0.9),
+        Parameter("NEAR", float, 0.0, 1.0, default=0.75),
+        Parameter("RADIUS", int, 0, default=4),
+    )
+
+    def choose(self, observation: Observation, score: Tensor) -> Tensor:
+        anchors, radius = score >= self.values[0], min(int(self.values[2]), score.shape[1])
+        near = F.max_pool1d(anchors[:, None].float(), 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
+        return anchors | (near & (score >= self.values[1]))
+
+
 class Klass(Heuristic):
     """Positions more probable than CONF that moved by less than KL nats in each of two steps (KLASS, 2511.05664).
 
     The movement is the divergence of the current distribution from the previous step's. The rule keeps the logits of
-    the whole buffer, L * V numbers per row.
+    the active block, and so knows nothing of the movement before a row entered the block.
     """
 
     name = "klass"
@@ -247,20 +276,24 @@ class Klass(Heuristic):
     history: ClassVar[int] = 2
 
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return (score > self.values[0]) & (self._stable_for(observation) >= self.history)
+        stable = self._stable_for(observation) >= self.history
+        if observation.positions is not None:
+            stable = torch.zeros_like(observation.allowed).scatter(1, observation.positions, stable)
+        return (score > self.values[0]) & stable
 
     def _stable_for(self, o: Observation) -> Tensor:
-        """(B, L) int32: for how many steps in a row the divergence has been below the bound."""
-        logits = required(o, "logits")
-        memory, fresh = o.memory, (o.steps == 0)[:, None]
+        """(B, S) int64: for how many steps in a row the divergence has been below the bound."""
+        logits, memory = required(o, "logits"), o.memory
+        where = torch.zeros_like(o.steps)[:, None] if o.positions is None else o.positions
         if "klass.logits" not in memory or memory["klass.logits"].shape != logits.shape:
             memory["klass.logits"] = logits.clone()
-            memory["klass.stable"] = torch.zeros_like(o.candidates, dtype=torch.int32)
-            fresh = torch.ones_like(fresh)
+            memory["klass.stable"] = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+            memory["klass.positions"] = torch.full_like(where, -1)
+        known = (memory["klass.positions"] == where).all(dim=1, keepdim=True) & (o.steps > 0)[:, None]
         moved = divergence(logits, memory["klass.logits"])
-        stable = torch.where(~fresh & (moved < self.values[1]), memory["klass.stable"] + 1, 0)
-        memory["klass.logits"].copy_(logits)
-        memory["klass.stable"].copy_(stable)
+        stable = torch.where(known & (moved < self.values[1]), memory["klass.stable"] + 1, 0)
+        for name, value in (("logits", logits), ("stable", stable), ("positions", where)):
+            memory[f"klass.{name}"].copy_(value)
         return stable
 
 

@@ -77,17 +77,17 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     @torch.no_grad()
     def decide(self, observation: Observation) -> Decision:
         """Logits (B, L) float32 of one step, -inf where nothing is allowed."""
-        o = observation
+        o, confidence = observation, observation.drawn
         whole = self.config.context == "full" or o.block_length >= o.length
         ragged = not whole and o.length % o.block_length != 0  # the keys behind a shorter last block must be hidden
         if ragged or not self._kernel_takes(o.mask.device):
-            logits = self(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
+            logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length)
             return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
         condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
         if whole:
-            return Decision(logits=self._fused(o.mask, o.confidence, o.time, condition, o.allowed))
+            return Decision(logits=self._fused(o.mask, confidence, o.time, condition, o.allowed))
         block = _Block(o.allowed, o.block_length)
-        logits = self._fused(block.cut(o.mask), block.cut(o.confidence), o.time, condition, block.cut(o.allowed))
+        logits = self._fused(block.cut(o.mask), block.cut(confidence), o.time, condition, block.cut(o.allowed))
         return Decision(logits=block.spread(logits))
 
     @torch.no_grad()

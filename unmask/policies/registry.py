@@ -1,15 +1,19 @@
-"""Policies by name: ``threshold:0.9``, or the folder, packaged name or hub id of a learned one."""
+"""Policies by name: ``threshold:0.9``, or the folder, packaged name or hub id of a learned one; options may follow."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
-from typing import Any
 
-from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import HEURISTICS as HEURISTICS
 from unmask.policies.heuristics import Heuristic
+from unmask.policies.options import USAGE, split_options, with_options
+
+EDITING = {"llada2.1": "0.95,0.9,16", "diffusers": "0.7,0.5,16", "sglang": "0.5,0,16"}
+"""Presets of "edit:M2T,T2T[,POST]": the numbers of LLaDA2.1's own code, of diffusers and of SGLang."""
 
 
 def as_policy(policy: object) -> UnmaskingPolicy:
@@ -26,33 +30,49 @@ def as_policy(policy: object) -> UnmaskingPolicy:
     return Adapted(policy)
 
 
-class Adapted(UnmaskingPolicy):
+class Adapted(Wrapper):
     """Wraps an object that has ``decide`` and perhaps other parts of the interface, but does not derive from it."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        for name in ("num_confidences", "needs", "full_context", "graph_safe", "conditioned", "default_alpha"):
-            if hasattr(inner, name):
-                setattr(self, name, getattr(inner, name))
+    decoding, bare = UnmaskingPolicy.decoding, UnmaskingPolicy.bare
+    condition, captured_state = UnmaskingPolicy.condition, UnmaskingPolicy.captured_state
 
     @property
     def spec(self) -> str:
         return str(getattr(self.inner, "spec", type(self.inner).__name__))
-
-    def decide(self, observation: Observation) -> Decision:
-        decision: Decision = self.inner.decide(observation)
-        return decision
 
 
 def make_policy(spec: str) -> UnmaskingPolicy:
     """The policy that ``spec`` names.
 
     ``spec`` is a heuristic with its numbers, such as "threshold:0.9" or "klass:0.9,0.01" (see ``HEURISTICS``), or a
-    learned policy: a local folder, a packaged name, or a hub id ("user/name"). Raises ValueError for an unknown name or
-    wrong numbers, and the errors of :meth:`unmask.policies.learned.Policy.from_pretrained`.
+    learned policy: a local folder, a packaged name, or a hub id ("user/name"). Either may be followed by options:
+    "threshold:0.9,hold-eos,window=8", see :mod:`unmask.policies.options`. "edit:M2T,T2T[,POST]" is
+    "threshold:M2T,edit=T2T,post=POST", and ``EDITING`` has names for some of these numbers. Raises ValueError for an
+    unknown name or wrong numbers, and the errors of :meth:`unmask.policies.learned.Policy.from_pretrained`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"policy: expected a str, got {type(spec).__name__}")
+    base, options = split_options(written_out(spec))
+    return with_options(bare_policy(base), options)
+
+
+def written_out(spec: str) -> str:
+    """A name that begins with "edit:" as the threshold with options that it stands for; others as they are."""
+    name, _, rest = spec.partition(":")
+    if name != "edit":
+        return spec
+    preset, comma, options = rest.partition(",")
+    text = EDITING[preset] + comma + options if preset in EDITING else rest
+    found = re.fullmatch(r"([^,=]+),([^,=]+)(?:,([\d.]+))?((?:,[^\d.].*)?)", text)
+    if found is None:
+        presets = " or ".join(f"edit:{name}" for name in EDITING)
+        raise ValueError(f"policy {spec!r}: write edit:M2T,T2T[,POST], for instance edit:0.95,0.9, or {presets}")
+    m2t, t2t, post, others = found.groups()
+    return f"threshold:{m2t},edit={t2t}" + (f",post={post}" if post else "") + others
+
+
+def bare_policy(spec: str) -> UnmaskingPolicy:
+    """:func:`make_policy` for a name without options."""
     name, colon, numbers = spec.partition(":")
     if name in HEURISTICS:
         return HEURISTICS[name](*_parse(HEURISTICS[name], spec, numbers))
@@ -76,7 +96,8 @@ def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
             values.append(float(text))
         except ValueError:
             raise ValueError(
-                f"policy {spec!r}: {text!r} is not a number; write {rule.usage()}, for instance {rule.example()}"
+                f"policy {spec!r}: {text!r} is not a number; write {rule.usage()}, for instance {rule.example()}, and "
+                f"any of {USAGE} behind it"
             ) from None
     return values
 
@@ -84,8 +105,8 @@ def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
 def _unknown(spec: str, name: str) -> str:
     close = difflib.get_close_matches(name, HEURISTICS, n=1)
     hint = f" Did you mean {HEURISTICS[close[0]].example()}?" if close else ""
-    known = ", ".join(rule.usage() for rule in HEURISTICS.values())
+    known = ", ".join([*(rule.usage() for rule in HEURISTICS.values()), "edit:M2T,T2T[,POST]"])
     return (
         f"unknown policy {spec!r}.{hint} Known are {known}, and the folder, packaged name or hub id (user/name) of a "
-        "learned policy."
+        f"learned policy. Options follow a comma: {USAGE}."
     )

@@ -46,3 +46,22 @@ def top(score: Tensor, count: Tensor) -> Tensor:
 def longest_prefix(holds: Tensor, order: Tensor) -> Tensor:
     """(B, L) bool: positions, in ``order``, before the first that does not hold."""
     return unsort(holds.to(torch.uint8).cumprod(dim=1).bool(), order)
+
+
+def independent(chosen: Tensor, score: Tensor, conflict: Tensor, rounds: int) -> Tensor:
+    """(B, L) bool: of ``chosen``, from the highest score on, each that has no conflict with one taken before.
+
+    ``conflict`` (1 or B, L, L) bool is symmetric; its diagonal does not count. ``rounds`` bounds how many positions of
+    a row are chosen: after n rounds the first n of them are decided. On CUDA all are run, so nothing waits for the
+    device.
+    """
+    score, index = comparable(score, chosen), torch.arange(score.shape[1], device=score.device)
+    high, low = score[:, :, None], score[:, None, :]
+    ahead = (high > low) | ((high == low) & (index[:, None] < index))
+    blocks = (ahead & conflict & chosen[:, :, None]).transpose(1, 2).to(torch.float32)  # (B, L, L): of row by column
+    taken = chosen
+    for _ in range(rounds):
+        before, taken = taken, chosen & ~(torch.bmm(blocks, taken[..., None].float())[..., 0] > 0)
+        if chosen.device.type == "cpu" and taken.equal(before):
+            break
+    return taken

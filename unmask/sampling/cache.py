@@ -18,6 +18,7 @@ from unmask.models.kv_cache import KVCache
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.late import LateCopy
 from unmask.sampling.state import State, positions_from
+from unmask.sampling.step import OF_BLOCK
 
 Stamp = tuple[int, int]
 """A row's active block and steps taken."""
@@ -51,7 +52,7 @@ class CachePlan:
         self.dual, self.refresh_every, self.alone = config.cache == "dual", config.cache_refresh, config.deterministic
         self.cache: KVCache | None = None
         self.known: dict[str, Tensor] = {}
-        """Per name (N, L, ...): the last statistics of each position."""
+        """Per name (N, L, ...): the last statistics of each position; of the active block alone (N, BL, ...)."""
         self._stored: list[Stamp | None] = []  # each row at its last refresh that the host knows of
         self._stamp = torch.empty(0)  # (2, N) int64: the last refresh on the device
         self._refreshed: list[int] = []  # rows refreshed in the last step
@@ -88,13 +89,15 @@ class CachePlan:
         return due & ~state.done
 
     def put(self, part: Part, values: dict[str, Tensor], length: int) -> None:
-        """Keep ``values`` (N, S, ...) of the part's wanted positions."""
+        """Keep ``values`` (N, S, ...) of the part's wanted positions, or of the active block."""
         count = len(self._stored)
         for name, new in values.items():
+            shape = new.shape[1:] if name in OF_BLOCK else (length, *new.shape[2:])
             if name not in self.known:
-                self.known[name] = new.new_zeros((count, length, *new.shape[2:]))
+                self.known[name] = new.new_zeros((count, *shape))
             rows = torch.arange(count, device=new.device) if part.rows is None else part.rows
-            self.known[name][rows[:, None], part.wanted] = new
+            where = (rows,) if name in OF_BLOCK else (rows[:, None], part.wanted)
+            self.known[name][where] = new
 
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         """Follow a change of the rows, see :meth:`unmask.sampling.loop.Runner.rearrange`. Waits for the device."""

@@ -27,7 +27,7 @@ class Forward:
     ) -> None:
         """``seen`` shares forwards between equal rows; it needs :func:`can_share` and the CPU."""
         self.model, self.policy, self.config, self.seen = model, policy, config, seen
-        self.block_only = not (policy.full_context or "logits" in policy.needs)
+        self.block_only = not (policy.full_context or policy.everywhere)
         self.plan: CachePlan | None = None
         late = torch.device(model.device).type == "cuda" and not config.deterministic
         self.blocks = None if model_attention(model) == "bidirectional" else BlockPlan(model, config, late)
@@ -117,7 +117,7 @@ class Forward:
 
 def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
     """Whether equal rows have equal statistics. They do not if something is drawn per row, or with a cache."""
-    return config.temperature == 0 and not policy.needs and config.cache not in ("prefix", "dual")
+    return config.temperature == 0 and not (policy.needs or policy.edits) and config.cache not in ("prefix", "dual")
 
 
 def model_attention(model: Any) -> str:

@@ -53,7 +53,7 @@ def why_no_graphs(model: Any, policy: UnmaskingPolicy, config: SamplerConfig) ->
         return f"{type(model).__name__} is not a ModelBase"
     if not getattr(model, "graph_safe", True):
         return "the model's experts have no grouped product in this dtype on this device"
-    if has_hooks(model) or has_hooks(policy):
+    if has_hooks(model) or has_hooks(policy.bare):
         return "a hook waits for every forward"
     if isinstance(model, nn.Module) and len({p.device for p in model.parameters()}) > 1:
         return "the model lies on several devices"

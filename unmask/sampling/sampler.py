@@ -71,8 +71,8 @@ class Sampler:
         self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding})
         self.graphs: StepGraphs | None = None
         """Captured steps, made for the first generation that uses them and kept for later ones."""
-        if isinstance(self.policy, torch.nn.Module):
-            self.policy.to(model.device)
+        if isinstance(self.policy.bare, torch.nn.Module):
+            self.policy.bare.to(model.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without captured steps, which cannot be copied."""
@@ -226,7 +226,7 @@ class Sampler:
         state = State.create(tokens, start, self.model.mask_token_id, block_length, phase)
         state.grid = 0 if kind == "bidirectional" else config.block_length or 0
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
-        state.stop_ids = self.stop_ids if config.stop_at_eos else ()
+        state.end_ids, state.stop_ids = self.stop_ids, self.stop_ids if config.stop_at_eos else ()
         state.max_steps, state.horizon = config.max_steps or length, length
         state.seed = torch.full((1,), config.seed or 0, dtype=torch.int64, device=device)
         if sequence is not None:

@@ -32,6 +32,8 @@ class State(ops_state.State):
     """(N, T) bool, False on left padding; None if there is none."""
     stop_ids: tuple[int, ...] = ()
     """Ids that finish a row once they and everything before them are committed."""
+    end_ids: tuple[int, ...] = ()
+    """Ids that end a completion, whether or not they finish the row; what policies know as ``stop_ids``."""
     max_steps: int = 0
     """Steps after which an unfinished row stops."""
     max_post: int | None = None

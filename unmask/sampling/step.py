@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,9 @@ from unmask.sampling.state import State
 
 Statistics = dict[str, Tensor]
 """Fields of an :class:`Observation` that come from logits, each (N, S, ...) for S positions per row."""
+
+OF_BLOCK = ("logits", "positions")
+"""Statistics that are of the active block alone, and are never spread over the buffer."""
 
 
 def observe(
@@ -38,11 +44,9 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
     action = decision.logits if decision.select is None else decision.select
     if action is None or (decision.select is not None and decision.logits is not None):
         raise TypeError("the policy's decide must set exactly one of select and logits")
-    return ops.unmask_(
-        state,
-        observation.candidates,
-        action,
-        mode=config.actions if decision.select is None else "select",
+    unmask = partial(
+        ops.unmask_,
+        candidates=observation.candidates,
         max_steps=state.max_steps,
         eos=state.stop_ids,
         temperature=config.policy_temperature,
@@ -53,17 +57,23 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
         everywhere=state.everywhere,
         settled_stop=state.settled_stop,
     )
+    if decision.select is None and decision.keep is not None:  # draw on a copy, commit what is left
+        copies = {name: getattr(state, name).clone() for name in ("tokens", "mask", "allowed", "rows")}
+        drawn = unmask(replace(state, **copies), action=action, mode=config.actions)
+        return unmask(state, action=decision.keep(drawn >= 0), mode="select")
+    return unmask(state, action=action, mode=config.actions if decision.select is None else "select")
 
 
 def statistics(
     logits: Tensor, state: State, policy: UnmaskingPolicy, config: SamplerConfig, positions: Tensor | None = None
 ) -> Statistics:
     """The fields of an observation that come from ``logits`` (N, S, V) at ``positions`` (N, S)."""
-    allowed = state.allowed if positions is None else state.allowed.gather(1, positions)
+    revisable = editable(state, policy)
+    read = state.allowed if revisable is None else state.allowed | revisable
     stats = ops.topk_confidence(
         logits,
         policy.num_confidences,
-        rows=None if policy.full_context else allowed,
+        rows=None if policy.full_context else read if positions is None else read.gather(1, positions),
         temperature=config.temperature,
         seed=state.seed,
         counter=draw_counter(state, positions) if config.temperature > 0 else None,
@@ -74,16 +84,41 @@ def statistics(
     if stats.entropy is not None:
         values["entropy"] = stats.entropy
     if "logits" in policy.needs:
-        values["logits"] = logits
+        values |= of_block(logits, state, positions)
     return values
 
 
+def of_block(logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
+    """The logits of each row's active block (N, BL, V), -inf for the mask token, and their buffer positions."""
+    mask = torch.full((1,), state.mask_token_id, device=logits.device)  # a fill, which does not wait
+    if state.block_length >= state.length:
+        return {"logits": logits.index_fill(-1, mask, float("-inf"))}
+    block = state.positions()
+    if positions is None or positions.shape != block.shape:  # of more than the block, in order and without gaps
+        first = 0 if positions is None else positions[:, :1]
+        rows = torch.arange(len(block), device=block.device)[:, None]
+        logits = logits[rows, block - first]
+    return {"logits": logits.index_fill(-1, mask, float("-inf")), "positions": block}
+
+
+def editable(state: State, policy: UnmaskingPolicy) -> Tensor | None:
+    """(N, L) bool: committed tokens that the policy may revise in this step; None if it never does."""
+    given: Tensor | None = getattr(state, "editable", None)
+    if not policy.edits or given is None:
+        return None
+    may = given & ~state.mask & ~state.done[:, None]
+    return may if policy.everywhere else may & (state.blocks == state.block[:, None])
+
+
 def spread(values: Statistics, positions: Tensor | None, length: int) -> Statistics:
-    """Statistics of ``positions`` (N, S) scattered into the buffer (N, L, ...), 0 elsewhere."""
+    """Statistics of ``positions`` (N, S) scattered into the buffer (N, L, ...), 0 elsewhere; not those of the block."""
     if positions is None:
         return values
     out = {}
     for name, value in values.items():
+        if name in OF_BLOCK:
+            out[name] = value
+            continue
         index = positions.reshape(*positions.shape, *(1,) * (value.ndim - 2)).expand_as(value)
         buffer = value.new_zeros((value.shape[0], length, *value.shape[2:]))
         out[name] = buffer.scatter_(1, index, value)
@@ -107,6 +142,9 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         alpha=state.alpha,
         condition=state.condition,
         memory=state.memory,
+        tokens=keep(state.buffer),
+        editable=editable(state, policy),
+        stop_ids=state.end_ids,
         **values,
     )
 

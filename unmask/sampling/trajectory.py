@@ -21,7 +21,7 @@ class Trajectory:
     allowed: Tensor
     """(N, S, L) bool."""
     confidence: Tensor
-    """(N, S, L, k) float32."""
+    """(N, S, L, k) float32: the largest probabilities, of which the first is that of the token drawn."""
     rank: Tensor
     """(N, S, L) int32: -1 where nothing was unmasked; else 0, or for "dpls" the order of the draw."""
     active: Tensor
@@ -49,7 +49,7 @@ class Recorder:
         """Yield ``records``, of a generation with ``SamplerConfig(record=True)``, and keep each."""
         for record in records:
             o = record.observation
-            self._steps.append((record.rows, record.took, o.steps, o.mask, o.allowed, o.confidence, record.rank))
+            self._steps.append((record.rows, record.took, o.steps, o.mask, o.allowed, o.drawn, record.rank))
             yield record
 
     def trajectory(self, state: State, num_confidences: int) -> Trajectory:

@@ -80,12 +80,13 @@ class TrainerConfig(Config):
     rollout_batch_size: PositiveInt | None = None
     """Rows decoded side by side, at least a group; None: all of them."""
     expert: str | tuple[str, ...] | None = None
-    """Expert steering: a heuristic such as "threshold:0.9" whose rollouts join each group, or several. Fast and careful
-    ones together show a policy conditioned on alpha both ends of its range."""
+    """Expert steering: a heuristic such as "threshold:0.9,hold-eos" whose rollouts join each group, or several. Fast
+    and careful ones together show a policy conditioned on alpha both ends of its range."""
     num_experts: PositiveInt = 1
     """Rollouts per prompt of each expert."""
-    expert_block_length: BlockLength = None
-    """Tokens per block of the experts; divides ``block_length``. None: ``block_length``, or 32 in full diffusion."""
+    expert_block_length: PositiveInt | Literal["full"] | None = None
+    """Tokens per block of the experts; divides ``block_length``. None: ``block_length``, or 32 in full diffusion;
+    "full": the experts, too, decode in full diffusion."""
 
     imitation_steps: Count = 0
     """First iterations, in which the policy only imitates. Rollouts of one expert are weighted by their grades, those
@@ -187,6 +188,11 @@ class TrainerConfig(Config):
             f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
         )
         require(
+            self.init_policy is None or "," not in self.init_policy,
+            f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: train "
+            "without them, and decode with them",
+        )
+        require(
             conditioned or not isinstance(self.alpha, tuple),
             f"alpha={self.alpha} draws a trade-off per group: set policy: {{alpha_conditioned: true}}",
         )
@@ -205,7 +211,7 @@ class TrainerConfig(Config):
                 raise ValueError(f"expert: {error}") from error
         own, experts = self.block_length, self.expert_block_length
         require(
-            own is None or experts is None or own % experts == 0,
+            own is None or (isinstance(experts, int) and own % experts == 0),
             f"expert_block_length={experts} does not divide block_length={own}: the policy could not imitate them",
         )
 

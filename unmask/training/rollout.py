@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.sampling.prompts import text_ids
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
@@ -63,24 +63,18 @@ class Samples:
         return Samples(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
-class WideView(UnmaskingPolicy):
+class WideView(Wrapper):
     """An expert whose recorded observations hold everything that the learned policy reads."""
 
-    full_context = True
-
     def __init__(self, policy: UnmaskingPolicy, num_confidences: int) -> None:
+        super().__init__(policy)
         if policy.num_confidences > num_confidences:
             raise ValueError(
                 f"the expert {policy.spec} reads {policy.num_confidences} confidences, the policy {num_confidences}"
             )
-        self.policy, self.num_confidences, self.needs = policy, num_confidences, policy.needs
-        self.graph_safe = policy.graph_safe
-
-    def captured_state(self) -> tuple[int, ...]:
-        return self.policy.captured_state()
-
-    def decide(self, observation: Observation) -> Decision:
-        return self.policy.decide(observation)
+        if policy.edits:
+            raise ValueError(f"the expert {policy.spec} revises tokens, which a policy cannot imitate: leave edit out")
+        self.num_confidences, self.full_context = num_confidences, True
 
 
 class Collector:

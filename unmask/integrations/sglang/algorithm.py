@@ -10,7 +10,7 @@ import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from torch import Tensor
 
-from unmask.integrations.sglang.config import parse
+from unmask.integrations.sglang.config import parse, stop_ids
 from unmask.integrations.sglang.requests import BatchMemory, BlockState, Progress
 from unmask.ops.state import BLOCK, REMAINING, STATUS
 from unmask.sampling.state import COMPLETE, POISONED, RUNNING, State
@@ -34,6 +34,7 @@ class Unmask(DllmAlgorithm):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.policy, self.sampling = parse(config.algorithm_config, self.block_size)
+        self.stop_ids = stop_ids(config.algorithm_config)
         self.progress, self.memory = Progress(self.block_size), BatchMemory()
         self.device: torch.device | None = None
 
@@ -99,8 +100,8 @@ class Unmask(DllmAlgorithm):
             return
         self.device, alpha, policy = device, self.sampling.alpha, self.policy
         with torch.inference_mode(False):  # else a policy would pack its weights anew in every step
-            if isinstance(policy, torch.nn.Module):
-                policy.to(device)
+            if isinstance(policy.bare, torch.nn.Module):
+                policy.bare.to(device)
             # All ranks have to draw the same, so that no seed is a seed too.
             self.seed = torch.full((1,), self.sampling.seed or 0, dtype=torch.int64, device=device)
             self.alpha = self.condition = None
@@ -133,6 +134,7 @@ class Unmask(DllmAlgorithm):
             start=0,
             block_length=self.block_size,
             mask_token_id=self.mask_id,
+            end_ids=self.stop_ids,
             max_steps=UNBOUNDED,
             horizon=self.sampling.max_new_tokens,
             seed=self.seed,

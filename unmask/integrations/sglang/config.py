@@ -10,6 +10,7 @@ from unmask.config import check_known
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.heuristics import FixedSteps
 from unmask.policies.learned import Policy
+from unmask.policies.options import Options, with_options
 from unmask.policies.registry import make_policy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import DEFAULT_POLICY
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 LEARNED_ONLY = ("actions", "policy_temperature", "policy_scale", "alpha")
 """Settings that say something about learned policies only."""
+STOP_IDS = "stop_ids"
+"""The ids that end a completion, which the engine does not tell; the option hold-eos reads them."""
 SAMPLING = ("max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
 """Settings that go to :class:`unmask.SamplerConfig` under the same name."""
 
@@ -26,8 +29,8 @@ def parse(settings: Mapping[str, Any], block_length: int) -> tuple[UnmaskingPoli
     """The policy that ``settings`` name and how it decodes blocks of ``block_length`` tokens.
 
     Args:
-        settings: any of ``policy``, a name as :func:`unmask.policies.make_policy` takes it; ``SAMPLING``; and
-            ``block_size``, which is read by the engine alone. ``max_new_tokens`` is the length of a completion that
+        settings: any of ``policy``, a name as :func:`unmask.policies.make_policy` takes it; ``SAMPLING``; ``STOP_IDS``;
+            and ``block_size``, which is read by the engine alone. ``max_new_tokens`` is the length of a completion that
             the policy reckons with; requests may be shorter or longer.
 
     Raises:
@@ -35,7 +38,7 @@ def parse(settings: Mapping[str, Any], block_length: int) -> tuple[UnmaskingPoli
         TypeError: ``policy`` is not a string.
         FileNotFoundError, ImportError, CheckpointError: a learned policy that cannot be loaded.
     """
-    check_known(settings, ("policy", *SAMPLING, "block_size"), "keys of the algorithm config")
+    check_known(settings, ("policy", *SAMPLING, STOP_IDS, "block_size"), "keys of the algorithm config")
     name = settings.get("policy", DEFAULT_POLICY)
     policy = make_policy(name)
     given = {key: settings[key] for key in SAMPLING if settings.get(key) is not None}
@@ -45,30 +48,49 @@ def parse(settings: Mapping[str, Any], block_length: int) -> tuple[UnmaskingPoli
         sampling = SamplerConfig(**values)
         if reason := unsuitable(policy, sampling, given, block_length):
             raise ValueError(f"policy {name!r} {reason}")
+        if options_of(policy).hold_eos and not stop_ids(settings):
+            raise ValueError(f"policy {name!r} holds back ends of sequence: set {STOP_IDS}, their ids")
     except ValueError as error:
         raise ValueError(f"algorithm config: {error}") from error
     trained = policy.decoding.get("block_length", block_length)
     if trained != block_length:
         text = "policy %r was trained on blocks of %s tokens and will decode blocks of %d"
         logger.warning(text, name, trained or "all", block_length)
-    if isinstance(policy, FixedSteps):  # each block is decoded as if it were alone, and gets its share of the steps
-        policy = type(policy)(int(policy.values[0]) // -(-sampling.max_new_tokens // block_length))
+    rule = policy.bare
+    if isinstance(rule, FixedSteps):  # each block is decoded as if it were alone, and gets its share of the steps
+        share = type(rule)(int(rule.values[0]) // -(-sampling.max_new_tokens // block_length))
+        policy = with_options(share, options_of(policy))
     return policy, sampling
+
+
+def options_of(policy: UnmaskingPolicy) -> Options:
+    """The options of a policy that :func:`unmask.policies.make_policy` made."""
+    return getattr(policy, "options", Options())
+
+
+def stop_ids(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a completion, none unless given; ValueError for what is no list of ids."""
+    ids = settings.get(STOP_IDS) or ()
+    if not isinstance(ids, (list, tuple)) or not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(f"{STOP_IDS}: expected a list of ids of at least 0, got {ids!r}")
+    return tuple(ids)
 
 
 def unsuitable(
     policy: UnmaskingPolicy, sampling: SamplerConfig, given: Mapping[str, Any], block_length: int
 ) -> str | None:
     """Why ``policy`` cannot decode blocks on their own with the settings ``given``; None: it can."""
-    no_length = "max_new_tokens" not in given
-    if isinstance(policy, Policy):
-        if policy.config.context != "block":
+    no_length, rule = "max_new_tokens" not in given, policy.bare
+    if policy.edits:
+        return "revises tokens, but the engine takes a block as final once it has no mask: leave edit out"
+    if isinstance(rule, Policy):
+        if rule.config.context != "block":
             return (
-                f'has context="{policy.config.context}": it reads the confidences of the whole buffer, and its '
+                f'has context="{rule.config.context}": it reads the confidences of the whole buffer, and its '
                 "positions count from the buffer's start, but an engine that decodes blocks one by one has logits of "
                 'the active block alone. Expected a policy trained with context="block"'
             )
-        if no_length and not policy.config.zero_time:
+        if no_length and not rule.config.zero_time:
             return (
                 "reads the time, steps taken / max_new_tokens: the algorithm config must set max_new_tokens, the "
                 "length of the completions to reckon with (in training: the buffer's)"
@@ -82,8 +104,8 @@ def unsuitable(
             return f"is not conditioned on alpha, got alpha={given['alpha']}"
     elif pointless := [key for key in LEARNED_ONLY if key in given]:
         return f"has no use for {', '.join(pointless)}"
-    if isinstance(policy, FixedSteps):
-        steps, blocks = int(policy.values[0]), -(-sampling.max_new_tokens // block_length)
+    if isinstance(rule, FixedSteps):
+        steps, blocks = int(rule.values[0]), -(-sampling.max_new_tokens // block_length)
         if no_length:
             return "counts steps for the whole buffer: the algorithm config must set max_new_tokens"
         if steps % blocks:
