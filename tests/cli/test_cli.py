@@ -249,7 +249,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
             {"record"},
             "--cache-refresh INT Steps within a block after which everything is recomputed",
         ),
-        ("evaluate", SamplerConfig, {"record", "block_length"}, "--cache {auto,none,exact,prefix,dual} Reuse of keys and values"),
+        (
+            "evaluate",
+            SamplerConfig,
+            {"record", "block_length"},
+            "--cache {auto,none,exact,prefix,dual} Reuse of keys",
+        ),
         (
             "train",
             TrainerConfig,

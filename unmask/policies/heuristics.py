@@ -196,13 +196,24 @@ class TopK(Heuristic):
 
 
 class Threshold(Heuristic):
-    """Every position more probable than LAMBDA, else the best (Fast-dLLM, arXiv 2505.22618)."""
+    """Every position more probable than LAMBDA; fewer than LEAST (1): the LEAST best (Fast-dLLM, arXiv 2505.22618)."""
 
     name = "threshold"
-    parameters = (Parameter("LAMBDA", float, 0.0, 1.0, example=0.9),)
+    parameters = (
+        Parameter("LAMBDA", float, 0.0, 1.0, example=0.9),
+        Parameter("LEAST", int, 1, default=1, example=1),
+    )
+
+    @property
+    def spec(self) -> str:
+        return super().spec.removesuffix(",1")
 
     def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return score > self.values[0]
+        sure, least = score > self.values[0], int(self.values[1])
+        if least == 1:
+            return sure
+        few = sure.sum(dim=1, keepdim=True) < least
+        return torch.where(few, top(score, torch.full_like(observation.steps, least)), sure)
 
 
 class Factor(Heuristic):

@@ -11,6 +11,7 @@ from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import HEURISTICS as HEURISTICS
 from unmask.policies.heuristics import Heuristic
 from unmask.policies.options import USAGE, split_options, with_options
+from unmask.policies.schedules import BlockSteps as BlockSteps  # which registers the rules of that module
 
 EDITING = {"llada2.1": "0.95,0.9,16", "diffusers": "0.7,0.5,16", "sglang": "0.5,0,16"}
 """Presets of "edit:M2T,T2T[,POST]": the numbers of LLaDA2.1's own code, of diffusers and of SGLang."""

@@ -40,12 +40,14 @@ def assemble(ids: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> 
         steps=torch.zeros(count, dtype=torch.int64, device=ids.device),
         finished=torch.ones(count, dtype=torch.bool, device=ids.device),
         filled=torch.zeros(count, dtype=torch.int64, device=ids.device),
+        forwards=torch.zeros(count, dtype=torch.int64, device=ids.device),
     )
     texts = [""] * count
     trajectories: list[tuple[Tensor, int, Trajectory]] = []
     for rows, pad, part in parts:
         ids[rows, pad:] = part.sequences
-        out.steps[rows], out.finished[rows], out.filled[rows] = part.steps, part.finished, part.filled
+        for name in ("steps", "finished", "filled", "forwards"):
+            getattr(out, name)[rows] = getattr(part, name)
         if part.texts is not None:
             out.texts = texts
             for row, text in zip(rows.tolist(), part.texts, strict=True):

@@ -20,11 +20,13 @@ class GenerationResult:
     completions: Tensor
     """(B, L) int64; after an early stop the rest is end of sequence. For ``infill``, the whole text (B, T)."""
     steps: Tensor
-    """(B,) int64: forwards of the model taken for the row (NFE)."""
+    """(B,) int64: denoising forwards, those with a mask in the row's active block (NFE)."""
     finished: Tensor
     """(B,) bool: no mask left; False where ``max_steps`` came first."""
     filled: Tensor
     """(B,) int64: generated tokens up to and including the first end of sequence; for ``infill``, masks filled."""
+    forwards: Tensor | None = None
+    """(B,) int64: all forwards after the prompt's: ``steps``, those that only revised, and those that gave a seed."""
     texts: list[str] | None = None
     """Completions up to the first end of sequence, decoded; None without a tokenizer."""
     trajectory: Trajectory | None = None
@@ -32,8 +34,14 @@ class GenerationResult:
 
     @property
     def tokens_per_forward(self) -> Tensor:
-        """(B,) float32 TPF: ``filled / steps``."""
+        """(B,) float32 TPF by denoising forwards: ``filled / steps``."""
         return self.filled.to(torch.float32) / self.steps.clamp_min(1).to(torch.float32)
+
+    @property
+    def tokens_per_any_forward(self) -> Tensor:
+        """(B,) float32 TPF by all forwards after the prompt's: ``filled / forwards``."""
+        forwards = self.steps if self.forwards is None else self.forwards
+        return self.filled.to(torch.float32) / forwards.clamp_min(1).to(torch.float32)
 
 
 @dataclass

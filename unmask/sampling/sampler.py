@@ -223,7 +223,9 @@ class Sampler:
         if kind == "block-causal":
             real = torch.full((len(tokens),), start) if attention is None else attention[:, :start].sum(1)
             phase = real.to(device) % block_length
-        state = State.create(tokens, start, self.model.mask_token_id, block_length, phase)
+        edits = self.policy.edits
+        state = State.create(tokens, start, self.model.mask_token_id, block_length, phase, edits)
+        state.max_post, state.everywhere = self.policy.max_post if edits else None, self.policy.everywhere
         state.grid = 0 if kind == "bidirectional" else config.block_length or 0
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
         state.end_ids, state.stop_ids = self.stop_ids, self.stop_ids if config.stop_at_eos else ()
@@ -327,6 +329,7 @@ class Sampler:
             sequences=state.tokens[:, : state.start + buffer.shape[1]],
             completions=buffer,
             steps=state.steps.clone(),
+            forwards=state.forwards.clone(),
             finished=state.remaining == 0,
             filled=filled,
             texts=self.decode(buffer, ends),

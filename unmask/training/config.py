@@ -189,7 +189,7 @@ class TrainerConfig(Config):
         )
         require(
             self.init_policy is None or "," not in self.init_policy,
-            f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: train "
+            f"init_policy={self.init_policy!r} has options, under which an action has no known likelihood: train "
             "without them, and decode with them",
         )
         require(
