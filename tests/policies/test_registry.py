@@ -22,7 +22,7 @@ WRONG = [
     ("treshold:0.9", "Did you mean threshold:0.9.*entropy-bound:GAMMA"),
     ("greedy", "unknown policy 'greedy'.*Known are random:STEPS"),
     ("", "unknown policy ''"),
-    ("threshold", "threshold takes threshold:LAMBDA\[,LEAST\], for instance threshold:0.9"),
+    ("threshold", r"threshold takes threshold:LAMBDA\[,LEAST\], for instance threshold:0.9"),
     ("threshold:", "threshold takes"),
     ("threshold:0.9,0.1", "threshold: LEAST must be a whole number >= 1, got 0.1"),
     ("threshold:0.9,1,1", r"threshold takes threshold:LAMBDA.*got \[0.9, 1.0, 1.0\]"),
