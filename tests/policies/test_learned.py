@@ -43,7 +43,7 @@ def observe(batch: int, length: int, block_length: int, k: int = 1, alpha: float
         allowed=allowed,
         confidence=confidence,
         candidates=torch.zeros(batch, length, dtype=torch.int64),
-        token_confidence=confidence[..., 0],
+        token_confidence=confidence[..., 0] * torch.rand(batch, length, generator=generator),
         steps=torch.randint(0, length, (batch,), generator=generator),
         length=length,
         block_length=block_length,
@@ -52,7 +52,10 @@ def observe(batch: int, length: int, block_length: int, k: int = 1, alpha: float
 
 
 def replay(policy: Policy, o: Observation) -> Tensor:
-    return policy(o.mask, o.confidence, o.time, o.alpha, o.allowed, o.block_length)
+    """By the module, which gets the probability of the token drawn, and not the largest, where one is masked."""
+    confidence = o.confidence.clone()
+    confidence[..., 0][o.mask] = o.token_confidence[o.mask]
+    return policy(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_block_context_is_the_network_on_the_block_alone(length: int, block_leng
     for b in range(4):
         start = int(o.allowed[b].nonzero()[0]) // block_length * block_length
         block = slice(start, min(start + block_length, length))
-        alone = policy(o.mask[b : b + 1, block], o.confidence[b : b + 1, block], o.time[b : b + 1])[0]
+        alone = policy(o.mask[b : b + 1, block], o.drawn[b : b + 1, block], o.time[b : b + 1])[0]
         where = o.allowed[b, block]
         assert torch.allclose(logits[b, block][where], alone[where], atol=2e-5)
         outside = replay(policy, o)[b].clone()
@@ -101,6 +104,7 @@ def test_block_context_is_the_network_on_the_block_alone(length: int, block_leng
         changed.confidence = o.confidence.clone()
         changed.confidence[b, : block.start] = 0.123
         changed.confidence[b, block.stop :] = math.nan
+        changed.token_confidence = changed.confidence[..., 0].where(~o.allowed, o.token_confidence)
         assert torch.equal(policy.decide(changed).logits, logits)
 
 
@@ -121,7 +125,7 @@ def test_poisoned_rows_stay_alone(fields: dict) -> None:
     policy = random_policy(**fields)
     o = observe(4, 48, 16)
     clean = policy.decide(o).logits
-    o.confidence[1] = math.nan
+    o.confidence[1], o.token_confidence[1] = math.nan, math.nan
     dirty = policy.decide(o).logits
     assert torch.equal(clean[[0, 2, 3]], dirty[[0, 2, 3]])
 
@@ -177,7 +181,7 @@ def test_packed_weights_follow_the_parameters() -> None:
         change()
         after = policy.decide(o).logits
         assert not torch.equal(before, after)
-        expected = reference(*policy.packed_weights(), o.mask, o.confidence, o.time, o.allowed, None, torch.float64)
+        expected = reference(*policy.packed_weights(), o.mask, o.drawn, o.time, o.allowed, None, torch.float64)
         assert torch.allclose(after[o.allowed], expected[o.allowed].float(), atol=1e-5)
         assert torch.allclose(after[o.allowed], replay(policy, o)[o.allowed], atol=2e-5)
 

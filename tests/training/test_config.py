@@ -35,6 +35,9 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"expert": "factor:1", "imitation_steps": 9, "iterations": 9}, "leaves nothing of iterations=9"),
         ({"expert": "threshold:0.9", "expert_block_length": 24}, "=24 does not divide block_length=8"),
         ({"expert": "threshold:0.9", "expert_block_length": 6}, "=6 does not divide block_length=8"),
+        ({"expert": "threshold:0.9", "expert_block_length": "full"}, "=full does not divide block_length=8"),
+        ({"expert": "threshold:0.9,window=0"}, "expert: .*window must be a whole number >= 1"),
+        ({"init_policy": "tiny,hold-eos"}, "has options, under which the likelihood of an action is not known"),
         ({"policy": {"hiden_size": 3}}, r"policy: unknown PolicyConfig fields \['hiden_size'\]; did you mean hidden"),
         ({"policy": "tiny"}, "policy must be a mapping, got 'tiny'"),
         ({"init_policy": "tiny", "policy": {"hidden_size": 64}}, "has its own shape, .*; set policy to {}"),
@@ -72,6 +75,8 @@ def test_defaults_that_follow_other_settings() -> None:
     assert (blocks.eval_config().actions, blocks.eval_config().policy_temperature) == ("bernoulli-argmax", 0.5)
     full = TrainerConfig.from_dict({"block_length": None, "actions": "dpls", "rollout_batch_size": 16})
     assert full.expert_block_length == 32
+    whole = TrainerConfig.from_dict({**full.to_dict(), "expert_block_length": "full"})
+    assert whole.expert_config().block_length is None
     assert (full.eval_config().actions, full.eval_config().max_batch_size) == ("dpls", 16)
     own = TrainerConfig.from_dict({**SMALL, "eval_actions": "greedy", "eval_policy_temperature": 2})
     assert (own.eval_config().actions, own.eval_config().policy_temperature) == ("greedy", 2)

@@ -81,11 +81,11 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
         assert seen - rows_shared >= 3 * (4 - 1)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-def test_recorded_steps_replay_with_a_cache(cache: str) -> None:
+@pytest.mark.parametrize(("cache", "temperature"), [("none", 3.0), ("prefix", 0.0), ("dual", 1.5)])
+def test_recorded_steps_replay_with_a_cache_and_drawn_tokens(cache: str, temperature: float) -> None:
     """What is recorded is what the policy saw: the last known confidences lead it to the same greedy actions."""
     policy = make_policy_network()
-    collector = make_collector(policy, block_length=8)
+    collector = make_collector(policy, block_length=8, temperature=temperature)
     collector.sampler.config = replace(collector.sampler.config, actions="greedy", cache=cache)
     samples = collector.collect(PROMPTS, torch.ones(3), seed=4).samples
     with torch.no_grad():
@@ -183,3 +183,14 @@ def test_an_expert_that_sees_more_than_the_policy_is_refused() -> None:
 
     with pytest.raises(ValueError, match="reads 2 confidences, the policy 1"):
         WideView(Curious(0.9), 1)
+    with pytest.raises(ValueError, match="revises tokens, which a policy cannot imitate"):
+        WideView(make_policy("threshold:0.9,edit=0.5"), 1)
+
+
+def test_experts_have_options() -> None:
+    model, tokenizer = tiny()
+    rollouts = make_collector(make_policy_network(), ["threshold:0.9,hold-eos"], num_experts=1).collect(
+        PROMPTS, torch.ones(3), seed=0
+    )
+    alone = Sampler(model, tokenizer, "threshold:0.9,hold-eos", SamplerConfig(max_new_tokens=24, block_length=8))
+    assert rollouts.completions[4::5].equal(alone.generate(PROMPTS).completions)

@@ -84,8 +84,7 @@ class Step:
         The forward of a seed is no denoising step, and as in the models' own code it does not end a row.
         """
         rank = self._commit(state, seen, decision, ~seeding)
-        for counter in (state.steps, state.forwards):
-            counter.sub_(seeding.long())
+        state.steps.sub_(seeding.long())
         seeds = Decision(select=state.allowed & seeding[:, None])
         return torch.maximum(rank, self._commit(replace(state, stop_ids=()), seen, seeds, seeding))
 

@@ -182,15 +182,17 @@ class TrainerConfig(Config):
         )
 
     def _check_policy(self) -> None:
+        from unmask.policies.options import split_options
+
         conditioned = self.policy_config().alpha_conditioned or self.init_policy is not None
         require(
             self.init_policy is None or not self.policy,
             f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
         )
         require(
-            self.init_policy is None or "," not in self.init_policy,
-            f"init_policy={self.init_policy!r} has options, under which an action has no known likelihood: train "
-            "without them, and decode with them",
+            self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
+            f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: "
+            "train without them, and decode with them",
         )
         require(
             conditioned or not isinstance(self.alpha, tuple),
