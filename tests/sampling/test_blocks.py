@@ -155,7 +155,10 @@ def same(a: GenerationResult, b: GenerationResult) -> bool:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("block_length", [4, 8])
-@pytest.mark.parametrize("policy", ["threshold:0.3", "entropy-bound:1.5", "random:5", "klass:0.3,0.1"])
+@pytest.mark.parametrize(
+    "policy",
+    ["threshold:0.3", "entropy-bound:1.5,hold-eos", "random:5", "klass:0.3,0.1", "threshold:0.3,edit=0.2,post=3"],
+)
 def test_cached_equals_uncached_alone_and_in_any_batch(
     model: Transformer, policy: str, block_length: int, temperature: float
 ) -> None:
@@ -165,7 +168,9 @@ def test_cached_equals_uncached_alone_and_in_any_batch(
     plain = sampler.generate(prompts(), cache="none", **settings)
     assert not (plain.completions == MASK).any()
     assert plain.forwards is not None
-    if not model.seeded:  # storing a block costs no forward
+    if "edit" in policy:
+        assert (plain.forwards > plain.steps).any()
+    elif not model.seeded:  # storing a block costs no forward
         assert torch.equal(plain.forwards, plain.steps)
     else:  # one more for each block that the prompt does not open
         assert (plain.forwards > plain.steps).any()
@@ -243,6 +248,44 @@ def test_the_surplus_of_the_last_block_is_decoded_and_cut(model: Transformer) ->
     cut = sampler.generate(prompts((6,)), max_new_tokens=9)
     assert torch.equal(cut.completions[0], whole.completions[0, :9])
     assert int(cut.steps[0]) == int(whole.steps[0])
+
+
+@pytest.mark.parametrize("scope", ["block", "all"])
+@pytest.mark.parametrize("name", ["sdar-tiny", "llada-tiny"])
+def test_a_stream_shows_revisions_and_sends_only_what_is_settled(name: str, scope: str) -> None:
+    model = loaded(name)
+    sampler = Sampler(model, policy=f"threshold:0.1,edit=0.05,post=4,scope={scope}")
+    settings = {"max_new_tokens": 22, "block_length": 8, "stop_at_eos": False}
+    if scope == "all" and model.attention != "bidirectional":
+        with pytest.raises(ValueError, match="scope=all"):
+            sampler.generate([[1, 2, 3]], **settings)
+        return
+    prompt = [5, 9, 2, 7, 11]
+    result = sampler.generate([prompt], **settings)
+    buffer, revisions = [model.mask_token_id] * 22, 0
+    for event in sampler.stream([prompt], **settings):
+        now = event.completions[0].tolist()
+        different = {i for i in range(22) if now[i] != buffer[i]}
+        assert different == set(event.positions[0]) | set(event.revised[0])
+        assert all(buffer[i] == model.mask_token_id for i in event.positions[0])
+        assert all(buffer[i] != model.mask_token_id for i in event.revised[0])
+        buffer, revisions = now, revisions + len(event.revised[0])
+    assert buffer == result.completions[0].tolist()
+    assert event.finished == [True]
+    assert revisions > 3
+
+    class Text:
+        sent: list[int] = []
+
+        def put(self, value: Tensor) -> None:
+            self.sent = self.sent + value.flatten().tolist()
+
+        def end(self) -> None:
+            pass
+
+    text = Text()
+    sampler.generate([prompt], streamer=text, **settings)
+    assert text.sent == prompt + buffer[: next((i + 1 for i, t in enumerate(buffer) if t in model.stop_ids), 22)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.text import Text
 from unmask.sampling.result import StreamEvent, first_stop
 
 MASK, END = "░", "·"
-LEGEND = f"{MASK} masked   bold green: committed in this step   {END} end of sequence"
+LEGEND = f"{MASK} masked   bold green: committed in this step   bold magenta: revised   {END} end of sequence"
 
 
 class View:
@@ -24,13 +24,24 @@ class View:
         self.finished = [False] * len(prompts)
         self.completions: list[list[int]] = []
         self.fresh: list[set[int]] = [set() for _ in prompts]
+        self.revised: list[set[int]] = [set() for _ in prompts]
         self.stops, self.mask = sampler.stop_ids, sampler.model.mask_token_id
 
     def update(self, event: StreamEvent) -> None:
-        self.fresh = [set() for _ in self.prompts]
-        for row, steps, positions, done in zip(event.rows, event.steps, event.positions, event.finished, strict=True):
-            self.steps[row], self.finished[row], self.fresh[row] = steps, done, set(positions)
+        self.settle()
+        for i, row in enumerate(event.rows):
+            self.steps[row], self.finished[row] = event.steps[i], event.finished[i]
+            self.fresh[row], self.revised[row] = set(event.positions[i]), set(event.revised[i])
         self.completions = event.completions.tolist()
+
+    def settle(self) -> None:
+        """Nothing is new any more."""
+        self.fresh, self.revised = [set() for _ in self.prompts], [set() for _ in self.prompts]
+
+    def style(self, row: int, position: int) -> str:
+        if position in self.revised[row]:
+            return "bold magenta"
+        return "bold green" if position in self.fresh[row] else "cyan"
 
     def line(self, row: int) -> Text:
         """Prompt, buffer and count of one row; neighbouring tokens of one style are decoded together."""
@@ -39,7 +50,7 @@ class View:
         run: list[int] = []
         style = ""
         for position, token in enumerate(self.completions[row]):
-            piece_style = "bold green" if position in self.fresh[row] else "cyan"
+            piece_style = self.style(row, position)
             if token == self.mask or token in self.stops or piece_style != style:
                 self.flush(text, run, style)
                 run = []
@@ -86,6 +97,6 @@ def watch(sampler: Any, prompts: list[str], delay: float) -> None:
             view.update(event)
             live.update(view.render(), refresh=True)
             time.sleep(delay)
-        view.fresh = [set() for _ in prompts]
+        view.settle()
         live.update(view.render(), refresh=True)
     console.print(view.summary(), style="dim")

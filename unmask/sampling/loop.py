@@ -37,6 +37,13 @@ class StepRecord:
         """(R,) bool: rows that took the step. The others were finished, or held for a refresh of the cache."""
         return self.state.steps > self.observation.steps
 
+    @property
+    def changed(self) -> Tensor:
+        """(R,) bool: rows that took the step, got a seed, or had tokens that might be revised."""
+        changed = self.took | (self.rank != -1).any(dim=1)
+        editable = self.observation.editable
+        return changed if editable is None else changed | editable.any(dim=1)
+
 
 class Runner(Protocol):
     """Advances a batch of rows: :class:`Step`, or captured copies of it."""

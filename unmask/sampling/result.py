@@ -51,11 +51,13 @@ class StreamEvent:
     rows: list[int]
     """Rows that took the step, by their prompts' numbers."""
     steps: list[int]
-    """Forwards each of these rows has taken by now."""
+    """Denoising forwards each of these rows has taken by now."""
     positions: list[list[int]]
     """Newly committed positions of the buffer, per row."""
     tokens: list[list[int]]
     """The tokens committed there."""
+    revised: list[list[int]]
+    """Positions whose committed tokens were revised, per row."""
     finished: list[bool]
     """Whether the row is done after this step."""
     completions: Tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.models.placement import DeviceMap
+from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
 from unmask.sampling.config import SamplerConfig
@@ -264,6 +265,8 @@ class Sampler:
         kind, name = model_attention(self.model), type(self.model).__name__
         if kind != "bidirectional":
             check_blocks(self.model, config)
+            if self.policy.everywhere:
+                raise ValueError(f"scope=all would revise blocks that {name} has finished, of which keys are kept")
         elif config.cache == "exact" or config.sub_block_length is not None:
             what = 'cache="exact"' if config.cache == "exact" else f"sub_block_length={config.sub_block_length}"
             raise ValueError(f"{what} is for models whose tokens see no later block, but {name} is bidirectional")
@@ -346,18 +349,21 @@ class Sampler:
     def _events(self, whole: State, config: SamplerConfig) -> Iterator[StreamEvent]:
         for record in self.steps(whole, config):
             whole.put(record.rows, record.state)
-            took = record.took.cpu()
+            took = record.changed.cpu()
             if not bool(took.any()):
                 continue
-            committed, buffer = (record.rank >= 0).cpu()[took], record.state.buffer.cpu()[took]
-            positions = [row.nonzero().flatten().tolist() for row in committed]
+            rank, buffer = record.rank.cpu()[took, : whole.horizon], record.state.buffer.cpu()[took]
+            positions, revised = (
+                [row.nonzero().flatten().tolist() for row in flags] for flags in (rank >= 0, rank == REVISED)
+            )
             yield StreamEvent(
                 rows=record.rows.cpu()[took].tolist(),
                 steps=record.state.steps.cpu()[took].tolist(),
                 positions=positions,
                 tokens=[row[p].tolist() for row, p in zip(buffer, positions, strict=True)],
+                revised=revised,
                 finished=record.state.done.cpu()[took].tolist(),
-                completions=whole.buffer.cpu().clone(),
+                completions=whole.buffer[:, : whole.horizon].cpu().clone(),
             )
         raise_if_undefined(whole)
 

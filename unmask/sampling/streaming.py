@@ -36,7 +36,7 @@ class PrefixStream:
         """Puts the prompt. Raises ValueError if ``state`` does not hold exactly one row."""
         if state.tokens.shape[0] != 1:
             raise ValueError(f"streamer takes one prompt at a time, got {state.tokens.shape[0]}")
-        self.streamer, self.stop_ids, self.sent = streamer, stop_ids, 0
+        self.streamer, self.stop_ids, self.sent, self.length = streamer, stop_ids, 0, state.horizon
         self.drafts = hasattr(streamer, "put_draft") and not getattr(streamer, "_takes_logits", False)
         prompt = state.tokens[:, : state.start]
         if state.attention is not None:  # the row has padding
@@ -49,11 +49,14 @@ class PrefixStream:
             work = record.state
             buffer, mask = work.buffer[0].cpu(), work.mask[0].cpu()
             masked = mask.nonzero()
-            self._send(buffer, int(masked[0]) if len(masked) else len(buffer))
+            settled = int(masked[0]) if len(masked) else len(buffer)
+            if work.max_post is not None:  # what may still be revised is not sent
+                settled = 0 if work.everywhere else int(work.block[0] * work.block_length - work.phase[0])
+            self._send(buffer, max(0, min(settled, self.length)))
             if self.drafts and len(masked) and not bool(work.done[0]):
-                self.streamer.put_draft(buffer[None, self.sent :].clone())  # type: ignore[attr-defined]
+                self.streamer.put_draft(buffer[None, self.sent : self.length].clone())  # type: ignore[attr-defined]
             yield record
-        self._send(whole.buffer[0].cpu(), whole.length)
+        self._send(whole.buffer[0].cpu(), self.length)
 
     def _send(self, buffer: Tensor, stop: int) -> None:
         """Put the new tokens of ``buffer[:stop]`` up to the first end of sequence."""
