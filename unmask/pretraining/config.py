@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from unmask.tasks import LITTLE
 from unmask.tasks.base import Problem, Task
@@ -28,6 +29,8 @@ class Recipe:
     """How often each is drawn, for a response that fits."""
     block_length: int | None = 8
     """The block length the model suggests to samplers; None: one block."""
+    attention: Literal["bidirectional", "block-causal"] = "bidirectional"
+    """Whether a token sees the whole canvas, or only its own block of ``block_length`` and those before."""
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4
@@ -138,6 +141,20 @@ RECIPES = {
         adam_lr=1e-3,
         curriculum=(0, 300),
         seed=1,
+        start="tiny",
+    ),
+    # Short of the look-ups, which tiny knows, it learns only to do without later blocks.
+    "tiny-blocks": Recipe(
+        Hops(shortcut=0.3),
+        HOPS,
+        buffers=(24,),
+        block_length=4,
+        attention="block-causal",
+        steps=2500,
+        muon_lr=0.005,
+        adam_lr=1e-3,
+        curriculum=(0, 0),
+        seed=4,
         start="tiny",
     ),
     "tiny-sums": Recipe(Sums(), SUMS, buffers=(32,), steps=9000, seed=2),

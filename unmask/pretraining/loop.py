@@ -1,7 +1,8 @@
 """Train a small masked diffusion model from scratch with LLaDA's objective.
 
 Response tokens are masked with a ratio t, and the cross entropy on them is weighted 1 / t (Nie et al., "Large
-Language Diffusion Models", eq. 3). Ratios are stratified over the batch, which reduces gradient noise.
+Language Diffusion Models", eq. 3). Ratios are stratified over the batch, which reduces gradient noise. Of a
+block-causal model one block of each response is masked, drawn evenly and weighted by their number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unmask.models.base import real_positions
 from unmask.models.loading import load_model
 from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
@@ -82,12 +84,18 @@ def diffusion_loss(model: Transformer, recipe: Recipe, group: Group, rng: torch.
     ratio = (low + (1 - low) * strata)[:, None].expand(rows, buffer)
     masked = torch.zeros_like(group.attention)
     masked[:, -buffer:] = torch.rand((rows, buffer), generator=rng) < ratio
+    weight = 1 / ratio
+    if recipe.attention == "block-causal":
+        blocks = real_positions(group.attention)[:, -buffer:] // (recipe.block_length or 1)
+        first, count = blocks[:, :1], blocks[:, -1:] - blocks[:, :1] + 1
+        masked[:, -buffer:] &= blocks == first + (torch.rand((rows, 1), generator=rng) * count).long()
+        weight = weight * count
     canvas = tokens.masked_fill(masked, model.mask_token_id)
     # On a CPU the plain attention is faster to differentiate than the fused one, at these lengths.
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         logits = model(canvas, group.attention, positions=masked.flatten().nonzero()[:, 0])
     losses = F.cross_entropy(logits.float(), tokens[masked], reduction="none")
-    return (losses / ratio[masked[:, -buffer:]]).sum()
+    return (losses * weight[masked[:, -buffer:]]).sum()
 
 
 def build_model(recipe: Recipe, tokenizer: CharTokenizer | WordTokenizer) -> Transformer:
@@ -105,6 +113,8 @@ def build_model(recipe: Recipe, tokenizer: CharTokenizer | WordTokenizer) -> Tra
             pad_token_id=tokenizer.pad_token_id,
             max_position_embeddings=256,
             rope_theta=10_000.0,
+            attention=recipe.attention,
+            block_length=recipe.block_length if recipe.attention == "block-causal" else None,
         )
     )
     for name, p in model.named_parameters():
