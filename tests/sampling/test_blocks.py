@@ -153,8 +153,7 @@ def same(a: GenerationResult, b: GenerationResult) -> bool:
     return torch.equal(a.completions, b.completions) and torch.equal(a.steps, b.steps)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("block_length", [4, 8])
+@pytest.mark.parametrize(("block_length", "temperature"), [(4, 0.8), (8, 0.0)])
 @pytest.mark.parametrize(
     "policy",
     ["threshold:0.3", "entropy-bound:1.5,hold-eos", "random:5", "klass:0.3,0.1", "threshold:0.3,edit=0.2,post=3"],
@@ -300,6 +299,13 @@ def test_a_stream_shows_revisions_and_sends_only_what_is_settled(name: str, scop
 def test_bad_settings_are_named(model: Transformer, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampler(model, policy="threshold:0.3").generate([[1, 2]], **settings)
+
+
+def test_another_block_length_than_the_checkpoints_warns() -> None:
+    sampler = Sampler(loaded("sdar-tiny"), policy="threshold:0.9")
+    assert sampler.config.block_length == 4
+    with pytest.warns(UserWarning, match="block_length=8, but the checkpoint was trained on blocks of 4"):
+        sampler.generate([[1, 2]], max_new_tokens=4, block_length=8)
 
 
 @pytest.mark.parametrize("settings", [{"cache": "exact"}, {"sub_block_length": 4}])

@@ -15,6 +15,7 @@ from unmask.models.placement import DeviceMap
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
+from unmask.sampling.canvas import blocks_of, check_blocks, room_for
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
@@ -179,7 +180,7 @@ class Sampler:
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
-        room, surplus = self.room(ids, attention, config)
+        room, surplus = room_for(model, config, ids, attention)
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
         if surplus is not None:
             tokens.masked_fill_(torch.arange(tokens.shape[1]) >= surplus[:, None].cpu(), self.padding_id)
@@ -189,21 +190,6 @@ class Sampler:
         state = self.new_state(tokens.to(model.device), attention, ids.shape[1], config, sequence, alpha)
         state.horizon = length
         return state
-
-    def room(self, ids: Tensor, attention: Tensor | None, config: SamplerConfig) -> tuple[int, Tensor | None]:
-        """The buffer's length, and where each row's last block ends (B,) in the canvas; None: at the buffer's end.
-
-        A model that sees whole blocks decodes the last one whole; what lies behind ``max_new_tokens`` is cut later.
-        """
-        length, block = config.max_new_tokens, config.block_length or 1
-        if model_attention(self.model) == "bidirectional":
-            return length, None
-        start = ids.shape[1]
-        real = torch.full((ids.shape[0],), start) if attention is None else attention.sum(1).cpu()
-        if model_attention(self.model) != "block-causal":
-            real = torch.zeros_like(real)
-        ends = start - real + (real + length + block - 1) // block * block
-        return int(ends.amax()) - start if len(ends) else length, ends
 
     def new_state(
         self,
@@ -216,18 +202,11 @@ class Sampler:
     ) -> State:
         """The state of freshly masked ``tokens`` (N, T) on the model's device, whose buffer begins at ``start``."""
         length, device = tokens.shape[1] - start, tokens.device
-        kind, phase = model_attention(self.model), None
-        block_length = min(config.block_length or length, length)
-        if kind != "bidirectional":
-            assert config.block_length is not None
-            block_length = config.sub_block_length or config.block_length
-        if kind == "block-causal":
-            real = torch.full((len(tokens),), start) if attention is None else attention[:, :start].sum(1)
-            phase = real.to(device) % block_length
+        grid, block_length, phase = blocks_of(self.model, config, tokens, attention, start)
         edits = self.policy.edits
         state = State.create(tokens, start, self.model.mask_token_id, block_length, phase, edits)
         state.max_post, state.everywhere = self.policy.max_post if edits else None, self.policy.everywhere
-        state.grid = 0 if kind == "bidirectional" else config.block_length or 0
+        state.grid = grid
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
         state.end_ids, state.stop_ids = self.stop_ids, self.stop_ids if config.stop_at_eos else ()
         state.max_steps, state.horizon = config.max_steps or length, length
@@ -366,20 +345,6 @@ class Sampler:
                 completions=whole.buffer[:, : whole.horizon].cpu().clone(),
             )
         raise_if_undefined(whole)
-
-
-def check_blocks(model: Any, config: SamplerConfig) -> None:
-    """Raise ValueError for settings that a model whose tokens see no later block cannot have."""
-    name = type(model).__name__
-    if config.cache in ("prefix", "dual"):
-        raise ValueError(
-            f'cache="{config.cache}" is for bidirectional models, but {name} is {model.attention}: use cache="exact"'
-        )
-    if config.block_length is None:
-        raise ValueError(f"block_length=None is one block for all, but {name} is {model.attention}; give a number")
-    part = config.sub_block_length
-    if part is not None and config.block_length % part:
-        raise ValueError(f"sub_block_length must divide block_length={config.block_length}, got {part}")
 
 
 def check_model(model: Any) -> None:
