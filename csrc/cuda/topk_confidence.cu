@@ -169,15 +169,8 @@ Kernel kernel_for(const TopkConfidenceParams& p) {
 }
 
 Kernel kernel_for(const TopkConfidenceParams& p) {
-  switch (p.dtype) {
-    case DType::kFloat32:
-      return kernel_for<Float32>(p);
-    case DType::kBFloat16:
-      return kernel_for<BFloat16>(p);
-    case DType::kFloat16:
-      return kernel_for<Float16>(p);
-  }
-  return nullptr;
+  if (p.dtype == DType::kFloat32) return kernel_for<Float32>(p);
+  return p.dtype == DType::kBFloat16 ? kernel_for<BFloat16>(p) : kernel_for<Float16>(p);
 }
 
 Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log2_parts) {
@@ -226,7 +219,7 @@ int64_t counter_bytes(const TopkConfidenceParams& p) { return (p.num_rows * 4 + 
 int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
   DeviceInfo device;
   const Kernel kernel = kernel_for(params);
-  if (kernel == nullptr || query_device(&device) != cudaSuccess) return 0;
+  if (query_device(&device) != cudaSuccess) return 0;
   const Plan plan = make_plan(params, device, kernel);
   if (plan.log2_parts == 0 || plan.cluster) return 0;
   return counter_bytes(params) + params.num_rows * plan.parts() * static_cast<int64_t>(sizeof(Partial));
@@ -235,7 +228,6 @@ int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
 int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* stream) {
   if (params.num_rows == 0) return cudaSuccess;
   const Kernel kernel = kernel_for(params);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
   DeviceInfo device;
   cudaError_t error = query_device(&device);
   if (error != cudaSuccess) return error;

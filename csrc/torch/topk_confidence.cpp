@@ -86,7 +86,7 @@ template <bool kCuda>
 Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
                         double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
                         const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  const DeviceScope<kCuda> scope(logits);
+  [[maybe_unused]] const auto scope = device_scope<kCuda>(logits);
   Arguments in(logits);
   TopkConfidenceParams params{};
   const Tensor kept = set_logits(logits, &params);
