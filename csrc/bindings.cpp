@@ -11,33 +11,27 @@ namespace {
 
 #if defined(__clang__)
 constexpr const char* kCompiler = "clang " __clang_version__;
-#elif defined(__GNUC__)
-constexpr const char* kCompiler = "gcc " __VERSION__;
 #else
-constexpr const char* kCompiler = "unknown";
+constexpr const char* kCompiler = "gcc " __VERSION__;
 #endif
 
-#ifdef UNMASK_WITH_CUDA
-constexpr bool kCuda = true;
-#else
-constexpr bool kCuda = false;
+#ifndef UNMASK_CUDA_ARCHS
 #define UNMASK_CUDA_ARCHS ""
 #endif
 
 pybind11::dict build_info() {
+  using namespace unmask::cpu;
   pybind11::list isas;
-  for (const unmask::cpu::Isa isa : unmask::cpu::kBestFirst) {
-    if (unmask::cpu::isa_supported(isa)) isas.insert(0, unmask::cpu::isa_name(isa));
+  for (const Isa isa : kBestFirst) {
+    if (isa_supported(isa)) isas.insert(0, isa_name(isa));
   }
-  pybind11::dict info;
-  info["cuda"] = kCuda;
-  info["cuda_archs"] = pybind11::str(UNMASK_CUDA_ARCHS).attr("split")();
-  info["compiler"] = kCompiler;
-  info["built_with_torch"] = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR) + "." +
-                             std::to_string(TORCH_VERSION_PATCH);
-  info["cpu_isa"] = unmask::cpu::isa_name(unmask::cpu::active_isa());
-  info["cpu_isas"] = isas;
-  return info;
+  const pybind11::object archs = pybind11::str(UNMASK_CUDA_ARCHS).attr("split")();
+  const auto number = [](int part) { return std::to_string(part); };
+  const std::string torch =
+      number(TORCH_VERSION_MAJOR) + "." + number(TORCH_VERSION_MINOR) + "." + number(TORCH_VERSION_PATCH);
+  using namespace pybind11::literals;
+  return pybind11::dict("cuda"_a = pybind11::len(archs) > 0, "cuda_archs"_a = archs, "compiler"_a = kCompiler,
+                        "built_with_torch"_a = torch, "cpu_isa"_a = isa_name(active_isa()), "cpu_isas"_a = isas);
 }
 
 }  // namespace

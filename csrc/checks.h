@@ -13,6 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -82,13 +83,10 @@ inline const char* dtype_name(ScalarType dtype) {
 
 // The dtype of tensors whose elements the kernels see as T.
 template <typename T>
-inline constexpr ScalarType kDTypeOf = ScalarType::Float;
-template <>
-inline constexpr ScalarType kDTypeOf<uint8_t> = ScalarType::Bool;
-template <>
-inline constexpr ScalarType kDTypeOf<int32_t> = ScalarType::Int;
-template <>
-inline constexpr ScalarType kDTypeOf<int64_t> = ScalarType::Long;
+inline constexpr ScalarType kDTypeOf = std::is_same_v<T, uint8_t>   ? ScalarType::Bool
+                                       : std::is_same_v<T, int32_t> ? ScalarType::Int
+                                       : std::is_same_v<T, int64_t> ? ScalarType::Long
+                                                                    : ScalarType::Float;
 
 // The tensors of one call, all on the device of `like`: those read are kept until the object goes.
 class Arguments {
@@ -149,16 +147,14 @@ inline int64_t grain_size(int64_t work_per_row) {
   return rows > 0 ? rows : 1;
 }
 
-// For code that launches CUDA kernels: makes the device of `t` the current one.
+// For code that launches CUDA kernels: makes the device of `t` the current one as long as the result lives.
 template <bool kCuda>
-struct DeviceScope {
-  explicit DeviceScope(const Tensor&) {}
-};
-template <>
-struct DeviceScope<true> {
-  explicit DeviceScope(const Tensor& t) : guard(t.get_device_index()) {}
-  torch::stable::accelerator::DeviceGuard guard;
-};
+auto device_scope(const Tensor& t) {
+  if constexpr (kCuda)
+    return torch::stable::accelerator::DeviceGuard(t.get_device_index());
+  else
+    return 0;
+}
 
 // The stream torch is using on the device of `t`, as a cudaStream_t.
 inline void* current_stream(const Tensor& t) {

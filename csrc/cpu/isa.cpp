@@ -1,9 +1,5 @@
 #include "cpu/isa.h"
 
-#if UNMASK_HAVE_X86_ISAS
-#include <cpuid.h>
-#endif
-
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -12,10 +8,8 @@ namespace unmask::cpu {
 
 bool isa_supported(Isa isa) {
 #if UNMASK_HAVE_X86_ISAS
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  // __builtin_cpu_supports knows "f16c" in newer compilers only.
-  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-  const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  // Every processor with these two has F16C, which __builtin_cpu_supports knows in newer compilers only.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::kAvx2) return avx2;
   if (isa == Isa::kAvx512) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

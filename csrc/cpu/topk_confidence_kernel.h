@@ -347,14 +347,9 @@ static void process_rows(const TopkConfidenceParams& params, int64_t begin, int6
 }
 
 void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return process_rows<Float32>(params, begin, end);
-    case DType::kBFloat16:
-      return process_rows<BFloat16>(params, begin, end);
-    case DType::kFloat16:
-      return process_rows<Float16>(params, begin, end);
-  }
+  if (params.dtype == DType::kFloat32) return process_rows<Float32>(params, begin, end);
+  if (params.dtype == DType::kFloat16) return process_rows<Float16>(params, begin, end);
+  process_rows<BFloat16>(params, begin, end);
 }
 
 }  // namespace unmask::cpu::UNMASK_ISA

@@ -4,8 +4,7 @@
 
 #include "ops/unmask_row.h"
 
-namespace unmask {
-namespace cpu {
+namespace unmask::cpu {
 namespace {
 
 // A block of one thread.
@@ -41,5 +40,4 @@ void unmask(const UnmaskParams& params, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b) unmask_row(params, b, Alone{times.data(), &order});
 }
 
-}  // namespace cpu
-}  // namespace unmask
+}  // namespace unmask::cpu

@@ -3,8 +3,7 @@
 // then waits for what they compute.
 #include "policy_work.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 namespace {
 
 constexpr int kRowThreads = 32 * kRows;  // a warp for each row of a tile
@@ -345,7 +344,7 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
 
 cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
   const int stride = row_stride(s.d), embed = s.d * (s.k | 1), inputs = ceil_div(s.batch * s.length, kRows);
-  LaunchShape shape = {1, 1, 1, 1, 0, stream, false};
+  LaunchShape shape{1, 1, 0, stream};
   cudaError_t error = cudaSuccess;
   // `across` blocks for each tile, or for as many tiles as the device has room for: the blocks take turns.
   const auto next = [&](auto kernel, unsigned threads, int floats, int across, int tiles) {
@@ -355,7 +354,7 @@ cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
     if (error != cudaSuccess) return;
     shape.threads = threads;
     shape.shared_bytes = 4 * floats;
-    shape.grid_x =
+    shape.blocks =
         static_cast<unsigned>(std::max(std::min(resident_blocks(kernel, shape) / across, tiles), 1) * across);
     error = launch(kernel, shape, s);
   };
@@ -392,5 +391,4 @@ int policy_forward(const PolicyForwardParams& params, void* workspace, void* str
   return error;
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

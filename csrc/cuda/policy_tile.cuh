@@ -5,8 +5,7 @@
 
 #include "portable.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kRows = 16;    // of a tile
 constexpr int kPerLane = 8;  // channels of a row that a lane of a warp holds: at most 256 in all
@@ -128,5 +127,4 @@ UNMASK_DEVICE float2 angle_of(double radians) {
 UNMASK_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 UNMASK_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

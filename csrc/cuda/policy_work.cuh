@@ -8,8 +8,7 @@
 #include "../ops/policy_forward.h"
 #include "policy_tile.cuh"
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr int kGroup = 8;               // sequences conditioned together: with two masks the rows of a product
 constexpr int kColumns = 64;            // of queries, keys or values that a block computes
@@ -109,5 +108,4 @@ inline PolicyWork::PolicyWork(const PolicyForwardParams& params, int64_t first, 
   bytes = std::max(bytes, end);
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

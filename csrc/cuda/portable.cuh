@@ -12,8 +12,7 @@
 #define UNMASK_DEVICE __device__ __forceinline__
 #define UNMASK_DEVICE_COLD __device__ __noinline__
 
-namespace unmask {
-namespace cuda {
+namespace unmask::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
@@ -25,13 +24,13 @@ struct DeviceInfo {
 };
 
 struct LaunchShape {
-  unsigned grid_x;
-  unsigned grid_y;
+  unsigned blocks;
   unsigned threads;
-  unsigned cluster;  // blocks of a cluster, along x; 1 = none
   int shared_bytes;
   void* stream;
-  bool dependent;  // may start before what was launched before it has ended; its kernel calls wait_for_launches()
+  unsigned cluster = 1;  // blocks of a cluster; 1 = none
+  bool dependent =
+      false;  // may start before what was launched before it has ended; its kernel calls wait_for_launches()
 };
 
 // The architecture whose code runs on a device of this one (900 = compute capability 9.0): the newest up to it that was
@@ -55,29 +54,6 @@ inline cudaError_t query_device(DeviceInfo* info) {
   return error;
 }
 
-// A launch's configuration; `attributes`, room for two, must live as long as it.
-inline cudaLaunchConfig_t launch_config(const LaunchShape& shape, cudaLaunchAttribute* attributes) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(shape.grid_x, shape.grid_y, 1);
-  config.blockDim = dim3(shape.threads, 1, 1);
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = static_cast<cudaStream_t>(shape.stream);
-  config.attrs = attributes;
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = shape.cluster;
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-  }
-  if (shape.dependent) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
-  return config;
-}
-
 // Lets launches of the kernel have `bytes` of dynamic shared memory: by allowing all there is, since another thread may
 // set the same attribute between this and the launch.
 template <typename... Parameters>
@@ -94,66 +70,68 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cons
   const cudaError_t error = allow_shared(kernel, shape.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2] = {};
-  const cudaLaunchConfig_t config = launch_config(shape, attributes);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(shape.stream);
+  config.attrs = attributes;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster, 1, 1};
+  }
+  if (shape.dependent) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-template <typename... Parameters>
-cudaError_t count_resident(void (*kernel)(Parameters...), const LaunchShape& shape, int* blocks) {
-  DeviceInfo device;
-  cudaError_t error = query_device(&device);
-  if (error == cudaSuccess) error = allow_shared(kernel, shape.shared_bytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2] = {};
-  const cudaLaunchConfig_t config = launch_config(shape, attributes);
-  const int threads = static_cast<int>(shape.threads), cluster = static_cast<int>(shape.cluster);
-  error = cluster > 1 ? cudaOccupancyMaxActiveClusters(blocks, kernel, &config)
-                      : cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, config.dynamicSmemBytes);
-  *blocks *= cluster > 1 ? cluster : device.multiprocessors;
-  return error;
-}
-
-// How many blocks of such a launch the current device runs at once, in whole clusters; at least one block. Asking takes
-// microseconds, so answers are kept. The grid does not matter.
+// How many blocks of such a launch, without clusters, the current device runs at once; at least one. Asking takes
+// microseconds, so answers are kept.
 template <typename... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), const LaunchShape& shape) {
-  using Key = std::tuple<int, const void*, unsigned, unsigned, int>;
+  using Key = std::tuple<int, const void*, unsigned, int>;
   static std::mutex mutex;
   static std::map<Key, int> known;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  const Key key(device, reinterpret_cast<const void*>(kernel), shape.threads, shape.cluster, shape.shared_bytes);
+  int number = 0, blocks = 0;
+  if (cudaGetDevice(&number) != cudaSuccess) return 1;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  int blocks = 0;
-  if (count_resident(kernel, shape, &blocks) != cudaSuccess) {
+  int& answer = known[Key(number, reinterpret_cast<const void*>(kernel), shape.threads, shape.shared_bytes)];
+  if (answer > 0) return answer;
+  const int threads = static_cast<int>(shape.threads);
+  const auto bytes = static_cast<size_t>(shape.shared_bytes);
+  DeviceInfo device;
+  if (query_device(&device) != cudaSuccess || allow_shared(kernel, shape.shared_bytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes) != cudaSuccess || blocks == 0) {
     cudaGetLastError();  // the launch will report what is wrong; its own check must not report this
-    blocks = 0;
+    return answer = 1;
   }
-  return known[key] = blocks > 0 ? blocks : 1;
+  return answer = blocks * device.multiprocessors;
 }
 
-__device__ __forceinline__ unsigned char* dynamic_shared() {
+UNMASK_DEVICE unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char storage[];
   return storage;
 }
 
 // 2^x to about 2 ulp; results below the normal range are 0.
-__device__ __forceinline__ float exp2_fast(float x) {
+UNMASK_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-__device__ __forceinline__ float half_to_float(uint16_t bits) {
+UNMASK_DEVICE float half_to_float(uint16_t bits) {
   float x;
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
   return x;
 }
 
 // 16 bytes that will not be read again soon: past L1.
-__device__ __forceinline__ uint4 load_streaming(const void* p) {
+UNMASK_DEVICE uint4 load_streaming(const void* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -163,59 +141,55 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
 
 // 16 bytes from global to shared memory, behind the calling thread's back: commit_copies() closes a group, and
 // wait_copies<N>() returns once at most the N newest groups of this thread are still under way.
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+UNMASK_DEVICE void copy_async(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+UNMASK_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kNewest>
-__device__ __forceinline__ void wait_copies() {
+UNMASK_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
 
-__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+UNMASK_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // For kernels launched as `dependent`: lets the next such kernel start once every block has come here or ended; and waits
 // until all kernels before this one are done, and their writes visible.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+UNMASK_DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+UNMASK_DEVICE void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #else
-__device__ __forceinline__ void launch_dependents() {}
-__device__ __forceinline__ void wait_for_launches() {}
+UNMASK_DEVICE void launch_dependents() {}
+UNMASK_DEVICE void wait_for_launches() {}
 #endif
 
 // Cluster primitives. A kernel compiled for a device without clusters is only ever launched with clusters of one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ unsigned cluster_rank() {
+UNMASK_DEVICE unsigned cluster_rank() {
   unsigned rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
+UNMASK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 // Orders no memory, and so does not wait for any: where the others are to know that this block has come so far, and
 // read nothing that it wrote.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+UNMASK_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+UNMASK_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The address of `p`, an object in this block's shared memory, in block `rank` of the cluster.
 template <typename T>
-__device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
+UNMASK_DEVICE T* cluster_map(T* p, unsigned rank) {
   uint64_t mapped;
   asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
   return reinterpret_cast<T*>(mapped);
 }
 #else
-__device__ __forceinline__ unsigned cluster_rank() { return 0; }
-__device__ __forceinline__ void cluster_arrive() {}
-__device__ __forceinline__ void cluster_arrive_relaxed() {}
-__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
+UNMASK_DEVICE unsigned cluster_rank() { return 0; }
+UNMASK_DEVICE void cluster_arrive() {}
+UNMASK_DEVICE void cluster_arrive_relaxed() {}
+UNMASK_DEVICE void cluster_wait() { __syncthreads(); }
 template <typename T>
-__device__ __forceinline__ T* cluster_map(T* p, unsigned) {
+UNMASK_DEVICE T* cluster_map(T* p, unsigned) {
   return p;
 }
 #endif
@@ -258,5 +232,4 @@ UNMASK_DEVICE uint64_t warp_max(uint64_t x, int lanes = 32) {
   return x;
 }
 
-}  // namespace cuda
-}  // namespace unmask
+}  // namespace unmask::cuda

@@ -169,15 +169,8 @@ Kernel kernel_for(const TopkConfidenceParams& p) {
 }
 
 Kernel kernel_for(const TopkConfidenceParams& p) {
-  switch (p.dtype) {
-    case DType::kFloat32:
-      return kernel_for<Float32>(p);
-    case DType::kBFloat16:
-      return kernel_for<BFloat16>(p);
-    case DType::kFloat16:
-      return kernel_for<Float16>(p);
-  }
-  return nullptr;
+  if (p.dtype == DType::kFloat32) return kernel_for<Float32>(p);
+  return p.dtype == DType::kBFloat16 ? kernel_for<BFloat16>(p) : kernel_for<Float16>(p);
 }
 
 Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log2_parts) {
@@ -193,15 +186,9 @@ Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log
 }
 
 LaunchShape launch_shape(const TopkConfidenceParams& p, const Plan& plan, void* stream) {
-  LaunchShape shape = {};
-  shape.grid_x = static_cast<unsigned>(p.num_rows * plan.parts());
-  shape.grid_y = 1;
-  shape.threads = kTopkThreads;
-  shape.cluster = plan.cluster ? plan.parts() : 1;
-  shape.shared_bytes =
-      p.k > 1 ? kCellsOffset + plan.num_cells * kTopkThreads * static_cast<int>(sizeof(uint64_t)) : sizeof(Shared);
-  shape.stream = stream;
-  return shape;
+  const int cells = plan.num_cells * kTopkThreads * static_cast<int>(sizeof(uint64_t));
+  return {static_cast<unsigned>(p.num_rows * plan.parts()), kTopkThreads,
+          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)), stream, plan.cluster ? plan.parts() : 1};
 }
 
 // The split that takes the least time. Blocks run in waves of as many as the device holds; a block takes its batches'
@@ -213,9 +200,8 @@ Plan make_plan(const TopkConfidenceParams& p, const DeviceInfo& device, Kernel k
   int64_t least = INT64_MAX;
   for (int log2_parts = 0; log2_parts <= kMaxLog2Parts; ++log2_parts) {
     const Plan plan = split_rows(p, device, log2_parts);
-    LaunchShape shape = launch_shape(p, plan, nullptr);
-    shape.cluster = 1;  // a cluster's blocks may share a multiprocessor, so clusters leave few places empty
-    const int64_t places = resident_blocks(kernel, shape);
+    // A cluster's blocks may share a multiprocessor, so clusters leave few places empty.
+    const int64_t places = resident_blocks(kernel, launch_shape(p, plan, nullptr));
     const int64_t waves = (rows * plan.parts() + places - 1) / places;
     const int64_t time = waves * (plan.num_batches + 2);
     if (time < least) {
@@ -233,7 +219,7 @@ int64_t counter_bytes(const TopkConfidenceParams& p) { return (p.num_rows * 4 + 
 int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
   DeviceInfo device;
   const Kernel kernel = kernel_for(params);
-  if (kernel == nullptr || query_device(&device) != cudaSuccess) return 0;
+  if (query_device(&device) != cudaSuccess) return 0;
   const Plan plan = make_plan(params, device, kernel);
   if (plan.log2_parts == 0 || plan.cluster) return 0;
   return counter_bytes(params) + params.num_rows * plan.parts() * static_cast<int64_t>(sizeof(Partial));
@@ -242,7 +228,6 @@ int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
 int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* stream) {
   if (params.num_rows == 0) return cudaSuccess;
   const Kernel kernel = kernel_for(params);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
   DeviceInfo device;
   cudaError_t error = query_device(&device);
   if (error != cudaSuccess) return error;

@@ -62,13 +62,8 @@ int unmask(const UnmaskParams& params, void* stream) {
   const int64_t times = params.mode == ActionMode::kDpls ? block * static_cast<int64_t>(sizeof(double)) : 0;
   // A block of some 28,000 positions on Hopper: more than any generation buffer.
   if (Block::kTimesOffset + times > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
-  LaunchShape shape = {};
-  shape.grid_x = static_cast<unsigned>(params.batch);
-  shape.grid_y = 1;
-  shape.threads = kUnmaskThreads;
-  shape.cluster = 1;
-  shape.shared_bytes = static_cast<int>(Block::kTimesOffset + times);
-  shape.stream = stream;
+  const LaunchShape shape{static_cast<unsigned>(params.batch), kUnmaskThreads,
+                          static_cast<int>(Block::kTimesOffset + times), stream};
   return launch(unmask_kernel, shape, params);
 }
 

@@ -12,7 +12,7 @@ template <bool kCuda>
 Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64_t ffn, int64_t confidences,
                       const Tensor& mask, const Tensor& confidence, const Tensor& time, const OptionalTensor& rows,
                       const OptionalTensor& cond) {
-  const DeviceScope<kCuda> scope(mask);
+  [[maybe_unused]] const auto scope = device_scope<kCuda>(mask);
   check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
   check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0,
         "ValueError: heads: expected hidden / heads to ", "be an even number, got ", hidden, " / ", heads);

@@ -25,31 +25,12 @@ DType kernel_dtype(const Tensor& logits) {
 
 // Describes the leading dimensions of `logits` as (outer, inner) with one stride each; false if that takes a copy.
 bool collapse(const Tensor& logits, TopkConfidenceParams* params) {
-  const int64_t last = logits.dim() - 1;
-  if (logits.size(last) > 1 && logits.stride(last) != 1) return false;
-  int64_t sizes[2] = {1, 1}, strides[2] = {0, 0};  // [0] = inner, [1] = outer
-  int group = 0;
-  bool empty_group = true;
-  for (int64_t axis = last - 1; axis >= 0; --axis) {
-    const int64_t size = logits.size(axis), stride = logits.stride(axis);
-    if (size == 1) continue;
-    if (empty_group) {
-      sizes[group] = size;
-      strides[group] = stride;
-      empty_group = false;
-    } else if (stride == strides[group] * sizes[group]) {
-      sizes[group] *= size;
-    } else if (group == 0) {
-      group = 1;
-      sizes[1] = size;
-      strides[1] = stride;
-    } else {
-      return false;
-    }
-  }
-  params->inner = sizes[0];
-  params->stride_inner = strides[0];
-  params->stride_outer = strides[1];
+  const int64_t dims = logits.dim();
+  const bool contiguous = logits.is_contiguous();
+  if (!contiguous && (dims > 3 || (params->vocab > 1 && logits.stride(dims - 1) != 1))) return false;
+  params->inner = contiguous || dims == 1 ? params->num_source_rows : logits.size(dims - 2);
+  params->stride_inner = contiguous || dims == 1 ? params->vocab : logits.stride(dims - 2);
+  params->stride_outer = contiguous || dims < 3 ? 0 : logits.stride(0);
   return true;
 }
 
@@ -105,7 +86,7 @@ template <bool kCuda>
 Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& rows, const OptionalTensor& select,
                         double temperature, const OptionalTensor& seed, const OptionalTensor& counter,
                         const std::vector<int64_t>& exclude, bool logsumexp, bool entropy) {
-  const DeviceScope<kCuda> scope(logits);
+  [[maybe_unused]] const auto scope = device_scope<kCuda>(logits);
   Arguments in(logits);
   TopkConfidenceParams params{};
   const Tensor kept = set_logits(logits, &params);

@@ -52,7 +52,7 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
                int64_t mode, const std::vector<int64_t>& eos, double temperature, double scale, double stop_logit,
                const OptionalTensor& seed, const OptionalTensor& revise, const OptionalTensor& editable,
                const std::optional<int64_t>& max_post, bool everywhere, bool settled_stop) {
-  const DeviceScope<kCuda> scope(tokens);
+  [[maybe_unused]] const auto scope = device_scope<kCuda>(tokens);
   check_value(tokens.dim() == 2, "tokens", shape_text(tokens), "shape (B, T)");
   check_value(mask.dim() == 2 && mask.size(1) >= 1, "mask", shape_text(mask), "shape (B, L) with L >= 1");
   const int64_t batch = tokens.size(0), width = tokens.size(1), length = mask.size(1);

@@ -52,7 +52,7 @@ def _why_missing() -> str:
 
 def _load() -> tuple[ModuleType | None, str]:
     """The extension, which registers its kernels when imported; else None and why there is none."""
-    if os.environ.get("UNMASK_NO_EXT", "0") not in ("", "0"):
+    if os.environ.get("UNMASK_NO_EXT", "").lower() not in ("", "0", "false", "off", "no"):
         return None, "UNMASK_NO_EXT is set"
     if importlib.util.find_spec("unmask._C") is None:
         return None, _why_missing()

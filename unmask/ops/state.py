@@ -19,6 +19,16 @@ COLUMNS = 10
 S = TypeVar("S", bound="State")
 
 
+class _Column:
+    """(B,) views of a column of ``State.rows``."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __get__(self, state: State, owner: type[State]) -> Tensor:
+        return state.rows[:, self.number]
+
+
 @dataclass
 class State:
     """B rows of T tokens, of which L positions from ``start`` on are the buffer being filled.
@@ -40,6 +50,27 @@ class State:
     block_length: int
     editable: Tensor | None = None
     """(B, L) bool: positions whose tokens may be revised once they are not masked. None: no token is revised."""
+
+    steps = _Column(STEPS)
+    """(B,) view: forwards taken while the active block had a mask (NFE)."""
+    remaining = _Column(REMAINING)
+    """(B,) view: masks left."""
+    block = _Column(BLOCK)
+    """(B,) view: the active block, the number of blocks if there is none."""
+    status = _Column(STATUS)
+    """(B,) view: RUNNING, COMPLETE, EXHAUSTED (out of steps) or POISONED (undefined logits)."""
+    sequence = _Column(SEQUENCE)
+    """(B,) view: the key of the row's draws, which thus do not depend on the rest of the batch."""
+    draw_step = _Column(DRAW_STEP)
+    """(B,) view: added to ``forwards`` in the key of the draws."""
+    position = _Column(POSITION)
+    """(B,) view: added to the buffer position in the key of the draws."""
+    phase = _Column(PHASE)
+    """(B,) view: where in a block the buffer begins, from 0 to ``block_length`` - 1."""
+    forwards = _Column(FORWARDS)
+    """(B,) view: forwards taken, those that could only revise included."""
+    post = _Column(POST)
+    """(B,) view: forwards taken since the active block has no mask."""
 
     @classmethod
     def create(
@@ -90,56 +121,6 @@ class State:
     def num_blocks(self) -> Tensor:
         """(B,) int64: how many blocks the buffer of each row touches."""
         return (self.length + self.phase + self.block_length - 1) // self.block_length
-
-    @property
-    def steps(self) -> Tensor:
-        """(B,) view: forwards taken while the active block had a mask (NFE)."""
-        return self.rows[:, STEPS]
-
-    @property
-    def remaining(self) -> Tensor:
-        """(B,) view: masks left."""
-        return self.rows[:, REMAINING]
-
-    @property
-    def block(self) -> Tensor:
-        """(B,) view: the active block, the number of blocks if there is none."""
-        return self.rows[:, BLOCK]
-
-    @property
-    def status(self) -> Tensor:
-        """(B,) view: RUNNING, COMPLETE, EXHAUSTED (out of steps) or POISONED (undefined logits)."""
-        return self.rows[:, STATUS]
-
-    @property
-    def sequence(self) -> Tensor:
-        """(B,) view: the key of the row's draws, which thus do not depend on the rest of the batch."""
-        return self.rows[:, SEQUENCE]
-
-    @property
-    def draw_step(self) -> Tensor:
-        """(B,) view: added to ``forwards`` in the key of the draws."""
-        return self.rows[:, DRAW_STEP]
-
-    @property
-    def position(self) -> Tensor:
-        """(B,) view: added to the buffer position in the key of the draws."""
-        return self.rows[:, POSITION]
-
-    @property
-    def phase(self) -> Tensor:
-        """(B,) view: where in a block the buffer begins, from 0 to ``block_length`` - 1."""
-        return self.rows[:, PHASE]
-
-    @property
-    def forwards(self) -> Tensor:
-        """(B,) view: forwards taken, those that could only revise included."""
-        return self.rows[:, FORWARDS]
-
-    @property
-    def post(self) -> Tensor:
-        """(B,) view: forwards taken since the active block has no mask."""
-        return self.rows[:, POST]
 
     @property
     def done(self) -> Tensor:
