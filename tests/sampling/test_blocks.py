@@ -13,6 +13,8 @@ from torch import Tensor
 from unmask import Sampler, load_model
 from unmask.models import Transformer
 from unmask.models.transformer import TransformerConfig
+from unmask.ops.unmask_ import REVISED
+from unmask.policies import Policy, PolicyConfig
 from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.result import GenerationResult
 
@@ -184,6 +186,17 @@ def test_cached_equals_uncached_alone_and_in_any_batch(
         assert same(sampler.result(alone, config, sampler.steps(alone, config)), part(plain, row))
 
 
+@pytest.mark.parametrize("actions", ["greedy", "bernoulli-argmax", "dpls"])
+def test_learned_policies_of_the_block(model: Transformer, actions: str) -> None:
+    torch.manual_seed(3)
+    sampler = Sampler(model, policy=Policy(PolicyConfig(context="block", num_confidences=3)))
+    settings = {"max_new_tokens": 19, "block_length": 4, "actions": actions, "seed": 5}
+    plain = sampler.generate(prompts(), cache="none", **settings)
+    assert not (plain.completions == MASK).any()
+    for how in ({}, {"max_batch_size": 3}):
+        assert same(sampler.generate(prompts(), **settings, **how), plain), how
+
+
 def part(result: GenerationResult, row: int) -> GenerationResult:
     one = slice(row, row + 1)
     return GenerationResult(
@@ -254,17 +267,17 @@ def test_the_surplus_of_the_last_block_is_decoded_and_cut(model: Transformer) ->
 def test_a_stream_shows_revisions_and_sends_only_what_is_settled(name: str, scope: str) -> None:
     model = loaded(name)
     sampler = Sampler(model, policy=f"threshold:0.1,edit=0.05,post=4,scope={scope}")
-    settings = {"max_new_tokens": 22, "block_length": 8, "stop_at_eos": False}
+    settings = {"max_new_tokens": 27, "block_length": 8, "stop_at_eos": False}
     if scope == "all" and model.attention != "bidirectional":
         with pytest.raises(ValueError, match="scope=all"):
             sampler.generate([[1, 2, 3]], **settings)
         return
     prompt = [5, 9, 2, 7, 11]
     result = sampler.generate([prompt], **settings)
-    buffer, revisions = [model.mask_token_id] * 22, 0
+    buffer, revisions = [model.mask_token_id] * 27, 0
     for event in sampler.stream([prompt], **settings):
         now = event.completions[0].tolist()
-        different = {i for i in range(22) if now[i] != buffer[i]}
+        different = {i for i in range(27) if now[i] != buffer[i]}
         assert different == set(event.positions[0]) | set(event.revised[0])
         assert all(buffer[i] == model.mask_token_id for i in event.positions[0])
         assert all(buffer[i] != model.mask_token_id for i in event.revised[0])
@@ -272,6 +285,12 @@ def test_a_stream_shows_revisions_and_sends_only_what_is_settled(name: str, scop
     assert buffer == result.completions[0].tolist()
     assert event.finished == [True]
     assert revisions > 3
+    trajectory = sampler.generate([prompt], record=True, **settings).trajectory
+    assert trajectory is not None
+    assert int((trajectory.rank == REVISED).sum()) == revisions
+    assert int(trajectory.actions.sum()) == 27
+    assert result.forwards is not None
+    assert int(trajectory.active.sum()) == int(result.forwards[0]) > int(result.steps[0])
 
     class Text:
         sent: list[int] = []
@@ -284,7 +303,7 @@ def test_a_stream_shows_revisions_and_sends_only_what_is_settled(name: str, scop
 
     text = Text()
     sampler.generate([prompt], streamer=text, **settings)
-    assert text.sent == prompt + buffer[: next((i + 1 for i, t in enumerate(buffer) if t in model.stop_ids), 22)]
+    assert text.sent == prompt + buffer[: next((i + 1 for i, t in enumerate(buffer) if t in model.stop_ids), 27)]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ class Trajectory:
     confidence: Tensor
     """(N, S, L, k) float32: the largest probabilities, of which the first is that of the token drawn."""
     rank: Tensor
-    """(N, S, L) int32: -1 where nothing was unmasked; else 0, or for "dpls" the order of the draw."""
+    """(N, S, L) int32: 0 where a token was unmasked, or for "dpls" the order of the draw;
+    :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1."""
     active: Tensor
     """(N, S) bool: the row took this step."""
 
@@ -49,7 +50,10 @@ class Recorder:
         """Yield ``records``, of a generation with ``SamplerConfig(record=True)``, and keep each."""
         for record in records:
             o = record.observation
-            self._steps.append((record.rows, record.took, o.steps, o.mask, o.allowed, o.drawn, record.rank))
+            # Where tokens may be revised, forwards without masks count as well. A seed is no action of the policy.
+            edits = o.editable is not None
+            took, steps = (record.changed, record.state.forwards - 1) if edits else (record.took, o.steps)
+            self._steps.append((record.rows, took, steps, o.mask, o.allowed, o.drawn, record.rank))
             yield record
 
     def trajectory(self, state: State, num_confidences: int) -> Trajectory:
