@@ -107,6 +107,7 @@ def compared(model: Transformer, block: int, anew: bool) -> Comparison:
     """
     generator = torch.Generator().manual_seed(block)
     prompt = torch.randint(0, MASK, (1, PROMPT), generator=generator).to(model.device)
+    model.block_length = block
     config = SamplerConfig(LENGTH, block, stop_at_eos=False, seed=0)
     sampler = Sampler(model, None, f"confidence:{LENGTH // PER_STEP}", config)
     calls: list[Callable[[], Any]] = []
