@@ -26,7 +26,10 @@ HEURISTICS = (
     "factor:2", "entropy-bound:0.01", "entropy-bound:0.1", "entropy-bound:0.5", "entropy-threshold:0.1",
     "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1",
 )  # fmt: skip
-FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
+FURTHER = (
+    "dtype", "quantization", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh",
+    "deterministic",
+)  # fmt: skip
 """Settings without a column that a row depends on."""
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
-from unmask.models.placement import DeviceMap
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
@@ -86,20 +85,22 @@ class Sampler:
         name: str,
         policy: str | UnmaskingPolicy | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         config: SamplerConfig | None = None,
-        trust_remote_code: bool = False,
-        device_map: DeviceMap | None = None,
         chat_template: bool | None = False,
         system_prompt: str | None = None,
+        **loading: Any,
     ) -> Sampler:
-        """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
+        """Load model and tokenizer by packaged name, local folder or hub id.
+
+        ``loading`` are further arguments of :func:`unmask.load_model`: ``trust_remote_code``, ``device_map``, and its
+        overrides such as ``quantization``, ``block_length`` and ``mask_token_id``.
 
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
         tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
-        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
+        model = load_model(name, device, dtype, **loading)
         return cls(model, tokenizer, policy, config)
 
     def generate(
