@@ -26,6 +26,8 @@ class View:
         self.fresh: list[set[int]] = [set() for _ in prompts]
         self.revised: list[set[int]] = [set() for _ in prompts]
         self.stops, self.mask = sampler.stop_ids, sampler.model.mask_token_id
+        if sampler.on_canvases:  # padded behind the end
+            self.stops = (*self.stops, sampler.padding_id)
 
     def update(self, event: StreamEvent) -> None:
         self.settle()

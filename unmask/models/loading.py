@@ -36,6 +36,9 @@ FAMILIES: dict[str, Any] = {
 """Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps a POLICY
 and what remains to be done when weights are read, finish."""
 
+DIFFUSION_GEMMA = "diffusion_gemma"
+"""Loaded by transformers' own class."""
+
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """A Sampler refuses float64, which is for comparing forwards."""
 
@@ -88,6 +91,10 @@ def load_model(
     raw = changes.of(folder, raw)
     if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
         raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
+    if kind == DIFFUSION_GEMMA:
+        from unmask.models.diffusion_gemma import load_diffusion_gemma
+
+        return load_diffusion_gemma(folder, raw, device, dtype, changes, device_map)
     if kind in FAMILIES and not has_experts(raw):
         if changes.logits_shift:
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")

@@ -18,7 +18,8 @@ class GenerationResult:
     sequences: Tensor
     """(B, P + L) int64: left padding, prompt and completion."""
     completions: Tensor
-    """(B, L) int64; after an early stop the rest is end of sequence. For ``infill``, the whole text (B, T)."""
+    """(B, L) int64; after an early stop the rest is end of sequence (DiffusionGemma: padding). For ``infill``, the
+    whole text (B, T)."""
     steps: Tensor
     """(B,) int64: denoising forwards, those with a mask in the row's active block (NFE)."""
     finished: Tensor

@@ -21,6 +21,7 @@ from unmask.sampling.forward import Forward, SeenStates, can_share, model_attent
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
 from unmask.sampling.loop import Step, StepRecord, decode
+from unmask.sampling.noise import canvas_steps, check_canvases
 from unmask.sampling.prompts import (
     Prompts,
     Tokenizer,
@@ -64,13 +65,16 @@ class Sampler:
     ) -> None:
         check_model(model)
         self.model, self.tokenizer = model, tokenizer
+        self.on_canvases = getattr(model, "canvas_length", None) is not None
+        """Whether the model refines canvases of random tokens, see :mod:`unmask.sampling.noise`."""
         # A packaged model has the buffer and block length of its training, and a policy trained on it.
         defaults = dict(getattr(model, "generation_defaults", {}))
         own = defaults.pop("policy", DEFAULT_POLICY)
         self.policy = as_policy(own if policy is None else policy)
         if config is not None and not isinstance(config, SamplerConfig):
             raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
-        self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding})
+        required = getattr(model, "required_settings", {})
+        self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding, **required})
         self.graphs: StepGraphs | None = None
         """Captured steps, made for the first generation that uses them and kept for later ones."""
         if isinstance(self.policy.bare, torch.nn.Module):
@@ -134,7 +138,7 @@ class Sampler:
             raise ValueError("max_new_tokens does not apply to infill, which fills the holes of input_ids")
         config = self.settled({**overrides, "stop_at_eos": False})
         self.check_config(config)
-        if getattr(self.model, "seeded", False):
+        if getattr(self.model, "seeded", False) or self.on_canvases:
             raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
@@ -180,6 +184,8 @@ class Sampler:
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
+        if self.on_canvases and ids.shape[0] and not ids.shape[1]:
+            raise ValueError(f"prompts must have at least one token for {type(model).__name__}")
         room, surplus = room_for(model, config, ids, attention)
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
         if surplus is not None:
@@ -242,7 +248,9 @@ class Sampler:
     def check_config(self, config: SamplerConfig) -> None:
         """Raise ValueError for settings that this model and policy do not support."""
         kind, name = model_attention(self.model), type(self.model).__name__
-        if kind != "bidirectional":
+        if self.on_canvases:
+            check_canvases(self.model, self.policy, config)
+        elif kind != "bidirectional":
             check_blocks(self.model, config)
             if self.policy.everywhere:
                 raise ValueError(f"scope=all would revise blocks that {name} has finished, of which keys are kept")
@@ -271,6 +279,9 @@ class Sampler:
         ``share`` is for rollouts, which repeat each prompt: on the CPU equal rows, also of recent steps, share a
         forward.
         """
+        if self.on_canvases:
+            yield from canvas_steps(self.model, self.policy, state, config)
+            return
         count = int((state.status == RUNNING).sum())
         width = min(config.max_batch_size or count, count)
         on_cpu = state.tokens.device.type == "cpu"
@@ -307,6 +318,8 @@ class Sampler:
         raise_if_undefined(state)
         ends = first_stop(buffer, self.stop_ids if cut else ())
         filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
+        if self.on_canvases:
+            filled = (buffer != self.padding_id).sum(dim=1)  # as transformers counts
         return GenerationResult(
             sequences=state.tokens[:, : state.start + buffer.shape[1]],
             completions=buffer,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
 from unmask.models.base import ModelBase, real_positions
+from unmask.models.loading import DIFFUSION_GEMMA
 from unmask.models.masked_lm import MaskedLM
 from unmask.policies.base import UnmaskingPolicy
 from unmask.sampling.result import GenerationResult, first_stop
@@ -139,6 +140,7 @@ def run(
     sampler = as_sampler(model, policy, mask_token_id, eos)
     result = sampler.generate(prompts, attention, streamer=streamer, **settings)
     if sampler.config.updated(settings).stop_at_eos:
+        pad = sampler.padding_id if pad is None and sampler.on_canvases else pad
         result = replace(result, sequences=trimmed(result, prompts.shape[1], sampler.stop_ids, pad))
     return result if as_result else result.sequences
 
@@ -171,13 +173,17 @@ def as_sampler(
     return Sampler(inner, None, policy)
 
 
-def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> MaskedLM:
+def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> ModelBase:
     """``model`` of transformers behind the model interface; nothing is copied."""
     config = getattr(model, "config", None)
     if config is None:
         raise TypeError(
             f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
         )
+    if getattr(config, "model_type", None) == DIFFUSION_GEMMA:
+        from unmask.models.diffusion_gemma import DiffusionGemma
+
+        return DiffusionGemma(model, stop_ids or None)
     mask, sep, pad = (
         single_id(name, getattr(config, name, None)) for name in ("mask_token_id", "sep_token_id", "pad_token_id")
     )
