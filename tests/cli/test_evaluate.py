@@ -13,8 +13,9 @@ import torch
 
 from unmask import Policy, PolicyConfig
 from unmask.cli import main
-from unmask.evaluation.results import read_csv
-from unmask.evaluation.sweep import split_label
+from unmask.evaluation.results import over_templates, read_csv
+from unmask.evaluation.sweep import named_policies, split_label
+from unmask.policies import HEURISTICS
 from unmask.testing import write_checkpoint
 
 SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--policies", "threshold:0.5")
@@ -194,3 +195,43 @@ def test_a_folder_with_an_equals_sign_is_no_label(tmp_path: Path) -> None:
     folder = str(tmp_path / "a=1")
     assert split_label(folder) == (folder, folder)
     assert split_label("mine=runs/a=1") == ("mine", "runs/a=1")
+    assert split_label("threshold:0.9,window=4") == ("threshold:0.9,window=4", "threshold:0.9,window=4")
+    assert split_label("mine=tiny,window=4") == ("mine", "tiny,window=4")
+
+
+def test_templates_are_reported_one_by_one_and_in_the_mean(
+    llada: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    output, texts, own = tmp_path / "rows.csv", tmp_path / "texts.jsonl", "Q: {problem} A:"
+    command = ["evaluate", "--model", llada, "--task", "gsm8k", *SMALL, *files[:2], "grading=strict"]
+    assert main([*command, "--templates", "default", own, "--output", str(output), "--completions", str(texts)]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("#")] == [
+        "### Template 'default'", f"### Template {own!r}", "### Mean over 2 templates",
+    ]  # fmt: skip
+    rows = read_csv(output)
+    assert [(r.template, r.policy) for r in rows] == [
+        (name, policy) for name in ("default", own) for policy in ("threshold:0.5", "top-k:1,hold-eos")
+    ]
+    first, _, second, _ = rows
+    (mean, careful) = over_templates(rows)
+    assert (mean.template, careful.nfe) == ("mean", 16.0)
+    assert mean.nfe == pytest.approx((first.nfe + second.nfe) / 2)
+    assert f"| {mean.nfe:.2f} " in printed.partition("### Mean")[2]
+    prompts = {json.loads(line)["prompt"] for line in texts.read_text().splitlines()}
+    assert "Q: 4 + 1? A:" in prompts
+    assert len(prompts) == 2 * 6
+    assert main([*command, "--templates", "defualt"]) == 2
+    assert "template must be one of default, last, question, plain, or a text with {problem}" in capsys.readouterr().err
+    assert main(["evaluate", "--templates", "0"]) == 2
+    assert "hops has no templates" in capsys.readouterr().err
+
+
+def test_the_heuristics_are_all_rules_with_and_without_options() -> None:
+    labels = dict(named_policies(["heuristics"]))
+    assert all(label.split(":")[0] == policy.bare.spec.split(":")[0] for label, policy in labels.items())
+    bases = {label.partition(",hold-eos")[0] for label in labels}
+    alone = {base for base in bases if f"{base},hold-eos" not in labels}
+    assert alone == {"random:12", "random:24", *(f"threshold:{x},window={n}" for x in (0.8, 0.9) for n in (4, 8))}
+    assert {label.partition(":")[0] for label in labels} == set(HEURISTICS)

@@ -82,6 +82,8 @@ def test_aup_table_ranks_families() -> None:
     better = dataclasses.replace(ROW, policy="dial:3", tpf=3.0)
     lines = aup_table([ROW, better]).splitlines()
     assert lines[2:] == ["| `dial` | 8 | 1 | 225.0 |", "| `threshold` | 8 | 1 | 150.0 |"]
+    families = [dataclasses.replace(ROW, policy=name).family for name in ("tiny,hold-eos", "klass:0.9,0.01,window=4")]
+    assert families == ["tiny,hold-eos", "klass,window=4"]
 
 
 def test_sets_of_problems_are_averaged_before_the_area() -> None:

@@ -32,17 +32,18 @@ class Evaluate(Command):
 
     examples:
       unmask evaluate --problems 200
-      unmask evaluate --policies threshold:0.9 entropy-bound:0.1 --regimes 8 full
+      unmask evaluate --policies threshold:0.9,hold-eos entropy-bound:0.1 tiny,hold-eos --regimes 8 full
       unmask evaluate --policies tiny --alphas 0 1 3 10 --regimes full
       unmask evaluate --task gsm8k --task-options path=test.jsonl --model GSAI-ML/LLaDA-8B-Instruct --regimes 32
       unmask evaluate --task gsm8k math500 --task-options gsm8k.path=g.jsonl math500.path=m.jsonl --output rows.csv
       unmask evaluate --task humaneval --task-options allow_execution=true --temperature 0.8 --samples 20 --pass-at 1 10
+      unmask evaluate --task gsm8k --templates default last "Q: {problem} A:" --model GSAI-ML/LLaDA-8B-Instruct
       unmask evaluate --policies heuristics mine=runs/quickstart/policy --problems 1000 --output rows.csv
       unmask plot rows.csv
     """
 
     policies: Annotated[tuple[str, ...], Some] = ("threshold:0.7", "threshold:0.9", "entropy-bound:0.1")
-    """Names or folders, LABEL=FOLDER to name one in the table; "heuristics" = every rule at several settings."""
+    """Names or folders, LABEL=POLICY to name one in the table; "heuristics" = every rule at several settings."""
     regimes: Annotated[tuple[PositiveInt | Literal["full"], ...], Some] = (8, "full")
     """Block lengths."""
     alphas: tuple[NonNegative, ...] = ()
@@ -53,6 +54,9 @@ class Evaluate(Command):
     """Tasks to solve: hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, or a mixture such as gsm8k+math."""  # noqa: E501
     task_options: tuple[str, ...] = ()
     """NAME=VALUE, fields of the tasks such as path=test.jsonl; of one of several tasks: gsm8k.path=test.jsonl."""
+    templates: tuple[str, ...] = ()
+    """Templates of the prompts to measure in and average over: names, or texts with {problem}. The careful decode is
+    measured beside the policies."""
     problems: PositiveInt = 200
     """How many problems of each task."""
     samples: PositiveInt = 1
@@ -72,6 +76,7 @@ class Evaluate(Command):
     def run(self) -> int:
         from rich.console import Console
 
+        from unmask.evaluation.results import over_templates
         from unmask.evaluation.sweep import measure
 
         for name in ("output", "completions"):
@@ -97,49 +102,57 @@ class Evaluate(Command):
                 rows.append(row)
                 progress.advance(total)
         for task in tasks:
-            self.print_table([row for row in rows if row.task == task.name], task, len(tasks) > 1)
+            own = [row for row in rows if row.task == task.name]
+            if len(tasks) > 1:
+                print(f"## {task.name}\n")
+            for name in self.templates:
+                print(f"### Template {name!r}\n")
+                self.print_table([row for row in own if row.template == name], task)
+            if self.templates:
+                print(f"### Mean over {len(self.templates)} templates\n")
+            self.print_table(over_templates(own) if self.templates else own, task)
         return 0
 
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
         """All rows the command line asks for. Whatever could be wrong with them is found here, before any work."""
-        from unmask.evaluation.sweep import Job, further, named_policies, variants
+        from unmask.evaluation.sweep import ONE_BY_ONE, Job, further, named_policies, variants
         from unmask.sampling.prompts import with_chat_template
         from unmask.sampling.sampler import Sampler
 
         for task in tasks:
             task.check_gradable()
         counts = [len(task.problems(self.problems, self.seeds[0])) for task in tasks]  # a benchmark may have fewer
-        policies = named_policies(self.policies)
+        # A template may make a rule look better than it is; the careful decode beside it shows that.
+        careful = (ONE_BY_ONE,) if self.templates and not {ONE_BY_ONE, "heuristics"} & set(self.policies) else ()
+        policies = named_policies((*self.policies, *careful))
+        phrasings = [[(name, task.phrased(name)) for name in self.templates] or [("", task)] for task in tasks]
         if self.alphas and not any(policy.conditioned for _, policy in policies):
             raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
         asked = given(self.decoding, SamplerConfig)
         base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
         names = {"model": self.loading.model}
         jobs = []
-        for task, count in zip(tasks, counts, strict=True):
+        for task, count, phrased in zip(tasks, counts, phrasings, strict=True):
             how = self.prompting
             tokenizer = with_chat_template(base.tokenizer, how.chat_template, how.system_prompt, task.instructions)
             own = [f"{name}={value}" for name, value in sorted(options_of(task.name, options).items())]
-            for regime, (label, policy) in product(self.regimes, policies):
+            for (template, asking), regime, (label, policy) in product(phrased, self.regimes, policies):
                 for chosen in variants(policy, self.alphas, self.scales, asked):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
                     notes = " ".join([further(config, {**asked, "dtype": self.loading.dtype}), *own]).strip()
-                    about = {**names, "policy": label, "settings": notes}
-                    jobs += [Job(sampler, task, count, seed, about, self.samples) for seed in self.seeds]
+                    about = {**names, "policy": label, "settings": notes, "template": template}
+                    jobs += [Job(sampler, asking, count, seed, about, self.samples) for seed in self.seeds]
         return jobs
 
-    def print_table(self, rows: Sequence[Evaluation], task: Task, heading: bool) -> None:
+    def print_table(self, rows: Sequence[Evaluation], task: Task) -> None:
         """The rows of one task, how they were counted, and the area under their curves."""
         from unmask.evaluation.evaluate import COUNTING_RULE
         from unmask.evaluation.results import aup_table, markdown
 
-        if heading:
-            print(f"## {task.name}\n")
         print(markdown(rows, self.pass_at))
         each = "" if self.samples == 1 else f", {self.samples} samples of each"
         print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
         if any(row.accuracy for row in rows) and len(rows) > 1:
             print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
-        if heading:
-            print()
+        print()

@@ -16,6 +16,7 @@ from torch import nn
 
 from unmask.commit import package_commit
 from unmask.evaluation.metrics import mean, standard_error
+from unmask.policies.options import split_options
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.loop import StepRecord
 from unmask.sampling.prompts import Prompts, describe_prompts
@@ -73,6 +74,8 @@ class Evaluation:
     """Generated tokens of all completions divided by ``seconds``, on this machine at this batch size."""
     unfinished: float | None = None
     """Share of completions with masks left when their steps ran out; None in older rows."""
+    template: str = ""
+    """The prompts' template, where one was asked for; "mean" in means over several."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
@@ -83,8 +86,9 @@ class Evaluation:
 
     @property
     def family(self) -> str:
-        """The name of the rule or learned policy without its parameters."""
-        return self.policy.split(":", 1)[0]
+        """The name of the rule or learned policy without its parameters, but with its options."""
+        base, options = split_options(self.policy)
+        return ",".join(filter(None, (base.split(":", 1)[0], options.text)))
 
     @property
     def regime(self) -> str:
@@ -105,10 +109,12 @@ def evaluate(
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
 
-    ``names`` gives the row's "model", "policy" and further "settings"; ``overrides`` replace fields of the sampler's
-    config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With ``samples``
-    N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets a line of
-    JSON for each, appended before they are graded. ``on_finished`` is called with the number of finished rows.
+    ``names`` gives the row's "model", "policy", "template" and further "settings"; ``overrides`` replace fields of the
+    sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With
+    ``samples`` N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets
+    a line of JSON for each, appended before they are graded. ``on_finished`` is called with the number of finished
+    rows.
+
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """
@@ -235,6 +241,7 @@ def identity(
         "policy_scale": config.policy_scale,
         "settings": " ".join(filter(None, (describe_prompts(sampler.tokenizer), names.get("settings", "")))),
         "samples": samples,
+        "template": names.get("template", ""),
         "policy_sha256": weights_digest(policy),
     }
 

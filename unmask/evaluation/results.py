@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,36 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Eval
     for e in evaluations:
         grouped.setdefault((e.family, e.regime), []).append(e)
     return grouped
+
+
+def over_templates(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The mean of each setting over its prompt templates, in the order of the first rows.
+
+    Templates ask the same problems, so their errors are not independent: standard errors are averaged, too, which is
+    right if the errors of the templates are equal and too large otherwise.
+    """
+    grouped: dict[tuple[Any, ...], list[Evaluation]] = {}
+    for e in evaluations:
+        key = (e.model, e.task, e.policy, e.policy_sha256, e.alpha, e.policy_scale, e.actions, e.regime, e.seed)
+        grouped.setdefault((*key, e.settings), []).append(e)
+    return [averaged(rows) for rows in grouped.values()]
+
+
+def averaged(rows: Sequence[Evaluation]) -> Evaluation:
+    """The first of ``rows`` with the means of all; ``measures`` of those that have them."""
+    means: dict[str, Any] = {name: mean([getattr(e, name) for e in rows]) for name in (*FORMATS, "seconds")}
+    names = list(dict.fromkeys(name for e in rows for name in e.measures))
+    solved = Counter[str]()
+    for e in rows:
+        solved.update(e.solved)
+    return replace(
+        rows[0],
+        **means,
+        measures={name: mean([e.measures[name] for e in rows if name in e.measures]) for name in names},
+        solved=dict(solved),
+        unfinished=mean([e.unfinished or 0.0 for e in rows]),
+        template="mean",
+    )
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> list[tuple[float, float]]:

@@ -20,12 +20,16 @@ from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Task
 
 # Rules from fast to slow; STEPS are for the whole buffer of 24 tokens.
-HEURISTICS = (
+RULES = (
     "random:12", "random:24", "confidence:6", "confidence:12", "confidence:24", "margin:12", "margin:24", "entropy:12",
     "entropy:24", "threshold:0.5", "threshold:0.7", "threshold:0.9", "threshold:0.99", "factor:0.5", "factor:1",
     "factor:2", "entropy-bound:0.01", "entropy-bound:0.1", "entropy-bound:0.5", "entropy-threshold:0.1",
-    "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1",
+    "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1", "local-leap:0.7,0.5,4", "local-leap:0.9,0.75,4",
 )  # fmt: skip
+WINDOWS = ("threshold:0.8,window=4", "threshold:0.8,window=8", "threshold:0.9,window=4", "threshold:0.9,window=8")
+ONE_BY_ONE = "top-k:1,hold-eos"
+"""The careful decode, one token per forward: what a comparison of faster ones is read against."""
+HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
 FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
 """Settings without a column that a row depends on."""
 

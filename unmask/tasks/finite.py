@@ -5,14 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.tasks.base import Problem, Task
+
+PART = re.compile(r"\{(?:problem|tests)\}")
+"""Parts of a problem in a template."""
 
 
 class ProblemSet(Task):
@@ -57,16 +61,34 @@ class FiniteTask(ProblemSet):
     SPLITS: ClassVar[tuple[str, ...]]
     FIELDS: ClassVar[tuple[str, ...]]
     """Fields that every row must have."""
+    TEMPLATES: ClassVar[dict[str, str]]
+    """Prompts by name, with {problem}, and perhaps further parts of a row, where these stand; "default" is first."""
     instructions: ClassVar[bool] = True
 
     path: str | None = None
     train_path: str | None = None
     split: str = "test"
     train_split: str = "train"
+    template: str = "default"
+    """The prompts' template: a name in ``TEMPLATES``, or a text with the same parts in braces."""
 
     def __post_init__(self) -> None:
+        parts = PART.findall(self.TEMPLATES["default"])
+        if self.template not in self.TEMPLATES and (lacking := set(parts) - set(PART.findall(self.template))):
+            raise ValueError(
+                f"{self.name}: template must be one of {', '.join(self.TEMPLATES)}, or a text with "
+                f"{', '.join(sorted(lacking))}, got {self.template!r}"
+            )
         if self.split not in self.SPLITS:
             raise ValueError(f"{self.name} has no split {self.split!r}; it has {', '.join(self.SPLITS)}")
+
+    def phrased(self, template: str) -> FiniteTask:
+        return replace(self, template=template)
+
+    def prompt(self, **parts: str) -> str:
+        """The prompt of one problem: the template with ``parts`` in place of their names in braces."""
+        template = self.TEMPLATES.get(self.template, self.template)
+        return PART.sub(lambda found: parts.get(found[0][1:-1], found[0]), template)
 
     @abstractmethod
     def problem(self, row: Mapping[str, Any]) -> Problem:
