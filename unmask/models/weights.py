@@ -158,10 +158,11 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> None:
         stored = read_headers(find_shards(folder))
         names, tied = names_of(model.config, stored), model.config.tie_embeddings
-        if tied:  # a stored copy of the embedding is accepted, but not read
+        copies: list[Stored] = []
+        if tied:  # a stored copy of the embedding is accepted
             heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
             names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
-            stored = {name: entry for name, entry in stored.items() if name not in heads}
+            copies = [stored.pop(name) for name in heads & stored.keys()]
         check_headers(stored, names, {name: tuple(p.shape) for name, p in model.named_parameters()}, folder)
         self.entries = {name: entry for name, entry in stored.items() if name in names}
         self.pieces = {name: pieces_of(ours) for name, ours in names.items()}
@@ -173,6 +174,10 @@ class StoredWeights(Mapping[str, Tensor]):
                 self.sources.setdefault(piece.parameter, []).append((entry, piece))
         if tied:
             self.sources["lm_head.weight"] = self.sources["embed.weight"]
+        for copy in copies:
+            embedding = self.sources["embed.weight"][0][0]
+            if not torch.equal(*(tensor for _, tensor in read_tensors((embedding, copy)))):
+                raise ValueError(f"{folder}: the config ties the head to the embedding, but {copy.name!r} differs")
 
     def stored_dtype(self, parameter: str) -> torch.dtype:
         return DTYPES[self.sources[parameter][0][0].dtype]

@@ -108,10 +108,11 @@ class Sampler:
         """Complete each prompt with ``max_new_tokens`` tokens.
 
         ``prompts``: a string, messages with "role" and "content" or ids, a list of these, a tokenizer's output, or
-        int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
-        completion from left to right, and its ``end`` is called even if the generation fails. ``overrides`` replace
-        fields of the Sampler's config for this call. Raises TypeError or ValueError for bad input before any work,
-        FloatingPointError if logits were undefined (NaN, +inf) where a token had to be committed.
+        int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single
+        prompt; it gets the prompt and then the completion from left to right, and its ``end`` is called even if the
+        generation fails. ``overrides`` replace fields of the Sampler's config for this call. Raises TypeError or
+        ValueError for bad input before any work, FloatingPointError if logits were undefined (NaN, +inf) where a token
+        had to be committed.
         """
         try:
             config = self.settled(overrides)
