@@ -91,8 +91,8 @@ class MaskedLM(ModelBase):
     ) -> Tensor:
         """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`.
 
-        Raises ValueError also for a ``horizon``, and for an ``attention_mask`` given to a model whose real tokens padding
-        would change.
+        Raises ValueError also for a ``horizon``, and for an ``attention_mask`` given to a model whose real tokens
+        padding would change.
         """
         if horizon is not None:
             raise ValueError("horizon is for native models; a model of transformers sees its whole canvas")

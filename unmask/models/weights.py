@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.files import write_atomically
 from unmask.models import native
 from unmask.models.pieces import Names, Piece, pieces_of
 from unmask.models.sources import CONFIG, read_json
@@ -222,18 +222,6 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.left)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, flush to the disk, then rename, so that a crash leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | WordTokenizer | None = None) -> None:
