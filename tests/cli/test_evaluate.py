@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ def files(tmp_path: Path) -> list[str]:
     for name, content in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     return ["--task-options", *(f"{name}.path={tmp_path}/{name}.jsonl" for name in rows), "grading=strict"]
+
+
+@pytest.mark.slow
+def test_processes_share_the_rows(tmp_path: Path) -> None:
+    """Under torchrun each row is measured once, and one process prints all of them."""
+    words = ["evaluate", "--problems", "4", "--output", str(tmp_path / "rows.csv"), "--regimes", "8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "unmask", *words]
+    done = subprocess.run(launch, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "rows.csv")
+    assert sorted(row.policy for row in rows) == ["entropy-bound:0.1", "threshold:0.7", "threshold:0.9"]
+    assert [line.split("`")[1] for line in done.stdout.splitlines()[2:5]] == [
+        "threshold:0.7", "threshold:0.9", "entropy-bound:0.1",
+    ]  # fmt: skip
 
 
 def test_several_tasks_in_one_command_that_goes_on_where_it_was(

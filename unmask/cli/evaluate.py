@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +29,7 @@ class Evaluate(Command):
 
     A regime is a block length (semi-autoregressive) or "full" (one block: full diffusion). With --output the command
     can be stopped and repeated: it goes on where it was. A learned policy whose weights have changed is measured again.
+    Under torchrun or `accelerate launch` the rows are shared out among the processes.
 
     examples:
       unmask evaluate --problems 200
@@ -72,6 +73,7 @@ class Evaluate(Command):
     def run(self) -> int:
         from rich.console import Console
 
+        from unmask.evaluation.processes import gather, join, leave
         from unmask.evaluation.sweep import measure
 
         for name in ("output", "completions"):
@@ -82,10 +84,11 @@ class Evaluate(Command):
             raise ValueError(f"--pass-at {bad[0]} needs between 1 and --samples {self.samples} samples of each problem")
         options = parse_pairs(self.task_options)
         tasks = make_tasks(self.task, options)
+        index, count = join()
         jobs = self.jobs(tasks, options)
-        rows = []
-        with progress_bar(console=Console(stderr=True), transient=True) as progress:
-            total = progress.add_task("evaluating", total=len(jobs))
+        own, rows = jobs[index::count], []
+        with progress_bar(console=Console(stderr=True), transient=True, disable=index > 0) as progress:
+            total = progress.add_task("evaluating", total=len(own))
             now = progress.add_task("completions")
 
             def on_row(job: Job, finished: int) -> None:
@@ -93,11 +96,13 @@ class Evaluate(Command):
                 progress.update(total, description=f"{job.task.name}, {job.names['policy']}, blocks {regime}")
                 progress.update(now, total=job.problems * self.samples, completed=finished)
 
-            for row in measure(jobs, self.output, self.completions, on_row):
+            for row in measure(own, self.output, self.completions, on_row):
                 rows.append(row)
                 progress.advance(total)
-        for task in tasks:
+        rows = [row for turn in zip_longest(*gather(rows)) for row in turn if row]  # in the order of the jobs
+        for task in tasks if index == 0 else ():
             self.print_table([row for row in rows if row.task == task.name], task, len(tasks) > 1)
+        leave()
         return 0
 
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
