@@ -215,8 +215,10 @@ class Sampler:
         if sequence is not None:
             state.sequence.copy_(sequence)
         if self.policy.conditioned:
-            asked = self.policy.default_alpha if config.alpha is None else config.alpha
-            state.alpha = torch.full(state.steps.shape, float(asked), device=device) if alpha is None else alpha
+            if alpha is None:
+                asked = float(self.policy.default_alpha if config.alpha is None else config.alpha)
+                alpha = torch.full(state.steps.shape, asked, dtype=torch.float32, device=device)
+            state.alpha = alpha
             with torch.no_grad():
                 state.condition = condition_of(self.policy, state.alpha)
         elif config.alpha is not None:

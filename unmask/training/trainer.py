@@ -266,10 +266,10 @@ class Trainer:
         """(count,) float32: the alphas of the groups from number ``first`` on."""
         alpha = self.config.alpha
         if isinstance(alpha, (int, float)):
-            return torch.full((count,), float(alpha))
-        low, high = (torch.tensor(float(a)).log1p() for a in alpha)
+            return torch.full((count,), float(alpha), dtype=torch.float32)
+        low, high = (torch.tensor(float(a), dtype=torch.float32).log1p() for a in alpha)
         share = [random.Random(f"alpha/{self.config.seed}/{i}").random() for i in range(first, first + count)]
-        return (low + torch.tensor(share) * (high - low)).expm1()
+        return (low + torch.tensor(share, dtype=torch.float32) * (high - low)).expm1()
 
     def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """(N,) float64: the grades of the answers, and the rewards, which depend on their speed too."""
@@ -316,7 +316,8 @@ class Trainer:
             config = sampler.settled({"seed": 0, **asked})
             result = decode_problems(sampler, problems, config, prompts)
             correct = torch.tensor(grade(self.task, problems, result), dtype=torch.float64, device=result.steps.device)
-            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
+            power = torch.tensor(float(alpha), dtype=torch.float32)
+            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, power)
             values = {
                 "eval_reward": reward.sum().item(),
                 "eval_accuracy": correct.sum().item(),
