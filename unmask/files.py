@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +27,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError naming ``path`` if no file can be written there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+
+
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of ``path``, whose folder is made if needed. Without ``wait``, BlockingIOError if another does."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)  # or the lock would be waited for in vain
     try:
         lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(-1 if wait else 0)
     except Timeout:

@@ -205,6 +205,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ValueError,
         r"lacks 18 tensors .*layers\.3\.attn_norm\.weight, .* and 14 more",
     ),
+    "endless layers": (
+        lambda f: edit_config(f, num_layers=2**62),
+        ValueError,
+        r"calls for 4611686018427387904 layers, the weights are \d+ tensors",
+    ),
     "missing head": (
         lambda f: rewrite(f, lambda w: w.pop("lm_head.weight")),
         ValueError,

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from unmask.cli import printable
 from unmask.cli.options import EvaluatedDecoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
 from unmask.config import Count, NonNegative, PositiveInt
+from unmask.files import check_writable
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import Task, make_tasks, options_of
 from unmask.training.config_files import parse_pairs
@@ -72,14 +74,14 @@ class Evaluate(Command):
 
     def run(self) -> int:
         from rich.console import Console
+        from rich.markup import escape
 
         from unmask.evaluation.processes import gather, join, leave
         from unmask.evaluation.sweep import measure
 
         for name in ("output", "completions"):
-            path = getattr(self, name)
-            if path and (path.is_dir() or not path.parent.is_dir()):
-                raise ValueError(f"--{name} {path} must be a file in a folder that exists")
+            if path := getattr(self, name):
+                check_writable(path)
         if bad := [k for k in self.pass_at if k > self.samples]:
             raise ValueError(f"--pass-at {bad[0]} needs between 1 and --samples {self.samples} samples of each problem")
         options = parse_pairs(self.task_options)
@@ -93,7 +95,9 @@ class Evaluate(Command):
 
             def on_row(job: Job, finished: int) -> None:
                 regime = job.sampler.config.block_length or "full"
-                progress.update(total, description=f"{job.task.name}, {job.names['policy']}, blocks {regime}")
+                progress.update(
+                    total, description=escape(printable(f"{job.task.name}, {job.names['policy']}, blocks {regime}"))
+                )
                 progress.update(now, total=job.problems * self.samples, completed=finished)
 
             for row in measure(own, self.output, self.completions, on_row):
@@ -141,10 +145,10 @@ class Evaluate(Command):
 
         if heading:
             print(f"## {task.name}\n")
-        print(markdown(rows, self.pass_at))
+        print(printable(markdown(rows, self.pass_at)))
         each = "" if self.samples == 1 else f", {self.samples} samples of each"
         print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
         if any(row.accuracy for row in rows) and len(rows) > 1:
-            print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
+            print(f"\nAccuracy under parallelism:\n\n{printable(aup_table(rows))}")
         if heading:
             print()

@@ -16,7 +16,7 @@ from unmask.config import check_known, described
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.metrics import aup, mean
 from unmask.files import write_atomically
-from unmask.policies.card import table
+from unmask.policies.card import code, table
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
@@ -65,7 +65,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
     header += ["TPF", *(["unfinished"] if unfinished else []), *measures]
     rows = [
         [
-            f"`{e.policy}`" + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
+            code(e.policy) + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
             *(["" if e.alpha is None else f"{e.alpha:g}"] if alphas else []),
             e.regime,
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
@@ -105,5 +105,5 @@ def aup_table(evaluations: Sequence[Evaluation]) -> str:
     for (name, regime), group in curves(evaluations).items():
         points = over_seeds(group)
         rows.append((aup(points, best), name, regime, len(points)))
-    cells = [[f"`{name}`", regime, str(count), f"{value:.1f}"] for value, name, regime, count in sorted(rows)[::-1]]
+    cells = [[code(name), regime, str(count), f"{value:.1f}"] for value, name, regime, count in sorted(rows)[::-1]]
     return table(["policies", "blocks", "points", "AUP"], cells)

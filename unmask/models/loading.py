@@ -26,7 +26,7 @@ from unmask.models.sources import (
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import StoredWeights, find_shards, save_model
+from unmask.models.weights import StoredWeights, find_shards, read_headers, save_model
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
@@ -127,6 +127,8 @@ def load_native(
     device_map: placement.DeviceMap | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
+    if config.num_layers > (count := len(read_headers(find_shards(folder)))):  # which would take for ever to build
+        raise ValueError(f"{folder}: the config calls for {config.num_layers} layers, the weights are {count} tensors")
     with torch.device("meta"):
         model = Transformer(config)
     weights = StoredWeights(model, folder, family.weight_names)

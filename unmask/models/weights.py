@@ -176,7 +176,8 @@ class StoredWeights(Mapping[str, Tensor]):
             self.sources["lm_head.weight"] = self.sources["embed.weight"]
         for copy in copies:
             embedding = self.sources["embed.weight"][0][0]
-            if not torch.equal(*(tensor for _, tensor in read_tensors((embedding, copy)))):
+            same = copy.dtype == embedding.dtype and torch.equal(*(t for _, t in read_tensors((embedding, copy))))
+            if not same:
                 raise ValueError(f"{folder}: the config ties the head to the embedding, but {copy.name!r} differs")
 
     def stored_dtype(self, parameter: str) -> torch.dtype:
