@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import UserDict
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
 from unmask.evaluation import evaluate
 from unmask.models import load_model, load_tokenizer
+from unmask.models.loading import packaged_models
 from unmask.sampling.prompts import ChatTokenizer, describe_prompts, text_ids, with_chat_template
 from unmask.tasks import GSM8K, Hops
 from unmask.testing import write_checkpoint
@@ -108,6 +110,25 @@ def test_a_tokenizers_output_is_a_prompt() -> None:
         assert sampler.generate(UserDict(encoding)).completions.equal(wanted)
         assert sampler.generate({"input_ids": form(ids[1])}).completions.equal(wanted[1:])
     assert sampler.generate({"input_ids": ids}).completions.equal(wanted)
+
+
+def test_a_tokenizer_of_ones_own_and_none(tmp_path: Path) -> None:
+    copytree(packaged_models()["tiny"], tmp_path / "bare", ignore=ignore_patterns("char_tokenizer.json"))
+    words, ids = "cEaCfBeG:a=", load_tokenizer("tiny").encode("cEaCfBeG:a=")
+    wanted = Sampler.from_pretrained("tiny", "threshold:0.5").generate(words)
+    bare = Sampler.from_pretrained(str(tmp_path / "bare"), "threshold:0.5")
+    assert bare.generate([ids]).completions.equal(wanted.completions)
+    with pytest.raises(TypeError, match="the Sampler has no tokenizer"):
+        bare.generate(words)
+    for own in ("tiny", load_tokenizer("tiny")):
+        sampler = Sampler.from_pretrained(str(tmp_path / "bare"), "threshold:0.5", tokenizer=own, device_map="cpu")
+        assert sampler.generate(words).texts == wanted.texts
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
+        Sampler.from_pretrained("tiny", tokenizer=str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match="revision='x' goes with a hub id"):
+        Sampler.from_pretrained("tiny", revision="x")
+    with pytest.raises(RuntimeError, match="device 99"):
+        Sampler.from_pretrained("tiny", device_map=99)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def load_model(
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
+    parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
     patterns = CONFIG_FILES + WEIGHT_FILES + (CODE_FILES if trust_remote_code else ())
@@ -93,7 +94,7 @@ def load_model(
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
         config = read_config(FAMILIES[kind], folder, raw)
         if changes.block_length in (None, config.block_length):
-            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, device_map)
+            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts)
     else:
         check_supported(folder, raw, trust_remote_code)
         find_shards(folder)
@@ -105,7 +106,7 @@ def load_model(
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
-    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, device_map)
+    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
@@ -124,7 +125,7 @@ def load_native(
     raw: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype | None,
-    device_map: placement.DeviceMap | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
     if config.num_layers > (count := len(read_headers(find_shards(folder)))):  # which would take for ever to build
@@ -219,7 +220,10 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
 
 def checked_device(device: str | torch.device) -> torch.device:
     """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RuntimeError(f"device {device!r}: {error}") from None
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device {str(device)!r} was asked for, but this torch sees no CUDA device")

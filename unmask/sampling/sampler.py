@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,14 +93,23 @@ class Sampler:
         device_map: DeviceMap | None = None,
         chat_template: bool | None = False,
         system_prompt: str | None = None,
+        revision: str | None = None,
+        tokenizer: Any = None,
     ) -> Sampler:
         """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
 
+        ``tokenizer`` is one, or its folder or hub id; None: that beside the model, and if there is none, prompts are
+        token ids. ``revision`` is the hub's branch, tag or commit, of both.
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
-        tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
-        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
+        if tokenizer is None:
+            with suppress(FileNotFoundError):
+                tokenizer = load_tokenizer(name, revision=revision)
+        elif isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
+        tokenizer = with_chat_template(tokenizer, chat_template, system_prompt)
+        model = load_model(name, device, dtype, trust_remote_code, revision, device_map=device_map)
         return cls(model, tokenizer, policy, config)
 
     def generate(
