@@ -15,6 +15,7 @@ import torch
 
 from unmask import Policy, PolicyConfig
 from unmask.cli import main
+from unmask.cli.evaluate import aligned
 from unmask.evaluation.results import read_csv
 from unmask.evaluation.sweep import split_label
 from unmask.testing import write_checkpoint
@@ -210,3 +211,12 @@ def test_a_folder_with_an_equals_sign_is_no_label(tmp_path: Path) -> None:
     folder = str(tmp_path / "a=1")
     assert split_label(folder) == (folder, folder)
     assert split_label("mine=runs/a=1") == ("mine", "runs/a=1")
+
+
+def test_tables_are_aligned() -> None:
+    table = "| policy | NFE |\n| --- | --- |\n| `a \\| b` | 10.25 ± 1 |"
+    assert aligned(table).splitlines() == [
+        "| policy    | NFE       |",
+        "| --------- | --------- |",
+        "| `a \\| b` | 10.25 ± 1 |",
+    ]

@@ -53,7 +53,7 @@ class Evaluate(Command):
     scales: Annotated[tuple[NonNegative, ...], Some] = (1.0,)
     """Policy scales (beta) of learned policies."""
     task: Annotated[tuple[str, ...], Some] = ("hops",)
-    """Tasks to solve: hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, or a mixture such as gsm8k+math."""  # noqa: E501
+    """Tasks to solve: hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, module:Class for one of your own, or a mixture such as gsm8k+math."""  # noqa: E501
     task_options: tuple[str, ...] = ()
     """NAME=VALUE, fields of the tasks such as path=test.jsonl; of one of several tasks: gsm8k.path=test.jsonl."""
     problems: PositiveInt = 200
@@ -145,10 +145,18 @@ class Evaluate(Command):
 
         if heading:
             print(f"## {task.name}\n")
-        print(printable(markdown(rows, self.pass_at)))
+        print(aligned(markdown(rows, self.pass_at)))
         each = "" if self.samples == 1 else f", {self.samples} samples of each"
         print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
         if any(row.accuracy for row in rows) and len(rows) > 1:
-            print(f"\nAccuracy under parallelism:\n\n{printable(aup_table(rows))}")
+            print(f"\nAccuracy under parallelism:\n\n{aligned(aup_table(rows))}")
         if heading:
             print()
+
+
+def aligned(table: str) -> str:
+    """A table in Markdown with columns of one width each, for a terminal."""
+    rows = [line[2:-2].split(" | ") for line in printable(table).splitlines()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows[1:2] = [["-" * width for width in widths]] if rows else []
+    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
