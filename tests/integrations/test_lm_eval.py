@@ -85,7 +85,7 @@ def requests(prompts: list[str], **gen_kwargs: Any) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return made(policy="tiny", batch_size=3, block_length=8, device="cpu")
+    return made(policy="tiny", batch_size=3, block_length=8, device="cpu", seed=0)
 
 
 def made(**arguments: Any) -> Any:
@@ -121,6 +121,16 @@ def test_draws_are_the_documents_own(model: Any) -> None:
     repeats = model.generate_until([everything[2]] * 4, disable_tqdm=True)
     assert repeats[0] == whole[2]
     assert len(set(repeats)) > 1
+
+
+def test_the_seed_is_the_harnesss() -> None:
+    def drawn(start: int, **arguments: int) -> list[str]:
+        torch.manual_seed(start)
+        asked = requests(PROMPTS, do_sample=True, temperature=3.0)
+        return made(policy="tiny", batch_size=5, device="cpu", **arguments).generate_until(asked, disable_tqdm=True)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(1, seed=7) == drawn(2, seed=7)
 
 
 def test_what_a_request_may_ask_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +187,11 @@ def test_chat_templates_and_special_tokens(model: Any, tmp_path: Path) -> None:
     from unmask.testing import write_checkpoint
 
     chat = made(tokenizer=str(write_checkpoint("llada", tmp_path)))
+    ids = chat.tok_encode("one two<|eot_id|>\n\nthree<|end_header_id|>four")
+    assert chat.text(ids, []) == "one two\n\nthreefour"
+    for stops in (["<|eot_id|>"], ["<|eot_id|>\n"], ["three", "<|eot_id|>"], ["zz", "<|end_header_id|>", "<|eot_id|>"]):
+        assert chat.text(ids, stops) == "one two"
+    assert chat.text(ids, ["<|end_header_id|>", "thr"]) == "one two\n\n"
     text = chat.apply_chat_template([{"role": "user", "content": "hi"}])
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert text == f"<|startoftext|>{header.format('user')}hi<|eot_id|>{header.format('assistant')}"

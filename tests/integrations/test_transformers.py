@@ -128,6 +128,8 @@ class Own(transformers.LogitsProcessor):  # type: ignore[misc, name-defined]
         ({"policy": "treshold:0.9"}, "unknown policy 'treshold:0.9'"),
         ({"token_type_ids": torch.ones(2, 6, dtype=torch.int64)}, "token_type_ids must be all 0"),
         ({"position_ids": torch.arange(1, 7)[None]}, "position_ids must count the real tokens"),
+        ({"assistant_model": torch.nn.Identity()}, r"assistant_model=Identity\(\) has no meaning"),
+        ({"negative_prompt_ids": torch.ones(2, 6)}, "negative_prompt_ids=tensor.* has no meaning"),
         ({"logits_processor": [Own()]}, "logits_processor.* has no meaning"),
         ({"stopping_criteria": [transformers.MaxTimeCriteria(1.0)]}, "stopping_criteria.* has no meaning"),
     ],
@@ -175,6 +177,8 @@ def test_streamers_reach_the_loop(model: Any, capsys: pytest.CaptureFixture[str]
     for form in (bound, {**FORMS["folder"], "streamer": streamer}):
         assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected)
         assert capsys.readouterr().out == text + "\n"
+    with pytest.raises(ValueError, match="streamer= does not reach custom_generate: functools.partial"):
+        model.generate(prompts(rows=1), **FORMS["callable"], streamer=streamer, **arguments)
 
 
 def test_models_of_this_project_and_samplers() -> None:

@@ -28,6 +28,10 @@ class Loading(Config):
     """None: that of the weights."""
     trust_remote_code: Flag = False
     """Allow model code from the hub to run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer. None: that beside the model."""
 
     def sampler(self, policy: str | None, overrides: Mapping[str, Any]) -> Sampler:
         """A Sampler for this model, its config with ``overrides``."""
@@ -42,6 +46,8 @@ class Loading(Config):
             device=self.device,
             dtype=getattr(torch, self.dtype) if self.dtype else None,
             trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            tokenizer=self.tokenizer,
             device_map=None if self.device_map is None else parse_value(self.device_map),
         )
         sampler.config = sampler.config.updated(overrides)

@@ -26,7 +26,7 @@ from unmask.models.sources import (
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import StoredWeights, find_shards, save_model
+from unmask.models.weights import StoredWeights, find_shards, read_headers, save_model
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
@@ -79,6 +79,7 @@ def load_model(
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
+    parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
     patterns = CONFIG_FILES + WEIGHT_FILES + (CODE_FILES if trust_remote_code else ())
@@ -100,7 +101,7 @@ def load_model(
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
         config = read_config(FAMILIES[kind], folder, raw)
         if changes.block_length in (None, config.block_length):
-            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, device_map)
+            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts)
     else:
         check_supported(folder, raw, trust_remote_code)
         find_shards(folder)
@@ -112,7 +113,7 @@ def load_model(
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
-    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, device_map)
+    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
@@ -131,9 +132,11 @@ def load_native(
     raw: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype | None,
-    device_map: placement.DeviceMap | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
+    if config.num_layers > (count := len(read_headers(find_shards(folder)))):  # which would take for ever to build
+        raise ValueError(f"{folder}: the config calls for {config.num_layers} layers, the weights are {count} tensors")
     with torch.device("meta"):
         model = Transformer(config)
     weights = StoredWeights(model, folder, family.weight_names)
@@ -224,7 +227,10 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
 
 def checked_device(device: str | torch.device) -> torch.device:
     """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RuntimeError(f"device {device!r}: {error}") from None
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device {str(device)!r} was asked for, but this torch sees no CUDA device")

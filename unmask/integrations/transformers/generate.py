@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from unmask.sampling.streaming import Streamer
 
 FROM_TRANSFORMERS = ("use_cache", "cache", "past_key_values", "logits_to_keep")
 """What transformers prepares for an autoregressive loop and hands to a callable; nothing here has a use for it."""
+
+ONLY_IN_CALLER = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask")
+"""What it hands to its own methods only; nothing here has a meaning for them."""
 
 FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
 """Processors and criteria that transformers makes of the configuration, which is read here itself."""
@@ -95,6 +99,10 @@ def custom_generate(
 
     Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
     """
+    caller = sys._getframe(1).f_locals  # of `model.generate`
+    arguments |= {name: caller[name] for name in ONLY_IN_CALLER if caller.get(name) is not None}
+    if caller.get("streamer") is not None:
+        raise ValueError("streamer= does not reach custom_generate: functools.partial(custom_generate, streamer=...)")
     defaults = type(generation_config)._get_default_generation_params()
     config = {n: v for n, v in fields_of(generation_config).items() if n not in defaults or v != defaults[n]}
     # The rows are repeated already, and the length is prepared: it counts the prompt.
