@@ -150,7 +150,26 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     command += ["--temperature", "3", "--samples", "6", "--output", str(output)]
     assert main([*command, "--pass-at", "1", "6"]) == 0
     header, _, line = capsys.readouterr().out.splitlines()[:3]
-    assert header.split() == "| policy | blocks | accuracy | pass@1 | pass@6 | NFE | TPF | reasons |".split()
+    assert [cell.strip() for cell in header.split("|")[1:4]] == ["policy", "blocks", "accuracy"]
+    assert [cell.strip() for cell in header.split("|")[4:6]] == ["pass@1", "pass@6"]
+        "|",
+        "policy",
+        "|",
+        "blocks",
+        "|",
+        "accuracy",
+        "|",
+        "pass@1",
+        "|",
+        "pass@6",
+        "|",
+        "NFE",
+        "|",
+        "TPF",
+        "|",
+        "reasons",
+        "|",
+    ]
     (row,) = read_csv(output)
     counts = {int(correct): number for correct, number in row.solved.items()}
     assert sum(counts.values()) == 12

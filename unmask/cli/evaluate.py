@@ -140,6 +140,7 @@ class Evaluate(Command):
         asked = given(self.decoding, SamplerConfig)
         base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
         names = {"model": self.loading.model}
+        loaded = {"dtype": self.loading.dtype, "quantization": self.loading.quantization}
         jobs = []
         for task, count, phrased in zip(tasks, counts, phrasings, strict=True):
             how = self.prompting
@@ -149,7 +150,7 @@ class Evaluate(Command):
                 for chosen in variants(policy, self.alphas, self.scales, asked):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
-                    notes = " ".join([further(config, {**asked, "dtype": self.loading.dtype}), *own]).strip()
+                    notes = " ".join([further(config, asked | loaded), *own]).strip()
                     about = {**names, "policy": label, "settings": notes, "template": template}
                     jobs += [Job(sampler, asking, count, seed, about, self.samples) for seed in self.seeds]
         return jobs

@@ -31,7 +31,10 @@ WINDOWS = ("threshold:0.8,window=4", "threshold:0.8,window=8", "threshold:0.9,wi
 ONE_BY_ONE = "top-k:1,hold-eos"
 """The careful decode, one token per forward: what a comparison of faster ones is read against."""
 HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
-FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
+FURTHER = (
+    "dtype", "quantization", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh",
+    "deterministic",
+)  # fmt: skip
 """Settings without a column that a row depends on."""
 
 

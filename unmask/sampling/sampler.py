@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
-from unmask.models.placement import DeviceMap
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
@@ -91,29 +90,31 @@ class Sampler:
         name: str,
         policy: str | UnmaskingPolicy | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         config: SamplerConfig | None = None,
-        trust_remote_code: bool = False,
-        device_map: DeviceMap | None = None,
         chat_template: bool | None = False,
         system_prompt: str | None = None,
-        revision: str | None = None,
         tokenizer: Any = None,
+        **loading: Any,
     ) -> Sampler:
-        """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
+        """Load model and tokenizer by packaged name, local folder or hub id.
+
+        ``loading`` are further arguments of :func:`unmask.load_model`: ``trust_remote_code``, ``device_map``,
+        ``revision`` (also the tokenizer's), and its overrides such as ``quantization`` and ``block_length``.
 
         ``tokenizer`` is one, or its folder or hub id; None: that beside the model, and if there is none, prompts are
-        token ids. ``revision`` is the hub's branch, tag or commit, of both.
+        token ids.
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
+        given = {key: loading[key] for key in ("trust_remote_code", "revision") if key in loading}
         if tokenizer is None:
             with suppress(FileNotFoundError):
-                tokenizer = load_tokenizer(name, revision=revision)
+                tokenizer = load_tokenizer(name, **given)
         elif isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         tokenizer = with_chat_template(tokenizer, chat_template, system_prompt)
-        model = load_model(name, device, dtype, trust_remote_code, revision, device_map=device_map)
+        model = load_model(name, device, dtype, **loading)
         return cls(model, tokenizer, policy, config)
 
     def generate(

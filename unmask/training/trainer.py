@@ -77,7 +77,8 @@ class Trainer:
         self.policy = policy if policy is not None else self._make_policy()
         experts = [make_policy(expert) for expert in config.experts]
         self._check_policy(experts)
-        self.model = model if model is not None else load_model(config.model, self.processes.device, config.dtype)
+        few_bits = config.quantization
+        self.model = model or load_model(config.model, self.processes.device, config.dtype, quantization=few_bits)
         self.model.requires_grad_(False).eval()
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
         self.tokenizer = with_chat_template(
