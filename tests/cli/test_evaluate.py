@@ -177,6 +177,7 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--policies"], "policies must be a list of at least 1, got ()"),
         (["--temperature", "-1"], "temperature must be at least 0, got -1"),
         (["--task-options", "path"], "'path' is not NAME=VALUE"),
+        (["--cache", "exact"], 'cache="exact" is for models whose tokens see no later block'),
         (["--chat-template"], "CharTokenizer has no chat template"),
         (["--system-prompt", "x"], "no chat template is in use"),
     ],

@@ -25,8 +25,8 @@ from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
 
 COUNTING_RULE = (
-    "TPF = generated tokens per forward of a completion, up to and including its first end of sequence; "
-    "NFE = forwards per sequence; ± = standard error of the mean"
+    "TPF = generated tokens per forward (of NFE) of a completion, up to and including its first end of sequence; "
+    "NFE = forwards per sequence with a mask in the active block; ± = standard error of the mean"
 )
 
 NEW_FIELDS = frozenset({"trained_temperature", "trained_actions"})
@@ -73,6 +73,8 @@ class Evaluation:
     """Generated tokens of all completions divided by ``seconds``, on this machine at this batch size."""
     unfinished: float | None = None
     """Share of completions with masks left when their steps ran out; None in older rows."""
+    forwards: float | None = None
+    """Mean of all forwards after the prompt's: NFE, and those that only revise or give a seed; None in older rows."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
@@ -151,6 +153,7 @@ def evaluate(
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
+        forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
     )
 
 

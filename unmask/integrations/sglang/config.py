@@ -21,7 +21,7 @@ LEARNED_ONLY = ("actions", "policy_temperature", "policy_scale", "alpha")
 """Settings that say something about learned policies only."""
 STOP_IDS = "stop_ids"
 """The ids that end a completion, which the engine does not tell; the option hold-eos reads them."""
-NEUTRAL = {
+NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("top_p", "repetition_penalty", "beam_width"), 1),
     **dict.fromkeys(("min_p", "frequency_penalty", "presence_penalty", "min_new_tokens"), 0),
     **dict.fromkeys(("json_schema", "regex", "ebnf", "structural_tag", "sampling_seed", "watermark"), None),
