@@ -159,7 +159,7 @@ def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.Capture
     assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("`threshold:0.9`") == 2
-    assert "TPF = generated tokens per forward" in printed
+    assert "TPF = generated tokens per forward (of NFE)" in printed
     semi, full = read_csv(path)
     assert (semi.regime, full.regime) == ("8", "full")
     assert semi.accuracy > full.accuracy, "the order of unmasking decides the answer"

@@ -68,6 +68,20 @@ def test_markdown_table() -> None:
     assert table[3].startswith("| `threshold:0.9` |  | 8 |")
 
 
+def test_forwards_that_only_revise_are_told_apart() -> None:
+    rows = [dataclasses.replace(ROW, forwards=7.25), dataclasses.replace(ROW, forwards=None)]
+    lines = markdown(rows).splitlines()
+    assert lines[0] == "| policy | blocks | accuracy | NFE | all forwards | TPF | reasons |"
+    assert "| 5.50 ± 0.50 | 7.25 | 2.00 ± 0.12 |" in lines[2]
+    assert "| 5.50 ± 0.50 |  | 2.00 ± 0.12 |" in lines[3]
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.6,edit=0.6", config=SamplerConfig(24, 8, seed=0))
+    row, result = evaluate(sampler, Hops(), 5), sampler.generate([p.prompt for p in Hops().problems(5, 0)])
+    assert result.forwards is not None
+    assert row.forwards == pytest.approx(result.forwards.double().mean().item())
+    assert row.forwards > row.nfe == result.steps.double().mean()
+    assert "all forwards" not in markdown([dataclasses.replace(row, forwards=row.nfe)])
+
+
 def test_aup_by_hand() -> None:
     assert aup([(2.0, 80.0)]) == pytest.approx(160.0)
     # W(72) = exp(-3 * 0.1); the point at 70 lies more than 5 below the first and goes.
@@ -176,12 +190,14 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_rows_of_samples_survive_a_csv_file_and_old_rows_are_read(tmp_path: Path) -> None:
-    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10", unfinished=0.5)
+    row = dataclasses.replace(
+        ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10", unfinished=0.5, forwards=6.5
+    )
     write_csv(tmp_path / "rows.csv", [row])
     assert read_csv(tmp_path / "rows.csv") == [row]
     lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
     new = lines[0].index("samples")
-    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="", unfinished=None)
+    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="", unfinished=None, forwards=None)
     (tmp_path / "old.csv").write_text("\n".join(",".join(line[:new]) for line in lines))
     assert read_csv(tmp_path / "old.csv") == [old]
 

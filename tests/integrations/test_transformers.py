@@ -195,6 +195,25 @@ def test_models_of_this_project_and_samplers() -> None:
         generate(model, "cEaC:a=")  # type: ignore[arg-type]
 
 
+def test_models_of_blocks() -> None:
+    """Native ones decode, also with their left padding; the code of their authors is refused."""
+    model, ids = load_model(Path(__file__).parents[1] / "golden" / "sdar-tiny"), torch.arange(5, 17).view(2, 6)
+    attention = torch.tensor([[0] * 2 + [1] * 4, [1] * 6])
+    arguments = {"max_new_tokens": 10, "policy": "threshold:0.1", "stop_at_eos": False}
+    found = generate(model, ids, attention_mask=attention, eos_token_id=model.eos_token_id, **arguments)
+    expected = [
+        Sampler(model, policy="threshold:0.1")
+        .generate([row[-n:].tolist()], **{k: v for k, v in arguments.items() if k != "policy"})
+        .completions[0]
+        for row, n in zip(ids, (4, 6), strict=True)
+    ]
+    assert torch.equal(found[:, 6:], torch.stack(expected))
+    theirs = type("Theirs", (), {"config": transformers.PretrainedConfig(model_type="sdar", name_or_path="JetLM/SDAR")})
+    theirs.config.model_type = "sdar"
+    with pytest.raises(ValueError, match=r"model_type 'sdar' would be decoded wrongly, .* load_model\('JetLM/SDAR'\)"):
+        generate(theirs(), ids, mask_token_id=4)
+
+
 def test_trimming_by_hand() -> None:
     completions = torch.tensor([[7, 3, 3, 3, 3], [8, 9, 7, 3, 3], [3, 3, 3, 3, 3]])
     rows = torch.ones(3, dtype=torch.int64)

@@ -150,6 +150,7 @@ class Evaluate(Command):
                 for chosen in variants(policy, self.alphas, self.scales, asked):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
+                    sampler.check_config(config)
                     notes = " ".join([further(config, asked | loaded), *own]).strip()
                     about = {**names, "policy": label, "settings": notes, "template": template}
                     jobs += [Job(sampler, asking, count, seed, about, self.samples) for seed in self.seeds]

@@ -30,8 +30,8 @@ from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
 
 COUNTING_RULE = (
-    "TPF = generated tokens per forward of a completion, up to and including its first end of sequence; "
-    "NFE = forwards per sequence; ± = standard error of the mean"
+    "TPF = generated tokens per forward (of NFE) of a completion, up to and including its first end of sequence; "
+    "NFE = forwards per sequence with a mask in the active block; ± = standard error of the mean"
 )
 
 
@@ -91,6 +91,8 @@ class Evaluation:
     """Share of completions with masks left when their steps ran out; None in older rows."""
     template: str = ""
     """The prompts' template, where one was asked for; "mean" in means over several."""
+    forwards: NonNegative | None = None
+    """Mean of all forwards after the prompt's: NFE, and those that only revise or give a seed; None in older rows."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
@@ -170,6 +172,7 @@ def evaluate(
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
+        forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
     )
 
 

@@ -62,8 +62,9 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
     alphas = any(e.alpha is not None for e in evaluations)
     unfinished = any(e.unfinished for e in evaluations)
+    forwards = any(e.forwards is not None and abs(e.forwards - e.nfe) > 1e-3 for e in evaluations)
     header = ["policy", *(["alpha"] if alphas else []), "blocks", "accuracy", *(f"pass@{k}" for k in pass_at), "NFE"]
-    header += ["TPF", *(["unfinished"] if unfinished else []), *measures]
+    header += [*(["all forwards"] if forwards else []), "TPF", *(["unfinished"] if unfinished else []), *measures]
     rows = [
         [
             code(e.policy) + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
@@ -72,6 +73,7 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
             *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
+            *(["" if e.forwards is None else f"{e.forwards:.2f}"] if forwards else []),
             f"{e.tpf:.2f} ± {e.tpf_se:.2f}",
             *(["" if e.unfinished is None else f"{e.unfinished:.3f}"] if unfinished else []),
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),

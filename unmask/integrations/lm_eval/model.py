@@ -21,8 +21,8 @@ from unmask.evaluation.processes import gather, join
 from unmask.integrations.lm_eval.likelihood import loglikelihoods
 from unmask.integrations.transformers.arguments import sampler_settings
 from unmask.models.loading import load_model, load_tokenizer
-from unmask.policies.heuristics import ConfidenceSteps
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.forward import model_attention
 from unmask.sampling.prompts import text_ids
 from unmask.sampling.result import first_stop
 from unmask.sampling.sampler import Sampler
@@ -101,6 +101,7 @@ class UnmaskLM(TemplateLM):
         self.sampler.config = self.sampler.config.updated(settings)
         self._tokenizer_name, self._device = str(tokenizer or pretrained), model.device
         self.steps: list[float] = []
+        self.forwards: list[float] = []
         self.tokens_per_forward: list[float] = []
 
     @property
@@ -152,7 +153,8 @@ class UnmaskLM(TemplateLM):
                 keys = torch.tensor([sequences[i] for i in indices])
                 state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
                 result = self.sampler.result(state, config, self.sampler.steps(state, config))
-                self.steps += [float(v) for v in result.steps.tolist()]
+                self.steps += map(float, result.steps.tolist())
+                self.forwards += map(float, state.forwards.tolist())
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
                 ends = first_stop(result.completions, self.sampler.stop_ids).tolist()
                 for i, row, end in zip(indices, result.completions.tolist(), ends, strict=True):
@@ -226,11 +228,13 @@ class UnmaskLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = []
         model, size, seed = self.sampler.model, BATCHES_PER_CALL * self.batch_size, self.sampler.config.seed or 0
+        blocks = self.blocks()
         with tqdm(total=len(requests), desc="Estimating likelihoods", disable=disable_tqdm) as progress:
             for start in range(0, len(requests), size):
                 chunk = requests[start : start + size]
                 pairs = [(self.cut(context, len(continuation)), continuation) for _, context, continuation in chunk]
-                values = loglikelihoods(model, pairs, self.sampler.padding_id, self.mc_num, self.mc_batch_size, seed)
+                how = (self.sampler.padding_id, self.mc_num, self.mc_batch_size, seed, blocks)
+                values = loglikelihoods(model, pairs, *how)
                 greedy = self.is_greedy(pairs) if self.check_greedy else [False] * len(pairs)
                 found = list(zip(values, greedy, strict=True))
                 for (strings, _, _), answer in zip(chunk, found, strict=True):
@@ -239,13 +243,27 @@ class UnmaskLM(TemplateLM):
                 progress.update(len(chunk))
         return results
 
+    def blocks(self) -> int | None:
+        """Tokens per block of a block-causal model, None for a bidirectional one; ValueError without likelihoods."""
+        model = self.sampler.model
+        if model_attention(model) == "bidirectional":
+            return None
+        if model_attention(model) != "block-causal" or getattr(model, "seeded", False):
+            raise ValueError(
+                "loglikelihood: estimated for bidirectional and block-causal models, but blocks of this one, "
+                f"{model_attention(model)}, begin with what the block before predicts, or where the prompt ends; leave "
+                "out tasks of output_type loglikelihood and multiple_choice"
+            )
+        self.sampler.check_config(self.sampler.config)
+        return self.sampler.config.block_length
+
     def is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether decoding each context one token at a time, the most probable first, gives the continuation."""
         found = [True] * len(pairs)  # an empty continuation is what anything decodes to
         for length in {len(continuation) for _, continuation in pairs} - {0}:
             indices = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) == length]
-            config = SamplerConfig(max_new_tokens=length, block_length=None, stop_at_eos=False, seed=0)
-            sampler = Sampler(self.sampler.model, None, ConfidenceSteps(length), config)
+            config = SamplerConfig(max_new_tokens=length, block_length=self.blocks(), stop_at_eos=False, seed=0)
+            sampler = Sampler(self.sampler.model, None, "threshold:1", config)
             result = sampler.generate([pairs[i][0] for i in indices], max_batch_size=self.batch_size)
             for i, completion in zip(indices, result.completions.tolist(), strict=True):
                 found[i] = completion == pairs[i][1]
@@ -261,7 +279,7 @@ class UnmaskLM(TemplateLM):
             "block_length": self.sampler.config.block_length or "full",
             "generations": len(self.steps),
         }
-        for name, values in (("nfe", self.steps), ("tpf", self.tokens_per_forward)):
+        for name, values in (("nfe", self.steps), ("forwards", self.forwards), ("tpf", self.tokens_per_forward)):
             if values:
                 info |= {name: mean(values), f"{name}_se": standard_error(values)}
         return info

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
 from unmask.models.base import ModelBase, real_positions
-from unmask.models.loading import DIFFUSION_GEMMA
+from unmask.models.loading import DIFFUSION_GEMMA, FAMILIES
 from unmask.models.masked_lm import MaskedLM
 from unmask.policies.base import UnmaskingPolicy
 from unmask.sampling.result import GenerationResult, first_stop
@@ -25,6 +25,8 @@ FROM_TRANSFORMERS = ("use_cache", "cache", "past_key_values", "logits_to_keep")
 
 ONLY_IN_CALLER = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask")
 """What it hands to its own methods only; nothing here has a meaning for them."""
+WHOLE = ("llada", "illada")
+"""Native model types whose own code gives aligned logits of a whole canvas, seen in both directions."""
 
 FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
 """Processors and criteria that transformers makes of the configuration, which is read here itself."""
@@ -188,10 +190,16 @@ def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> Mo
         raise TypeError(
             f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
         )
-    if getattr(config, "model_type", None) == DIFFUSION_GEMMA:
+    kind = getattr(config, "model_type", None)
+    if kind == DIFFUSION_GEMMA:
         from unmask.models.diffusion_gemma import DiffusionGemma
 
         return DiffusionGemma(model, stop_ids or None)
+    if kind in FAMILIES and kind not in WHOLE:
+        raise ValueError(
+            f"model: the code of model_type {kind!r} would be decoded wrongly, as its tokens see blocks or its logits "
+            f"are shifted; give its native form, load_model({getattr(config, '_name_or_path', '')!r})"
+        )
     mask, sep, pad = (
         single_id(name, getattr(config, name, None)) for name in ("mask_token_id", "sep_token_id", "pad_token_id")
     )
