@@ -83,6 +83,8 @@ def unsuitable(
     no_length, rule = "max_new_tokens" not in given, policy.bare
     if policy.edits:
         return "revises tokens, but the engine takes a block as final once it has no mask: leave edit out"
+    if "attention" in policy.needs:
+        return "reads the model's attention, which the engine does not give"
     if isinstance(rule, Policy):
         if rule.config.context != "block":
             return (
