@@ -52,6 +52,9 @@ class ModelBase(nn.Module):
     supports_cache: bool = False
     """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
 
+    shows_attention: bool = False
+    """Whether ``forward`` takes a :class:`unmask.models.watch.Watch`, as :class:`Transformer` does."""
+
     @property
     def graph_safe(self) -> bool:
         """Whether a forward never waits for the host, so that a CUDA graph can capture it."""

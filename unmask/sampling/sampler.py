@@ -277,6 +277,12 @@ class Sampler:
                 f'cache="{config.cache}" needs a model that keeps keys and values, which {name}'
                 f'{split} does not; use cache="none"'
             )
+        shown = kind == "bidirectional" and config.cache not in ("prefix", "dual")
+        if "attention" in self.policy.needs and not (shown and getattr(self.model, "shows_attention", False)):
+            raise ValueError(
+                f"policy {self.policy.spec} reads attention, which only native bidirectional models show, and not "
+                f'with a cache of keys: got {name} ({kind}) with cache="{config.cache}"'
+            )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
             raise ValueError(f"cuda_graphs=True is not possible, as {reason}; None uses graphs where they are possible")
 

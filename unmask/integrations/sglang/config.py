@@ -94,6 +94,8 @@ def unsuitable(
     no_length, rule = "max_new_tokens" not in given, policy.bare
     if policy.everywhere:
         return "revises tokens of blocks that the engine has finished, of which keys are kept: leave scope=all out"
+    if "attention" in policy.needs:
+        return "reads the model's attention, which the engine does not give"
     if isinstance(rule, Policy):
         if rule.config.context != "block":
             return (
