@@ -6,9 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -27,6 +25,21 @@ namespace unmask {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
+struct Device {
+  const Tensor& tensor;
+};
+
+// Parts of messages, written out only if the message is.
+inline std::ostream& operator<<(std::ostream& text, Shape shape) {
+  text << '(';
+  for (size_t i = 0; i < shape.size(); ++i) text << (i ? ", " : "") << shape[i];
+  return text << (shape.size() == 1 ? ",)" : ")");
+}
+inline std::ostream& operator<<(std::ostream& text, const Device& device) {
+  if (device.tensor.is_cpu()) return text << "cpu";
+  return text << "cuda:" << static_cast<int>(device.tensor.get_device_index());
+}
 
 // Throws std::runtime_error with the parts put together, unless the condition holds. What is thrown becomes a
 // RuntimeError in Python; unmask/ops/library.py makes of it the type that the message begins with.
@@ -43,31 +56,6 @@ void check(bool condition, const Parts&... parts) {
 template <typename Got>
 void check_value(bool condition, const char* name, const Got& got, const char* expected) {
   check(condition, "ValueError: ", name, ": expected ", expected, ", got ", got);
-}
-
-// Parts of messages, written out only if the message is.
-struct Shape {
-  Shape(const int64_t* first, size_t number) : sizes(first), count(number) {}
-  Shape(const std::initializer_list<int64_t>& list) : Shape(list.begin(), list.size()) {}
-  Shape(const std::vector<int64_t>& list) : Shape(list.data(), list.size()) {}
-  const int64_t* sizes;
-  size_t count;
-};
-struct Device {
-  const Tensor& tensor;
-};
-
-inline Shape shape_text(const Tensor& t) { return Shape{t.sizes().data(), static_cast<size_t>(t.dim())}; }
-inline Shape strides_text(const Tensor& t) { return Shape{t.strides().data(), static_cast<size_t>(t.dim())}; }
-
-inline std::ostream& operator<<(std::ostream& text, const Shape& shape) {
-  text << '(';
-  for (size_t i = 0; i < shape.count; ++i) text << (i ? ", " : "") << shape.sizes[i];
-  return text << (shape.count == 1 ? ",)" : ")");
-}
-inline std::ostream& operator<<(std::ostream& text, const Device& device) {
-  if (device.tensor.is_cpu()) return text << "cpu";
-  return text << "cuda:" << static_cast<int>(device.tensor.get_device_index());
 }
 
 inline const char* dtype_name(ScalarType dtype) {
@@ -94,26 +82,24 @@ class Arguments {
   explicit Arguments(const Tensor& like_) : like(like_) { kept.reserve(8); }
 
   template <typename T>
-  void check_tensor(const Tensor& t, const char* name, const Shape& shape) const {
+  void check_tensor(const Tensor& t, const char* name, Shape shape) const {
     check(t.scalar_type() == kDTypeOf<T>, "TypeError: ", name, ": expected ", dtype_name(kDTypeOf<T>), ", got ",
           dtype_name(t.scalar_type()));
-    const Shape got = shape_text(t);
-    check(std::equal(got.sizes, got.sizes + got.count, shape.sizes, shape.sizes + shape.count), "ValueError: ", name,
-          ": expected shape ", shape, ", got ", got);
+    check(t.sizes() == shape, "ValueError: ", name, ": expected shape ", shape, ", got ", t.sizes());
     check(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
           "ValueError: ", name, ": expected device ", Device{like}, ", got ", Device{t});
   }
 
   // The elements, contiguous: of a copy only if the tensor's are not.
   template <typename T>
-  const T* read(const Tensor& t, const char* name, const Shape& shape) {
+  const T* read(const Tensor& t, const char* name, Shape shape) {
     check_tensor<T>(t, name, shape);
     kept.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
     return static_cast<const T*>(kept.back().const_data_ptr());
   }
   // The same, or null where there is no tensor.
   template <typename T>
-  const T* read(const OptionalTensor& t, const char* name, const Shape& shape) {
+  const T* read(const OptionalTensor& t, const char* name, Shape shape) {
     return t.has_value() ? read<T>(*t, name, shape) : nullptr;
   }
 
@@ -130,9 +116,8 @@ class Arguments {
 };
 
 // Uninitialised contiguous tensor on the device of `reference`.
-inline Tensor allocate(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& reference) {
-  return torch::stable::new_empty(reference, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
-                                  dtype);
+inline Tensor allocate(Shape sizes, ScalarType dtype, const Tensor& reference) {
+  return torch::stable::new_empty(reference, sizes, dtype);
 }
 
 template <typename T>

@@ -116,13 +116,8 @@ UNMASK_INLINE vf gelu(vf x) {
   const vf positive = maximum(splat(0.0f), x);
   const vf size = maximum(x, -x);
   const vf a = minimum(size, splat(6.5f));
-  vf p = splat(3.30927869072184e-05f);
-  p = mul_add(p, a, splat(-0.0007692194194532931f));
-  p = mul_add(p, a, splat(0.00808071531355381f));
-  p = mul_add(p, a, splat(-0.05341210216283798f));
-  p = mul_add(p, a, splat(-0.4587709605693817f));
-  p = mul_add(p, a, splat(-1.1512017250061035f));
-  p = mul_add(p, a, splat(-0.999993085861206f));
+  const vf p = polynomial(a, 3.30927869072184e-05f, -0.0007692194194532931f, 0.00808071531355381f,
+                          -0.05341210216283798f, -0.4587709605693817f, -1.1512017250061035f, -0.999993085861206f);
   return mul_add(-size, exp2_fast(p), positive);
 }
 

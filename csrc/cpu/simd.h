@@ -24,7 +24,6 @@ UNMASK_INLINE vu splat_uint(uint32_t x) { return x - (vu){}; }
 //   exp2_table    the bits of 2^(j / S) as a float, for j = 0 .. S - 1, less those of 1.0 and of j / S in the mantissa's
 //                 place: what has to be added to the bits of 1 + j / S
 //   lookup        table[index modulo S] in each lane
-//   exp2_near_one 2^(f / S) for f on [-1/2, 1/2], exact at 0; relative error 4e-7 of either sign alike (16 lanes), 2e-7 (8)
 #if UNMASK_LANES == 16
 UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 UNMASK_INLINE vf maximum(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -43,9 +42,6 @@ UNMASK_INLINE vi exp2_table() {
               -719629, -718684, -694486, -646004, -572163, -471841, -343865, -187011};
 }
 UNMASK_INLINE vi lookup(vi table, vi index) { return (vi)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table); }
-UNMASK_INLINE vf exp2_near_one(vf f) {
-  return mul_add(mul_add(f, splat(9.383848e-4f), splat(4.33242396e-2f)), f, splat(1.0f));
-}
 #elif UNMASK_LANES == 8
 UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 UNMASK_INLINE vf maximum(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -61,10 +57,6 @@ UNMASK_INLINE void multiply_wide(vu a, uint32_t constant, vu* high, vu* low) {
 constexpr int kTableBits = 3;
 UNMASK_INLINE vi exp2_table() { return (vi){0, -289342, -509968, -655657, -719629, -694486, -572163, -343865}; }
 UNMASK_INLINE vi lookup(vi table, vi index) { return (vi)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)index); }
-UNMASK_INLINE vf exp2_near_one(vf f) {
-  const vf p = mul_add(mul_add(f, splat(1.0841004e-4f), splat(3.7535391e-3f)), f, splat(8.6643398e-2f));
-  return mul_add(p, f, splat(1.0f));
-}
 #else
 UNMASK_INLINE vf mul_add(vf a, vf b, vf c) { return a * b + c; }
 UNMASK_INLINE vf maximum(vf a, vf b) { return a > b ? a : b; }
@@ -91,14 +83,24 @@ UNMASK_INLINE double horizontal_sum(vf v) {
   return sum;
 }
 
+// The polynomial in x whose coefficients are given, highest power first.
+template <typename... Coefficients>
+UNMASK_INLINE vf polynomial(vf x, float first, Coefficients... rest) {
+  vf sum = splat(first);
+  ((sum = mul_add(sum, x, splat(rest))), ...);
+  return sum;
+}
+
+// 2^(f / S) for f on [-1/2, 1/2], exact at 0; relative error 4e-7 of either sign alike (16 lanes), 2e-7 (8).
+#if UNMASK_LANES == 16
+UNMASK_INLINE vf exp2_near_one(vf f) { return polynomial(f, 9.383848e-4f, 4.33242396e-2f, 1.0f); }
+#else
+UNMASK_INLINE vf exp2_near_one(vf f) { return polynomial(f, 1.0841004e-4f, 3.7535391e-3f, 8.6643398e-2f, 1.0f); }
+#endif
+
 // 2^f on [-1/2, 1/2]; relative error 9e-8 before rounding, exact at 0.
 UNMASK_INLINE vf exp2_polynomial(vf f) {
-  vf p = splat(1.326469355e-3f);
-  p = mul_add(p, f, splat(9.671514854e-3f));
-  p = mul_add(p, f, splat(5.550733954e-2f));
-  p = mul_add(p, f, splat(2.402224243e-1f));
-  p = mul_add(p, f, splat(6.931470037e-1f));
-  return mul_add(p, f, splat(1.0f));
+  return polynomial(f, 1.326469355e-3f, 9.671514854e-3f, 5.550733954e-2f, 2.402224243e-1f, 6.931470037e-1f, 1.0f);
 }
 
 // A number as the product of one near 1 and a power of two, roughly.

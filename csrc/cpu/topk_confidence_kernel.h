@@ -23,13 +23,6 @@ struct RowState {
   float sample_value;
 };
 
-static inline bool is_excluded(const TopkConfidenceParams& params, int64_t token) {
-  for (int i = 0; i < params.num_exclude; ++i) {
-    if (params.exclude[i] == token) return true;
-  }
-  return false;
-}
-
 UNMASK_INLINE vf add_up(const vf v[4]) { return (v[0] + v[1]) + (v[2] + v[3]); }
 UNMASK_INLINE vf largest_of(const vf v[4]) { return maximum(maximum(v[0], v[1]), maximum(v[2], v[3])); }
 
@@ -185,7 +178,7 @@ static void update_list(const TopkConfidenceParams& params, const typename Type:
     if (!any(largest_of(v) > entry)) continue;
     for (int j = i; j < i + kChunk; ++j) {
       const float value = Type::to_float(x[j]);
-      if (!(value > entry) || is_excluded(params, first + j)) continue;
+      if (!(value > entry) || params.excluded(first + j)) continue;
       insert(row, params.k, value, first + j);
       entry = entry_value(*row, params.k);
     }
@@ -226,7 +219,7 @@ static void update_sample(const TopkConfidenceParams& params, const DrawKey& dra
     if (!any(possible)) continue;
     for (int j = 0; j < kChunk; ++j) {
       const int64_t token = first + i + j;
-      if (!pass[j % 4][j / 4] || is_excluded(params, token)) continue;
+      if (!pass[j % 4][j / 4] || params.excluded(token)) continue;
       const float value = v[j % 4][j / 4];
       const float score = __builtin_fmaf(value, params.inverse_temperature, gumbel(word[j % 4][j / 4]));
       if (!(score > row->best_score)) continue;
@@ -255,7 +248,7 @@ static bool update(const TopkConfidenceParams& params, const DrawKey* draw, cons
 template <typename Type>
 static void complete_list(const TopkConfidenceParams& params, const typename Type::Element* x, RowState* row) {
   for (int64_t token = 0; token < params.vocab && row->found < params.k; ++token) {
-    if (Type::to_float(x[token]) > kMinusInfinity || is_excluded(params, token)) continue;
+    if (Type::to_float(x[token]) > kMinusInfinity || params.excluded(token)) continue;
     row->value[row->found] = kMinusInfinity;
     row->token[row->found++] = token;
   }
@@ -266,7 +259,7 @@ template <typename Type>
 static void complete_sample(const TopkConfidenceParams& params, const typename Type::Element* x, RowState* row) {
   if (row->sample >= 0) return;
   int64_t token = 0;
-  while (is_excluded(params, token)) ++token;
+  while (params.excluded(token)) ++token;
   row->sample = token;
   row->sample_value = Type::to_float(x[token]);
 }

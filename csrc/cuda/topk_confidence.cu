@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   SelectScratch* scratch = reinterpret_cast<SelectScratch*>(dynamic_shared() + kSelectOffset);
   uint64_t* cells = reinterpret_cast<uint64_t*>(dynamic_shared() + kCellsOffset);
-  const Row<Format> row(p.logits, p.offset(source), static_cast<uint32_t>(p.vocab), part, work.plan.log2_parts);
-  const Excluded excluded{p.exclude, p.num_exclude};
+  const Row<Format> row(p, source, part, work.plan.log2_parts);
 
   Sums sums;
   Exponent exponent(sums.reference);
@@ -90,9 +89,9 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
       const float largest = vector_max(x);
       sums.add_vector<kEntropy>(x, largest, &exponent);
       float candidate = largest;
-      if (!kWhole && check_excluded) candidate = largest_candidate(row, excluded, bits, at).value;
+      if (!kWhole && check_excluded) candidate = largest_candidate(row, bits, at).value;
       best.consider(candidate, at);
-      if (kSample) sample_vector(row, excluded, bits, at, largest, j == 0, &sampler);
+      if (kSample) sample_vector(row, bits, at, largest, j == 0, &sampler);
       // The next batch's, so that kTopkBatch loads stay under way; not sooner, so that it can take its place.
       if (kWhole) {
         raw[j] = row.load_whole(from, kTile + j * kTopkThreads);
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     }
   };
   for (int batch = 0; batch < work.plan.num_batches; ++batch) {
-    const bool check_excluded = excluded.touches(row, vector - static_cast<uint32_t>(thread));
+    const bool check_excluded = row.excludes_any(vector - static_cast<uint32_t>(thread));
     // Not worth the code where most of the time goes into random numbers.
     if (!kSample && !check_excluded && left + thread >= 2 * kTile) {
       stream_batch(std::true_type(), false, true);
@@ -113,7 +112,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     from += kTile * Format::kWidth;
     left -= kTile;
     if (kSelect && (++cell_batches == work.plan.group || batch + 1 == work.plan.num_batches)) {
-      best.settle(row, excluded, cell_begin, cell_batches * kTopkBatch);
+      best.settle(row, cell_begin, cell_batches * kTopkBatch);
       cells[cell * kTopkThreads + thread] = best.vector == kNowhere ? 0 : make_key(best.value, best.vector);
       best = Best();
       cell_begin = vector;
@@ -125,18 +124,18 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   uint64_t key = 0;
   uint4 bits = {0, 0, 0, 0};
   if (!kSelect) {
-    best.settle(row, excluded, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
+    best.settle(row, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
     if (best.vector != kNowhere) bits = row.load_first(row.at(best.vector), best.vector);
   }
   reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way
   if (!kSelect && best.vector != kNowhere) {
-    const Candidate top = largest_candidate(row, excluded, bits, best.vector);
+    const Candidate top = largest_candidate(row, bits, best.vector);
     key = make_key(top.value, top.id);
   }
   reduce_block<kSelect, kSample, kEntropy>(sums, key, kSample ? sampler.result() : 0, shared, &shared->inbox[0]);
   __syncthreads();
   if (kSelect) {
-    select_best(row, excluded, cells, work.plan.num_cells, work.plan.group, p.k, scratch, shared->inbox[0].keys);
+    select_best(row, cells, work.plan.num_cells, work.plan.group, p.k, scratch, shared->inbox[0].keys);
   }
 
   if (cluster) {

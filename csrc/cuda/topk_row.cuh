@@ -70,6 +70,7 @@ struct Row {
   using Element = typename Format::Element;
   static constexpr int kWidth = Format::kWidth;
 
+  const TopkConfidenceParams& p;
   const Element* first;  // id 0
   const Element* base;   // vector 0, 16-byte aligned
   uint32_t vocab;
@@ -77,8 +78,10 @@ struct Row {
   uint32_t begin, end;
   uint32_t whole_end;  // end of the part's vectors that do not stick out of the row's end
 
-  UNMASK_DEVICE Row(const void* logits, int64_t offset, uint32_t vocab_, unsigned part, int log2_parts)
-      : first(static_cast<const Element*>(logits) + offset), vocab(vocab_) {
+  UNMASK_DEVICE Row(const TopkConfidenceParams& params, int64_t source, unsigned part, int log2_parts)
+      : p(params),
+        first(static_cast<const Element*>(p.logits) + p.offset(source)),
+        vocab(static_cast<uint32_t>(p.vocab)) {
     shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(first) % 16 / sizeof(Element));
     base = first - shift;
     const uint64_t span = static_cast<uint64_t>(vocab) + shift;
@@ -107,25 +110,11 @@ struct Row {
     if (vector < whole_end && (vector != 0 || shift == 0)) return load_whole(p, 0);
     return load_ragged<Format>(first, vector < end ? id(vector, 0) : vocab, vocab);
   }
-};
-
-// The ids that are no candidates; a copy of the parameters' list, few and sorted.
-struct Excluded {
-  const int64_t* ids;
-  int count;
-
-  UNMASK_DEVICE bool has(uint32_t id) const {
-    for (int e = 0; e < count; ++e) {
-      if (static_cast<uint32_t>(ids[e]) == id) return true;
-    }
-    return false;
-  }
-  // Whether any is within vectors [begin, begin + kTile). The same answer in every thread.
-  template <typename Format>
-  UNMASK_DEVICE bool touches(const Row<Format>& row, uint32_t begin) const {
-    for (int e = 0; e < count; ++e) {
-      const uint32_t vector = (static_cast<uint32_t>(ids[e]) + row.shift) / Format::kWidth;
-      if (vector - begin < kTile) return true;
+  UNMASK_DEVICE bool is_candidate(uint32_t id) const { return id < vocab && !p.excluded(id); }
+  // Whether an excluded id is within vectors [from, from + kTile). The same answer in every thread.
+  UNMASK_DEVICE bool excludes_any(uint32_t from) const {
+    for (int e = 0; e < p.num_exclude; ++e) {
+      if ((static_cast<uint32_t>(p.exclude[e]) + shift) / kWidth - from < kTile) return true;
     }
     return false;
   }
@@ -220,14 +209,13 @@ struct Candidate {
   uint32_t id;
 };
 template <typename Format>
-UNMASK_DEVICE_COLD Candidate largest_candidate(uint4 raw, uint32_t id, uint32_t vocab, const int64_t* excluded,
-                                               int num_excluded) {
+UNMASK_DEVICE_COLD Candidate largest_candidate(uint4 raw, uint32_t id, const TopkConfidenceParams& p) {
   float x[Format::kWidth];
   unpack<Format>(raw, x);
   Candidate best{-INFINITY, kNowhere};
 #pragma unroll
   for (int i = 0; i < Format::kWidth; ++i, ++id) {
-    if (id >= vocab || Excluded{excluded, num_excluded}.has(id)) continue;
+    if (id >= p.vocab || p.excluded(id)) continue;
     if (best.id == kNowhere || x[i] > best.value) {
       best.value = fmaxf(x[i], -INFINITY);  // NaN counts as -inf; its row is poisoned anyway
       best.id = id;
@@ -236,19 +224,18 @@ UNMASK_DEVICE_COLD Candidate largest_candidate(uint4 raw, uint32_t id, uint32_t 
   return best;
 }
 template <typename Format>
-UNMASK_DEVICE Candidate largest_candidate(const Row<Format>& row, const Excluded& excluded, const uint4& raw,
-                                          uint32_t vector) {
-  return largest_candidate<Format>(raw, row.id(vector, 0), row.vocab, excluded.ids, excluded.count);
+UNMASK_DEVICE Candidate largest_candidate(const Row<Format>& row, const uint4& raw, uint32_t vector) {
+  return largest_candidate<Format>(raw, row.id(vector, 0), row.p);
 }
 
 // The first of the vectors `vector`, `vector` + kTopkThreads, ... (`count` of them, before `end`) that has a candidate.
 template <typename Format>
 UNMASK_DEVICE_COLD uint32_t first_with_candidate(uint32_t vector, uint32_t end, int count, uint32_t shift,
-                                                 uint32_t vocab, const int64_t* excluded, int num_excluded) {
+                                                 const TopkConfidenceParams& p) {
   for (; count > 0 && vector < end; --count, vector += kTopkThreads) {
     for (int i = 0; i < Format::kWidth; ++i) {
       const uint32_t id = vector * Format::kWidth - shift + static_cast<uint32_t>(i);
-      if (id < vocab && !Excluded{excluded, num_excluded}.has(id)) return vector;
+      if (id < p.vocab && !p.excluded(id)) return vector;
     }
   }
   return kNowhere;
@@ -270,9 +257,9 @@ struct Best {
 
   // After the last of `count` vectors from `from` on: nothing but -inf among them is a candidate too.
   template <typename Format>
-  UNMASK_DEVICE void settle(const Row<Format>& row, const Excluded& excluded, uint32_t from, int count) {
+  UNMASK_DEVICE void settle(const Row<Format>& row, uint32_t from, int count) {
     if (vector != kNowhere || from >= row.end) return;
-    vector = first_with_candidate<Format>(from, row.end, count, row.shift, row.vocab, excluded.ids, excluded.count);
+    vector = first_with_candidate<Format>(from, row.end, count, row.shift, row.p);
   }
 };
 

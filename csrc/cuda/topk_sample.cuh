@@ -56,11 +56,11 @@ UNMASK_DEVICE void vector_bits(const Sampler& sampler, int32_t quad, int offset,
 // Called by whole warps. `largest` is the vector's largest element or more. `refresh`: compare with the best of the warp's
 // other lanes as well from now on.
 template <typename Format>
-UNMASK_DEVICE void sample_vector(const Row<Format>& row, const Excluded& excluded, const uint4& raw, uint32_t vector,
-                                 float largest, bool refresh, Sampler* sampler) {
+UNMASK_DEVICE void sample_vector(const Row<Format>& row, const uint4& raw, uint32_t vector, float largest, bool refresh,
+                                 Sampler* sampler) {
   if (refresh) {
     if (sampler->id == kNowhere && vector < row.end) {  // something to compare with: usually a good score
-      const Candidate top = largest_candidate(row, excluded, raw, vector);
+      const Candidate top = largest_candidate(row, raw, vector);
       if (top.id != kNowhere) {
         const Philox4 drawn = sampler->key.words(top.id / 4);
         const uint32_t low = top.id & 1 ? drawn.word[1] : drawn.word[0];
@@ -95,7 +95,7 @@ UNMASK_DEVICE void sample_vector(const Row<Format>& row, const Excluded& exclude
       word = i == place ? bits[i] : word;
     }
     const uint32_t id = row.id(vector, place);
-    if (id < row.vocab && !excluded.has(id)) sampler->consider(id, value, word);
+    if (row.is_candidate(id)) sampler->consider(id, value, word);
   }
 }
 

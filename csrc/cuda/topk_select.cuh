@@ -81,12 +81,12 @@ UNMASK_DEVICE void order_keys(const uint64_t* keys, int n, int k, uint64_t* orde
 
 // Reads batch `batch` of thread `thread` again, one element per lane and `units` batches per warp.
 template <typename Format>
-UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint32_t batch, uint32_t thread,
-                          int element, uint64_t threshold, SelectScratch* s) {
+UNMASK_DEVICE void reread(const Row<Format>& row, uint32_t batch, uint32_t thread, int element, uint64_t threshold,
+                          SelectScratch* s) {
   const uint32_t j = static_cast<uint32_t>(element / Format::kWidth);
   const uint32_t vector = row.begin + batch * kTile + j * kTopkThreads + thread;
   const uint32_t id = row.id(vector, element % Format::kWidth);
-  if (vector >= row.end || id >= row.vocab || excluded.has(id)) return;
+  if (vector >= row.end || !row.is_candidate(id)) return;
   const float x = row.value(id);
   if (make_key(x, vector) < threshold) return;
   s->candidates[atomicAdd(&s->candidate_count, 1)] = make_key(x, id);
@@ -95,8 +95,8 @@ UNMASK_DEVICE void reread(const Row<Format>& row, const Excluded& excluded, uint
 // By the block, after streaming: the k best keys (value, id) of the block's part of the row, descending, zeros if
 // there are fewer. cells[c * kTopkThreads + t] is the key of thread t's batches [c * group, (c + 1) * group), or 0.
 template <typename Format>
-UNMASK_DEVICE void select_best(const Row<Format>& row, const Excluded& excluded, const uint64_t* cells, int num_cells,
-                               int group, int k, SelectScratch* s, uint64_t* ordered) {
+UNMASK_DEVICE void select_best(const Row<Format>& row, const uint64_t* cells, int num_cells, int group, int k,
+                               SelectScratch* s, uint64_t* ordered) {
   const int thread = static_cast<int>(threadIdx.x);
   uint64_t mine = 0;
   for (int c = 0; c < num_cells; ++c) {
@@ -128,7 +128,7 @@ UNMASK_DEVICE void select_best(const Row<Format>& row, const Excluded& excluded,
     for (int unit = from + thread / kElements; unit < to; unit += kTopkThreads / kElements) {
       const uint32_t cell = s->list[unit / group];
       const uint32_t batch = cell / kTopkThreads * static_cast<uint32_t>(group) + static_cast<uint32_t>(unit % group);
-      reread(row, excluded, batch, cell % kTopkThreads, thread % kElements, threshold, s);
+      reread(row, batch, cell % kTopkThreads, thread % kElements, threshold, s);
     }
     __syncthreads();
     const int count = s->candidate_count;

@@ -58,6 +58,13 @@ UNMASK_HD float uniform(uint32_t bits) {
   return u < 0.99999994f ? u : 0.99999994f;
 }
 
+// The polynomial in x whose coefficients are given, highest power first.
+template <typename... Coefficients>
+UNMASK_HD float polynomial(float x, float sum, Coefficients... rest) {
+  ((sum = fmaf(sum, x, rest)), ...);
+  return sum;
+}
+
 // Natural logarithm of a positive normal float, correct to about 1 ulp, by the same fmaf chain everywhere.
 UNMASK_HD float log_exact(float x) {
   uint32_t bits;
@@ -68,15 +75,9 @@ UNMASK_HD float log_exact(float x) {
   float m;
   memcpy(&m, &bits, 4);
   const float f = m - 1.0f;
-  float p = 7.0376836292e-2f;  // Cephes logf
-  p = fmaf(p, f, -1.1514610310e-1f);
-  p = fmaf(p, f, 1.1676998740e-1f);
-  p = fmaf(p, f, -1.2420140846e-1f);
-  p = fmaf(p, f, 1.4249322787e-1f);
-  p = fmaf(p, f, -1.6668057665e-1f);
-  p = fmaf(p, f, 2.0000714765e-1f);
-  p = fmaf(p, f, -2.4999993993e-1f);
-  p = fmaf(p, f, 3.3333331174e-1f);
+  const float p = polynomial(f, 7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f,
+                             1.4249322787e-1f, -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f,
+                             3.3333331174e-1f);  // Cephes logf
   const float z = f * f;
   const float e = static_cast<float>(exponent);
   float y = f * z * p;
@@ -89,7 +90,7 @@ UNMASK_HD float log_exact(float x) {
 UNMASK_HD float exponential(uint32_t bits) {
   const float v = uniform(bits);
   // log1p(-v): for small v the series is exact to rounding, else 1 - v loses nothing that matters.
-  if (v < 0.00048828125f) return v * fmaf(v, fmaf(v, 0.33333334f, 0.5f), 1.0f);
+  if (v < 0.00048828125f) return v * polynomial(v, 0.33333334f, 0.5f, 1.0f);
   return -log_exact(1.0f - v);
 }
 

@@ -50,6 +50,12 @@ struct TopkConfidenceParams {
   float* logsumexp;           // (num_rows) or null
   float* entropy;             // (num_rows) or null
 
+  UNMASK_HD bool excluded(int64_t id) const {
+    for (int i = 0; i < num_exclude; ++i) {
+      if (exclude[i] == id) return true;
+    }
+    return false;
+  }
   // Where source row `source` begins, in elements.
   UNMASK_HD int64_t offset(int64_t source) const {
     const int64_t outer = source < inner ? 0 : source / inner;  // the division takes hundreds of cycles on CUDA

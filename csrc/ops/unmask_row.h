@@ -154,7 +154,9 @@ UNMASK_ROW int64_t active_begin(const UnmaskRow& row, int64_t first) {
   if (row.params.max_post < 0 || block >= block_of(row.params, phase, first)) {
     return block_begin(row.params, phase, first);
   }
-  const int64_t begin = block * row.params.block_length - phase;
+  // Unsigned, so that any block is somewhere.
+  const uint64_t at = static_cast<uint64_t>(block) * static_cast<uint64_t>(row.params.block_length);
+  const int64_t begin = static_cast<int64_t>(at - static_cast<uint64_t>(phase));
   return begin < 0 ? 0 : begin < first ? begin : first;
 }
 
@@ -167,7 +169,7 @@ UNMASK_ROW void update_state(const UnmaskRow& row, bool had_mask, bool changed, 
   const bool editing = params.max_post >= 0;
   int64_t first = first_mask(row, block);
   bool goes_on = editing && first >= row.end;  // the active block, without masks
-  if (goes_on) goes_on = had_mask ? params.max_post > 0 : changed && row.numbers[kPost] + 1 < params.max_post;
+  if (goes_on) goes_on = had_mask ? params.max_post > 0 : changed && row.numbers[kPost] < params.max_post - 1;
   int64_t active = goes_on ? row.begin : first;  // where the active block or its masks begin
   const int64_t limit = editing || params.settled_stop ? block_begin(params, phase, active) : first;
   const int64_t stop = first_stop(row, limit, block);

@@ -18,7 +18,7 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
         "ValueError: heads: expected hidden / heads to ", "be an even number, got ", hidden, " / ", heads);
   check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
   check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
-  check_value(mask.dim() == 2, "mask", shape_text(mask), "shape (B, L)");
+  check_value(mask.dim() == 2, "mask", mask.sizes(), "shape (B, L)");
   const int64_t batch = mask.size(0), length = mask.size(1);
   Arguments in(mask);
   PolicyForwardParams params{};

@@ -53,7 +53,7 @@ void set_candidates(std::vector<int64_t> exclude, int64_t k, TopkConfidenceParam
 Tensor set_logits(const Tensor& logits, TopkConfidenceParams* params) {
   const int64_t dims = logits.dim();
   params->dtype = kernel_dtype(logits);
-  check_value(dims >= 1 && logits.size(dims - 1) >= 1, "logits", shape_text(logits), "shape (..., V) with V >= 1");
+  check_value(dims >= 1 && logits.size(dims - 1) >= 1, "logits", logits.sizes(), "shape (..., V) with V >= 1");
   params->vocab = logits.size(dims - 1);
   check_value(params->vocab < (int64_t{1} << 31), "logits", params->vocab, "a vocabulary below 2^31");
   const auto sizes = logits.sizes();
@@ -72,7 +72,7 @@ void set_rows(const OptionalTensor& rows, const OptionalTensor& select, Argument
   params->num_rows = params->num_source_rows;
   if (!rows.has_value()) return;
   const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
-  check_value(indices, "rows", shape_text(*rows), "shape (R,)");
+  check_value(indices, "rows", rows->sizes(), "shape (R,)");
   params->num_rows = rows->numel();
   *shape = {params->num_rows};
   params->rows = in->read<int64_t>(*rows, "rows", *shape);

@@ -12,9 +12,9 @@ namespace {
 
 // One of the state tensors that are written in place.
 template <typename T>
-T* in_place(const Arguments& in, const Tensor& t, const char* name, const Shape& shape) {
+T* in_place(const Arguments& in, const Tensor& t, const char* name, Shape shape) {
   in.check_tensor<T>(t, name, shape);
-  check_value(t.is_contiguous(), name, strides_text(t), "a contiguous tensor, as it is written in place");
+  check_value(t.is_contiguous(), name, t.strides(), "a contiguous tensor, as it is written in place");
   return write<T>(t);
 }
 
@@ -53,8 +53,8 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
                const OptionalTensor& seed, const OptionalTensor& revise, const OptionalTensor& editable,
                const std::optional<int64_t>& max_post, bool everywhere, bool settled_stop) {
   [[maybe_unused]] const auto scope = device_scope<kCuda>(tokens);
-  check_value(tokens.dim() == 2, "tokens", shape_text(tokens), "shape (B, T)");
-  check_value(mask.dim() == 2 && mask.size(1) >= 1, "mask", shape_text(mask), "shape (B, L) with L >= 1");
+  check_value(tokens.dim() == 2, "tokens", tokens.sizes(), "shape (B, T)");
+  check_value(mask.dim() == 2 && mask.size(1) >= 1, "mask", mask.sizes(), "shape (B, L) with L >= 1");
   const int64_t batch = tokens.size(0), width = tokens.size(1), length = mask.size(1);
   Arguments in(tokens);
   UnmaskParams params{};
@@ -62,7 +62,7 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
   params.length = length;
   in.check_tensor<int64_t>(tokens, "tokens", {batch, width});
   check_value((width <= 1 || tokens.stride(1) == 1) && (batch <= 1 || std::abs(tokens.stride(0)) >= width), "tokens",
-              strides_text(tokens), "contiguous rows that do not overlap, as they are written in place");
+              tokens.strides(), "contiguous rows that do not overlap, as they are written in place");
   params.tokens = write<int64_t>(tokens);
   params.canvas_stride = tokens.stride(0);
   params.mask = in_place<uint8_t>(in, mask, "mask", {batch, length});

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 
 from unmask import Policy, PolicyConfig
 from unmask.cli import main
-from unmask.evaluation.results import read_csv
-from unmask.evaluation.sweep import split_label
+from unmask.cli.evaluate import aligned
+from unmask.evaluation.results import over_templates, read_csv
+from unmask.evaluation.sweep import named_policies, split_label
+from unmask.policies import HEURISTICS
 from unmask.testing import write_checkpoint
 
 SMALL = ("--problems", "6", "--regimes", "8", "--max-new-tokens", "16", "--policies", "threshold:0.5")
@@ -49,6 +53,20 @@ def files(tmp_path: Path) -> list[str]:
     for name, content in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     return ["--task-options", *(f"{name}.path={tmp_path}/{name}.jsonl" for name in rows), "grading=strict"]
+
+
+@pytest.mark.slow
+def test_processes_share_the_rows(tmp_path: Path) -> None:
+    """Under torchrun each row is measured once, and one process prints all of them."""
+    words = ["evaluate", "--problems", "4", "--output", str(tmp_path / "rows.csv"), "--regimes", "8"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "unmask", *words]
+    done = subprocess.run(launch, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "rows.csv")
+    assert sorted(row.policy for row in rows) == ["entropy-bound:0.1", "threshold:0.7", "threshold:0.9"]
+    assert [line.split("`")[1] for line in done.stdout.splitlines()[2:5]] == [
+        "threshold:0.7", "threshold:0.9", "entropy-bound:0.1",
+    ]  # fmt: skip
 
 
 def test_several_tasks_in_one_command_that_goes_on_where_it_was(
@@ -132,7 +150,8 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     command += ["--temperature", "3", "--samples", "6", "--output", str(output)]
     assert main([*command, "--pass-at", "1", "6"]) == 0
     header, _, line = capsys.readouterr().out.splitlines()[:3]
-    assert header == "| policy | blocks | accuracy | pass@1 | pass@6 | NFE | TPF | reasons |"
+    assert [cell.strip() for cell in header.split("|")[1:4]] == ["policy", "blocks", "accuracy"]
+    assert [cell.strip() for cell in header.split("|")[4:6]] == ["pass@1", "pass@6"]
     (row,) = read_csv(output)
     counts = {int(correct): number for correct, number in row.solved.items()}
     assert sum(counts.values()) == 12
@@ -171,12 +190,13 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--task", "hops", "sum"], "unknown task 'sum'"),
         (["--task", "humaneval"], "grading humaneval runs programs that a model wrote"),
         (["--task", "gsm8k", "mbpp", "--task-options", "path=x"], "which task's path? Write gsm8k.path"),
-        (["--output", "nowhere/rows.csv"], "--output nowhere/rows.csv must be a file in a folder that exists"),
-        (["--completions", "/"], "--completions / must be a file in a folder that exists"),
+        (["--output", "nowhere/rows.csv"], "nowhere/rows.csv cannot be written: No such file or directory"),
+        (["--completions", "/"], "/ cannot be written: it is a folder"),
         (["--regimes", "8", "0"], "regimes must be at least 1 or 'full', got 0"),
         (["--policies"], "policies must be a list of at least 1, got ()"),
         (["--temperature", "-1"], "temperature must be at least 0, got -1"),
         (["--task-options", "path"], "'path' is not NAME=VALUE"),
+        (["--cache", "exact"], 'cache="exact" is for models whose tokens see no later block'),
         (["--chat-template"], "CharTokenizer has no chat template"),
         (["--system-prompt", "x"], "no chat template is in use"),
     ],
@@ -194,3 +214,53 @@ def test_a_folder_with_an_equals_sign_is_no_label(tmp_path: Path) -> None:
     folder = str(tmp_path / "a=1")
     assert split_label(folder) == (folder, folder)
     assert split_label("mine=runs/a=1") == ("mine", "runs/a=1")
+    assert split_label("threshold:0.9,window=4") == ("threshold:0.9,window=4", "threshold:0.9,window=4")
+    assert split_label("mine=tiny,window=4") == ("mine", "tiny,window=4")
+
+
+def test_templates_are_reported_one_by_one_and_in_the_mean(
+    llada: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    output, texts, own = tmp_path / "rows.csv", tmp_path / "texts.jsonl", "Q: {problem} A:"
+    command = ["evaluate", "--model", llada, "--task", "gsm8k", *SMALL, *files[:2], "grading=strict"]
+    assert main([*command, "--templates", "default", own, "--output", str(output), "--completions", str(texts)]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("#")] == [
+        "### Template 'default'", f"### Template {own!r}", "### Mean over 2 templates",
+    ]  # fmt: skip
+    rows = read_csv(output)
+    assert [(r.template, r.policy) for r in rows] == [
+        (name, policy) for name in ("default", own) for policy in ("threshold:0.5", "top-k:1,hold-eos")
+    ]
+    first, _, second, _ = rows
+    (mean, careful) = over_templates(rows)
+    assert (mean.template, careful.nfe) == ("mean", 16.0)
+    assert mean.nfe == pytest.approx((first.nfe + second.nfe) / 2)
+    assert f"| {mean.nfe:.2f} " in printed.partition("### Mean")[2]
+    prompts = {json.loads(line)["prompt"] for line in texts.read_text().splitlines()}
+    assert "Q: 4 + 1? A:" in prompts
+    assert len(prompts) == 2 * 6
+    assert main([*command, "--templates", "defualt"]) == 2
+    assert "template must be one of default, last, question, plain, or a text with {problem}" in capsys.readouterr().err
+    assert main(["evaluate", "--templates", "0"]) == 2
+    assert "hops has no templates" in capsys.readouterr().err
+
+
+def test_the_heuristics_are_all_rules_with_and_without_options() -> None:
+    labels = dict(named_policies(["heuristics"]))
+    assert all(label.split(":")[0] == policy.bare.spec.split(":")[0] for label, policy in labels.items())
+    bases = {label.partition(",hold-eos")[0] for label in labels}
+    alone = {base for base in bases if f"{base},hold-eos" not in labels}
+    assert alone == {"random:12", "random:24", *(f"threshold:{x},window={n}" for x in (0.8, 0.9) for n in (4, 8))}
+    schedules = {"block-steps", "sequential"}  # of SDAR and LLaDA2.0, for comparison with their own code
+    assert {label.partition(":")[0] for label in labels} == set(HEURISTICS) - schedules
+
+
+def test_tables_are_aligned() -> None:
+    table = "| policy | NFE |\n| --- | --- |\n| `a \\| b` | 10.25 ± 1 |"
+    assert aligned(table).splitlines() == [
+        "| policy   | NFE       |",
+        "| -------- | --------- |",
+        "| `a \\| b` | 10.25 ± 1 |",
+    ]

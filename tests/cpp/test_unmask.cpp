@@ -172,6 +172,42 @@ TEST(Unmask, DplsOrdersHugeUtilitiesAndStops) {
   EXPECT_EQ(stopped.rank, (std::vector<int32_t>{-1, 0}));
 }
 
+TEST(Unmask, RevisesUntilNothingChangesOrTheBudgetIsSpent) {
+  for (const int64_t budget : {9, 1}) {
+    OneRow row({5, kMask, kMask}, {0, 1, 1}, 2);
+    const std::vector<uint8_t> revise(3, 1), editable = row.mask;
+    row.params.revise = revise.data();
+    row.params.editable = editable.data();
+    row.params.max_post = budget;
+    row.step(ActionMode::kSelect);
+    EXPECT_EQ(row.tokens, (std::vector<int64_t>{5, 11, kMask}));
+    EXPECT_EQ(row.allowed, (std::vector<uint8_t>{0, 0, 0}));
+    row.candidates[1] = 21;
+    row.step(ActionMode::kSelect);
+    EXPECT_EQ(row.tokens, (std::vector<int64_t>{5, 21, kMask}));
+    EXPECT_EQ(row.rank, (std::vector<int32_t>{-1, unmask::kRevised, -1}));
+    EXPECT_EQ(row[unmask::kPost], budget == 9 ? 1 : 0);
+    if (budget == 9) row.step(ActionMode::kSelect);
+    EXPECT_EQ(row[kBlock], 1);
+    EXPECT_EQ(row.allowed, (std::vector<uint8_t>{0, 0, 1}));
+    EXPECT_EQ(row[kSteps], 1);
+    EXPECT_EQ(row[unmask::kForwards], budget == 9 ? 3 : 2);
+  }
+}
+
+TEST(Unmask, WrongPhasesAndBlocksHarmNothing) {
+  for (const int64_t wrong : {INT64_MIN, INT64_C(-7), INT64_C(1) << 62, INT64_MAX}) {
+    OneRow row({5, kMask, kMask}, {1, 1, 1}, 2);
+    const std::vector<uint8_t> all(3, 1);
+    row.params.revise = row.params.editable = all.data();
+    row.params.max_post = 1;
+    row.numbers[kBlock] = wrong;
+    row.numbers[kPhase] = wrong == INT64_MIN ? 0 : -wrong / 4;
+    for (int n = 0; n < 4; ++n) row.step(ActionMode::kDpls);
+    for (const int64_t token : row.tokens) EXPECT_TRUE(token == 5 || token == kMask || (token >= 10 && token < 13));
+  }
+}
+
 TEST(Unmask, RowThatIsNotRunningIsLeftAlone) {
   OneRow row({kMask, kMask}, {1, 1}, 2);
   row.numbers[kStatus] = unmask::kComplete;

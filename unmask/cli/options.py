@@ -30,6 +30,10 @@ class Loading(Config):
     """Weights of the layers in few bits, through torchao; int8-dynamic, the fastest on a CPU, rounds tokens too."""
     trust_remote_code: Flag = False
     """Allow model code from the hub to run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer. None: that beside the model."""
 
     def sampler(self, policy: str | None, overrides: Mapping[str, Any]) -> Sampler:
         """A Sampler for this model, its config with ``overrides``."""
@@ -44,6 +48,8 @@ class Loading(Config):
             device=self.device,
             dtype=getattr(torch, self.dtype) if self.dtype else None,
             trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            tokenizer=self.tokenizer,
             device_map=None if self.device_map is None else parse_value(self.device_map),
             quantization=self.quantization,
         )

@@ -40,6 +40,9 @@ class ModelBase(nn.Module):
     "bidirectional-prefix" (block-causal, where the prompt is one block)."""
     block_length: int | None = None
     """The block length of a block-causal model's training, if known."""
+    canvas_length: int | None = None
+    """Tokens of a canvas that begins at random and has no masks, see :mod:`unmask.models.diffusion_gemma`; None: masks
+    are filled."""
     sub_block_length: int | None = None
     """Blocks are decoded in parts of this many tokens; None: whole."""
     seeded: bool = False
@@ -48,6 +51,9 @@ class ModelBase(nn.Module):
     """How far before a token the raw row lies that predicts it."""
     supports_cache: bool = False
     """Whether it can keep keys and values: ``new_cache`` and ``forward_cached``, as :class:`Transformer` has them."""
+
+    shows_attention: bool = False
+    """Whether ``forward`` takes a :class:`unmask.models.watch.Watch`, as :class:`Transformer` does."""
 
     @property
     def graph_safe(self) -> bool:

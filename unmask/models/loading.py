@@ -26,7 +26,7 @@ from unmask.models.sources import (
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import StoredWeights, find_shards, save_model
+from unmask.models.weights import StoredWeights, find_shards, read_headers, save_model
 
 if TYPE_CHECKING:
     from unmask.models.quantization import Quantizer, Scheme
@@ -38,6 +38,9 @@ FAMILIES: dict[str, Any] = {
 }
 """Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps a POLICY
 and what remains to be done when weights are read, finish."""
+
+DIFFUSION_GEMMA = "diffusion_gemma"
+"""Loaded by transformers' own class."""
 
 COMPUTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """A Sampler refuses float64, which is for comparing forwards."""
@@ -80,6 +83,7 @@ def load_model(
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
+    parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
     if changes.quantization is not None and device_map is not None:
@@ -94,12 +98,16 @@ def load_model(
     raw = changes.of(folder, raw, Path(name_or_path).expanduser().absolute().name)
     if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
         raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
+    if kind == DIFFUSION_GEMMA:
+        from unmask.models.diffusion_gemma import load_diffusion_gemma
+
+        return load_diffusion_gemma(folder, raw, device, dtype, changes, device_map)
     if kind in FAMILIES and not has_experts(raw):
         if changes.logits_shift:
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
         config = read_config(FAMILIES[kind], folder, raw)
         if changes.block_length in (None, config.block_length):
-            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, device_map, changes.quantization)
+            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
     else:
         check_supported(folder, raw, trust_remote_code)
         find_shards(folder)
@@ -113,7 +121,7 @@ def load_model(
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
-    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, device_map)
+    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
@@ -132,10 +140,12 @@ def load_native(
     raw: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype | None,
-    device_map: placement.DeviceMap | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     quantization: Scheme | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
+    if config.num_layers > (count := len(read_headers(find_shards(folder)))):  # which would take for ever to build
+        raise ValueError(f"{folder}: the config calls for {config.num_layers} layers, the weights are {count} tensors")
     with torch.device("meta"):
         model = Transformer(config)
     weights = StoredWeights(model, folder, family.weight_names)
@@ -239,7 +249,10 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
 
 def checked_device(device: str | torch.device) -> torch.device:
     """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RuntimeError(f"device {device!r}: {error}") from None
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device {str(device)!r} was asked for, but this torch sees no CUDA device")

@@ -19,6 +19,7 @@ from unmask.models.experts import Mixture
 from unmask.models.kv_cache import KVCache, KVWindow
 from unmask.models.rotary import Rotary, Tables, apply_rotary
 from unmask.models.transformer_config import TransformerConfig
+from unmask.models.watch import Watch
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
 
@@ -52,7 +53,12 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(c.intermediate_size, width, bias=False)
 
     def attend(
-        self, h: Tensor, tables: Tables, attention_bias: Tensor | None, cached: LayerWindow | None = None
+        self,
+        h: Tensor,
+        tables: Tables,
+        attention_bias: Tensor | None,
+        cached: LayerWindow | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Attention of the normalised ``h`` (B, W, hidden) before ``o_proj``, heads concatenated to (B, W, H * D).
 
@@ -64,6 +70,8 @@ class Block(nn.Module):
         if cached is not None:
             q = cached[0].unpack(q)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if watch is not None:
+            watch.add(q, k, attention_bias)
         grouped = self.kv_heads != self.num_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_bias, enable_gqa=grouped)
         out = out.transpose(1, 2).flatten(2)
@@ -83,12 +91,13 @@ class Block(nn.Module):
         attention_bias: Tensor | None,
         rows: Positions = None,
         cached: LayerWindow | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """``x`` (B, W, hidden); ``attention_bias`` is added to the scores and broadcastable to (B, H, W, T).
 
         Behind the attention only ``rows`` are computed (see :func:`select_rows`).
         """
-        attended = self.attend(self.attn_norm(x), tables, attention_bias, cached)
+        attended = self.attend(self.attn_norm(x), tables, attention_bias, cached, watch)
         x = select_rows(x, rows) + self.o_proj(select_rows(attended, rows))
         h = self.mlp_norm(x)
         if self.mixture is not None:
@@ -99,7 +108,7 @@ class Block(nn.Module):
 class Transformer(ModelBase):
     """Decoder over a canvas of token ids; its logits are aligned: row i predicts token i."""
 
-    supports_cache = True
+    supports_cache = shows_attention = True
     quantization: str | None = None
     """In which few bits the matrices of the layers are, see :func:`unmask.load_model`."""
 
@@ -185,6 +194,7 @@ class Transformer(ModelBase):
         attention_mask: Tensor | None = None,
         positions: Positions = None,
         horizon: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Final normalised hidden states that the LM head turns into the logits of ``positions``: (..., hidden)."""
         shift = self.config.logits_shift
@@ -193,9 +203,11 @@ class Transformer(ModelBase):
         x = self.embed(input_ids)
         horizon = self.own_horizon(input_ids, attention_mask) if horizon is None else horizon
         bias = self.attention_bias(attention_mask, x.dtype, horizon, input_ids.shape[1])
-        last = len(self.layers) - 1
+        last, watched = len(self.layers) - 1, len(self.layers)
+        if watch is not None:
+            watch.queries, watched = self.predicting(input_ids, attention_mask, watch.positions), watched - watch.layers
         for i, layer in enumerate(self.layers):
-            x = layer(x, tables, bias, rows if i == last else None)
+            x = layer(x, tables, bias, rows if i == last else None, watch=watch if i >= watched else None)
         return self.final_norm(x)
 
     def forward(
@@ -204,10 +216,14 @@ class Transformer(ModelBase):
         attention_mask: Tensor | None = None,
         positions: Positions = None,
         horizon: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
-        """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`."""
+        """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`.
+
+        ``watch`` collects what the predictions of its positions attend to.
+        """
         self.check_inputs(input_ids, attention_mask, positions, horizon)
-        logits = self.lm_head(self.hidden_states(input_ids, attention_mask, positions, horizon))
+        logits = self.lm_head(self.hidden_states(input_ids, attention_mask, positions, horizon, watch))
         return logits.to(input_ids.device)  # of a model split over several devices
 
     def new_cache(self, rows: int, length: int) -> KVCache:
@@ -234,13 +250,17 @@ class Transformer(ModelBase):
         """
         self.check_inputs(input_ids, attention_mask, None)
         check_windows(input_ids, cache, wanted, computed, rows)
-        if self.config.logits_shift:
-            first = torch.arange(len(wanted), device=wanted.device)[:, None] * input_ids.shape[1]
-            flat = (wanted + first).reshape(-1)
-            wanted = shifted_rows(input_ids, attention_mask, flat).view(wanted.shape) - first
+        wanted = self.predicting(input_ids, attention_mask, wanted)
         logits = self.forward_window(input_ids, attention_mask, KVWindow(cache, computed, rows), wanted)
         assert logits is not None
         return logits
+
+    def predicting(self, input_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor) -> Tensor:
+        """(N, S) int64: the canvas positions whose raw rows predict the tokens at ``wanted`` (N, S)."""
+        if not self.config.logits_shift:
+            return wanted
+        first = torch.arange(len(wanted), device=wanted.device)[:, None] * input_ids.shape[1]
+        return shifted_rows(input_ids, attention_mask, (wanted + first).reshape(-1)).view(wanted.shape) - first
 
     def forward_window(
         self,

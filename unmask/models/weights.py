@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.files import write_atomically
 from unmask.models import native
 from unmask.models.pieces import Names, Piece, pieces_of
 from unmask.models.sources import CONFIG, read_json
@@ -161,10 +161,11 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> None:
         stored = read_headers(find_shards(folder))
         names, tied = names_of(model.config, stored), model.config.tie_embeddings
-        if tied:  # a stored copy of the embedding is accepted, but not read
+        copies: list[Stored] = []
+        if tied:  # a stored copy of the embedding is accepted
             heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
             names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
-            stored = {name: entry for name, entry in stored.items() if name not in heads}
+            copies = [stored.pop(name) for name in heads & stored.keys()]
         check_headers(stored, names, {name: tuple(p.shape) for name, p in model.named_parameters()}, folder)
         self.entries = {name: entry for name, entry in stored.items() if name in names}
         self.pieces = {name: pieces_of(ours) for name, ours in names.items()}
@@ -176,6 +177,11 @@ class StoredWeights(Mapping[str, Tensor]):
                 self.sources.setdefault(piece.parameter, []).append((entry, piece))
         if tied:
             self.sources["lm_head.weight"] = self.sources["embed.weight"]
+        for copy in copies:
+            embedding = self.sources["embed.weight"][0][0]
+            same = copy.dtype == embedding.dtype and torch.equal(*(t for _, t in read_tensors((embedding, copy))))
+            if not same:
+                raise ValueError(f"{folder}: the config ties the head to the embedding, but {copy.name!r} differs")
 
     def stored_dtype(self, parameter: str) -> torch.dtype:
         return DTYPES[self.sources[parameter][0][0].dtype]
@@ -234,18 +240,6 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.left)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, flush to the disk, then rename, so that a crash leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | WordTokenizer | None = None) -> None:

@@ -52,6 +52,10 @@ class Observation:
     """(B,) float32: the alpha of each row, for a policy conditioned on it."""
     condition: Tensor | None = None
     """(B, C) float32: what the policy's ``condition`` computed from ``alpha`` at the start; None: nothing."""
+    attention: Tensor | None = None
+    """(B, S, T) float32: how much the prediction at each of ``positions`` reads each token of the canvas, whose last L
+    are the buffer; the mean over the heads of the policy's ``attention_layers``, present if ``needs`` has
+    "attention"."""
     memory: dict[str, Any] = field(default_factory=dict)
     """The policy's own state, kept for one generation; rows with ``steps == 0`` have just started."""
     tokens: Tensor | None = None
@@ -99,7 +103,9 @@ class UnmaskingPolicy(ABC):
     num_confidences: int = 1
     """k: how many of the largest probabilities per position the policy looks at."""
     needs: frozenset[str] = frozenset()
-    """Further parts of the observation it reads: any of "entropy", "logits", "uniform"."""
+    """Further parts of the observation it reads: any of "attention", "entropy", "logits", "uniform"."""
+    attention_layers: int = 0
+    """How many of the model's last layers "attention" is averaged over."""
     full_context: bool = False
     """Whether it reads confidences outside ``allowed`` (else they need not be computed)."""
     graph_safe: bool = False
@@ -163,7 +169,7 @@ class Wrapper(UnmaskingPolicy):
 
     PASSED = (
         "num_confidences", "needs", "full_context", "graph_safe", "learned", "conditioned", "default_alpha", "edits",
-        "max_post", "everywhere",
+        "max_post", "everywhere", "attention_layers",
     )  # fmt: skip
 
     def __init__(self, inner: Any) -> None:

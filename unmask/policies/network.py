@@ -11,14 +11,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.config import NonNegative, checked
+from unmask.ops.reference.policy_forward import network, rotary_frequencies, sinusoidal_embedding
 from unmask.policies.config import PolicyConfig
 
-NORM_EPS = 1e-5
-ROTARY_BASE = 10_000.0
 # log1p(alpha) runs from 0 to about 2.5 in practice; these frequencies resolve steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
 
@@ -42,69 +40,14 @@ def geometric_frequencies(low: float, high: float, count: int) -> Tensor:
     return (low * (high / low) ** exponent).float()
 
 
-def sinusoidal_embedding(value: Tensor, frequencies: Tensor) -> Tensor:
-    """``[cos(v f), sin(v f)]``: (B,) and (D/2,) -> (B, D)."""
-    angles = value[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def rotary_frequencies(head_dim: int) -> Tensor:
-    """(head_dim / 2,) float32: ``base ** (-2i / head_dim)``."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    return (ROTARY_BASE**-exponent).float()
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (2i, 2i+1) of ``x`` (B, H, L, d) by tables (L, d/2); the halves end up ``[even', odd']``."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-
-
-class PolicyBlock(nn.Module):
-    """One DiT block: attention and feed-forward, each scaled and shifted by the conditioning vector."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: PolicyConfig) -> None:
-        super().__init__()
-        d, f = config.hidden_size, config.ffn_size
-        self.num_heads = config.num_heads
-        self.norm1 = nn.LayerNorm(d, eps=NORM_EPS)
-        self.ada_conditioning = nn.Linear(d, 6 * d)
-        self.q_proj = nn.Linear(d, d)
-        self.k_proj = nn.Linear(d, d)
-        self.v_proj = nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
-        self.norm2 = nn.LayerNorm(d, eps=NORM_EPS)
-        self.linear1 = nn.Linear(d, f)
-        self.linear2 = nn.Linear(f, d)
-        self.register_buffer("inv_freq", rotary_frequencies(config.head_dim), persistent=False)
-        nn.init.zeros_(self.ada_conditioning.weight)
-        nn.init.zeros_(self.ada_conditioning.bias)
-
-    def forward(self, x: Tensor, cond: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
-        """``x`` (B, L, D); ``cond`` (B, 2, D) for mask 0 and 1; ``mask`` (B, L) bool; ``valid`` (B, L) bool keys."""
-        # A sequence has only two conditioning vectors, so the projection runs on those and not on L positions.
-        both = self.ada_conditioning(cond)  # (B, 2, 6D)
-        ada = torch.where(mask[..., None], both[:, 1:2], both[:, 0:1])  # (B, L, 6D)
-        g1, b1, a1, g2, b2, a2 = ada.chunk(6, dim=-1)
-        h = self.norm1(x) * (1 + g1) + b1
-        x = x + self.out_proj(self._attention(h, valid)) * (1 + a1)
-        h = self.norm2(x) * (1 + g2) + b2
-        return x + self.linear2(F.gelu(self.linear1(h))) * (1 + a2)
-
-    def _attention(self, h: Tensor, valid: Tensor | None) -> Tensor:
-        batch, length, d = h.shape
-        split = (batch, length, self.num_heads, d // self.num_heads)
-        q = self.q_proj(h).view(split).transpose(1, 2)
-        k = self.k_proj(h).view(split).transpose(1, 2)
-        v = self.v_proj(h).view(split).transpose(1, 2)
-        positions = torch.arange(length, device=h.device, dtype=self.inv_freq.dtype)
-        angles = positions[:, None] * self.inv_freq
-        cos, sin = angles.cos(), angles.sin()
-        keys = None if valid is None else valid[:, None, None, :]
-        out = F.scaled_dot_product_attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v, attn_mask=keys)
-        return out.transpose(1, 2).reshape(batch, length, d)
+def _block(config: PolicyConfig) -> nn.ModuleDict:
+    """The layers of one DiT block: attention and feed-forward, each scaled and shifted by the conditioning vector."""
+    d, f = config.hidden_size, config.ffn_size
+    sizes = {"ada_conditioning": (d, 6 * d), "linear1": (d, f), "linear2": (f, d)}
+    layers = {n: nn.LayerNorm(d) if n.startswith("norm") else nn.Linear(*sizes.get(n, (d, d))) for n in _BLOCK_LAYERS}
+    nn.init.zeros_(layers["ada_conditioning"].weight)
+    nn.init.zeros_(layers["ada_conditioning"].bias)
+    return nn.ModuleDict(layers)
 
 
 class PolicyNetwork(nn.Module):
@@ -114,6 +57,7 @@ class PolicyNetwork(nn.Module):
     """
 
     frequencies: Tensor
+    rotary: Tensor
     alpha_frequencies: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -123,11 +67,12 @@ class PolicyNetwork(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.mask_embedding = nn.Embedding(2, d)
         self.confidence_proj = nn.Linear(config.num_confidences, d)
-        self.transformer_blocks = nn.ModuleList([PolicyBlock(config)])
-        self.final_norm = nn.LayerNorm(d, eps=NORM_EPS)
+        self.transformer_blocks = nn.ModuleList([_block(config)])
+        self.final_norm = nn.LayerNorm(d)
         self.output_proj = nn.Linear(d, 1)
         nn.init.constant_(self.output_proj.bias, config.output_bias)
         self.register_buffer("frequencies", time_frequencies(config), persistent=False)
+        self.register_buffer("rotary", rotary_frequencies(config.head_dim), persistent=False)
         self.alpha_mlp: nn.Sequential | None = None
         if config.alpha_conditioned:
             last = nn.Linear(d, d)
@@ -199,14 +144,16 @@ class PolicyNetwork(nn.Module):
         extra = self.alpha_condition(mask.shape[0], alpha)
         time = torch.zeros_like(time) if self.config.zero_time else time
         mask = torch.zeros_like(mask) if self.config.zero_mask else mask
-        shared = self.time_mlp(sinusoidal_embedding(time.to(dtype), self.frequencies))  # (B, D)
-        if extra is not None:
-            shared = shared + extra[0]
-        cond = shared[:, None] + self.mask_embedding.weight  # (B, 2, D): for mask 0 and mask 1
-        x = self.confidence_proj(confidence.to(dtype))
-        for block in self.transformer_blocks:
-            x = block(x, cond, mask, valid)
-        logits = self.output_proj(self.final_norm(x)).squeeze(-1)
+        logits = network(
+            self.kernel_parameters(),
+            self.config.num_heads,
+            mask,
+            confidence.to(dtype),
+            time.to(dtype),
+            self.rotary,
+            None if extra is None else extra[0],
+            valid,
+        )
         return logits if extra is None else logits + extra[1]
 
     def _check(self, mask: Tensor, confidence: Tensor, time: Tensor) -> None:

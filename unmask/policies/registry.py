@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from unmask.policies import dependence as dependence  # registers its rules
 from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import HEURISTICS as HEURISTICS
 from unmask.policies.heuristics import Heuristic

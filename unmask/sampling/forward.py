@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unmask.models.watch import Watch
 from unmask.policies.base import UnmaskingPolicy
 from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.cache import CachePlan, Part
@@ -45,9 +46,15 @@ class Forward:
 
     def computed(self, state: State) -> Statistics:
         """The statistics by one forward over the whole canvas."""
-        block_only = self.block_only and state.block_length < state.length
-        positions = state.positions() if block_only else None  # (N, BL)
-        return self.reduced(self.logits(state, positions), state, positions)
+        in_blocks = state.block_length < state.length
+        block = state.positions() if in_blocks else None  # (N, BL)
+        positions = block if self.block_only else None
+        if "attention" not in self.policy.needs:
+            return self.reduced(self.logits(state, positions), state, positions)
+        every = torch.arange(state.length, device=state.rows.device).expand(len(state.rows), -1)
+        watch = Watch((every if block is None else block) + state.start, self.policy.attention_layers)
+        values = self.reduced(self.logits(state, positions, watch), state, positions)
+        return values | {"attention": watch.attention} | ({} if block is None else {"positions": block})
 
     def reduced(self, logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
         """The statistics of ``logits`` at ``positions``, over the buffer."""
@@ -61,30 +68,38 @@ class Forward:
             plan.put(part, statistics(logits, rows, self.policy, self.config, part.wanted), state.length)
         return {name: values.clone() if self.config.record else values for name, values in plan.known.items()}
 
-    def logits(self, state: State, positions: Tensor | None) -> Tensor:
+    def logits(self, state: State, positions: Tensor | None, watch: Watch | None = None) -> Tensor:
         """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, S, V)."""
         if self.config.deterministic:
-            return self.logits_alone(state, positions)
+            return self.logits_alone(state, positions, watch)
+        watching: dict[str, Any] = {} if watch is None else {"watch": watch}
         if positions is None:
-            return self.model(state.tokens, state.attention, positions=slice(state.start, None))
+            return self.model(state.tokens, state.attention, positions=slice(state.start, None), **watching)
         rows, width = state.tokens.shape
         flat = positions + state.start + torch.arange(rows, device=positions.device)[:, None] * width
-        logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1))
+        logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1), **watching)
         return logits.view(*positions.shape, -1)
 
-    def logits_alone(self, state: State, positions: Tensor | None) -> Tensor:
+    def logits_alone(self, state: State, positions: Tensor | None, watch: Watch | None = None) -> Tensor:
         """The same logits by one forward per row without its padding, so that rounding does not depend on the batch."""
-        outputs = []
+        outputs, attended = [], []
         for i, row in enumerate(state.tokens):
             pad = 0 if state.attention is None else int((~state.attention[i]).sum())
             if positions is None:
                 where: slice | Tensor = slice(state.start - pad, None)
             else:
                 where = positions[i] + state.start - pad
-            logits = self.model(row[None, pad:], None, positions=where)
+            if watch is None:
+                logits = self.model(row[None, pad:], None, positions=where)
+            else:
+                own = Watch(watch.positions[i : i + 1] - pad, watch.layers)
+                logits = self.model(row[None, pad:], None, positions=where, watch=own)
+                attended.append(nn.functional.pad(own.attention, (pad, 0)))
             outputs.append(logits.reshape(-1, logits.shape[-1]))
         if not outputs:
             return self.model(state.tokens, None, positions=slice(state.start, None))
+        if watch is not None:
+            watch.attention = torch.cat(attended)
         return torch.stack(outputs)
 
     def part_logits(self, state: State, plan: CachePlan, part: Part) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from unmask.sampling.forward import Forward, SeenStates, can_share, model_attent
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
 from unmask.sampling.loop import Step, StepRecord, decode
+from unmask.sampling.noise import canvas_steps, check_canvases
 from unmask.sampling.prompts import (
     Prompts,
     Tokenizer,
@@ -63,13 +65,16 @@ class Sampler:
     ) -> None:
         check_model(model)
         self.model, self.tokenizer = model, tokenizer
+        self.on_canvases = getattr(model, "canvas_length", None) is not None
+        """Whether the model refines canvases of random tokens, see :mod:`unmask.sampling.noise`."""
         # A packaged model has the buffer and block length of its training, and a policy trained on it.
         defaults = dict(getattr(model, "generation_defaults", {}))
         own = defaults.pop("policy", DEFAULT_POLICY)
         self.policy = as_policy(own if policy is None else policy)
         if config is not None and not isinstance(config, SamplerConfig):
             raise TypeError(f"config must be a SamplerConfig, got {type(config).__name__}")
-        self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding})
+        required = getattr(model, "required_settings", {})
+        self.config = config or SamplerConfig(**{**defaults, **self.policy.decoding, **required})
         self.graphs: StepGraphs | None = None
         """Captured steps, made for the first generation that uses them and kept for later ones."""
         if isinstance(self.policy.bare, torch.nn.Module):
@@ -89,17 +94,26 @@ class Sampler:
         config: SamplerConfig | None = None,
         chat_template: bool | None = False,
         system_prompt: str | None = None,
+        tokenizer: Any = None,
         **loading: Any,
     ) -> Sampler:
         """Load model and tokenizer by packaged name, local folder or hub id.
 
-        ``loading`` are further arguments of :func:`unmask.load_model`: ``trust_remote_code``, ``device_map``, and its
-        overrides such as ``quantization``, ``block_length`` and ``mask_token_id``.
+        ``loading`` are further arguments of :func:`unmask.load_model`: ``trust_remote_code``, ``device_map``,
+        ``revision`` (also the tokenizer's), and its overrides such as ``quantization`` and ``block_length``.
 
+        ``tokenizer`` is one, or its folder or hub id; None: that beside the model, and if there is none, prompts are
+        token ids.
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
-        tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
+        given = {key: loading[key] for key in ("trust_remote_code", "revision") if key in loading}
+        if tokenizer is None:
+            with suppress(FileNotFoundError):
+                tokenizer = load_tokenizer(name, **given)
+        elif isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
+        tokenizer = with_chat_template(tokenizer, chat_template, system_prompt)
         model = load_model(name, device, dtype, **loading)
         return cls(model, tokenizer, policy, config)
 
@@ -108,11 +122,12 @@ class Sampler:
     ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens.
 
-        ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), with ``attention_mask`` (B, P) if
-        left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
-        completion from left to right, and its ``end`` is called even if the generation fails. ``overrides`` replace
-        fields of the Sampler's config for this call. Raises TypeError or ValueError for bad input before any work,
-        FloatingPointError if logits were undefined (NaN, +inf) where a token had to be committed.
+        ``prompts``: a string, messages with "role" and "content" or ids, a list of these, a tokenizer's output, or
+        int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single
+        prompt; it gets the prompt and then the completion from left to right, and its ``end`` is called even if the
+        generation fails. ``overrides`` replace fields of the Sampler's config for this call. Raises TypeError or
+        ValueError for bad input before any work, FloatingPointError if logits were undefined (NaN, +inf) where a token
+        had to be committed.
         """
         try:
             config = self.settled(overrides)
@@ -135,7 +150,7 @@ class Sampler:
             raise ValueError("max_new_tokens does not apply to infill, which fills the holes of input_ids")
         config = self.settled({**overrides, "stop_at_eos": False})
         self.check_config(config)
-        if getattr(self.model, "seeded", False):
+        if getattr(self.model, "seeded", False) or self.on_canvases:
             raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
         if not isinstance(input_ids, Tensor):
             raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
@@ -181,6 +196,8 @@ class Sampler:
         ids, attention = encode_prompts(prompts, attention_mask, self.tokenizer, self.padding_id)
         check_ids("prompts", ids, attention, model.vocab_size, model.mask_token_id)
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
+        if self.on_canvases and ids.shape[0] and not ids.shape[1]:
+            raise ValueError(f"prompts must have at least one token for {type(model).__name__}")
         room, surplus = room_for(model, config, ids, attention)
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
         if surplus is not None:
@@ -215,8 +232,10 @@ class Sampler:
         if sequence is not None:
             state.sequence.copy_(sequence)
         if self.policy.conditioned:
-            asked = self.policy.default_alpha if config.alpha is None else config.alpha
-            state.alpha = torch.full(state.steps.shape, float(asked), device=device) if alpha is None else alpha
+            if alpha is None:
+                asked = float(self.policy.default_alpha if config.alpha is None else config.alpha)
+                alpha = torch.full(state.steps.shape, asked, dtype=torch.float32, device=device)
+            state.alpha = alpha
             with torch.no_grad():
                 state.condition = condition_of(self.policy, state.alpha)
         elif config.alpha is not None:
@@ -243,7 +262,9 @@ class Sampler:
     def check_config(self, config: SamplerConfig) -> None:
         """Raise ValueError for settings that this model and policy do not support."""
         kind, name = model_attention(self.model), type(self.model).__name__
-        if kind != "bidirectional":
+        if self.on_canvases:
+            check_canvases(self.model, self.policy, config)
+        elif kind != "bidirectional":
             check_blocks(self.model, config)
             if self.policy.everywhere:
                 raise ValueError(f"scope=all would revise blocks that {name} has finished, of which keys are kept")
@@ -255,6 +276,12 @@ class Sampler:
             raise ValueError(
                 f'cache="{config.cache}" needs a model that keeps keys and values, which {name}'
                 f'{split} does not; use cache="none"'
+            )
+        shown = kind == "bidirectional" and config.cache not in ("prefix", "dual")
+        if "attention" in self.policy.needs and not (shown and getattr(self.model, "shows_attention", False)):
+            raise ValueError(
+                f"policy {self.policy.spec} reads attention, which only native bidirectional models show, and not "
+                f'with a cache of keys: got {name} ({kind}) with cache="{config.cache}"'
             )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
             raise ValueError(f"cuda_graphs=True is not possible, as {reason}; None uses graphs where they are possible")
@@ -272,6 +299,9 @@ class Sampler:
         ``share`` is for rollouts, which repeat each prompt: on the CPU equal rows, also of recent steps, share a
         forward.
         """
+        if self.on_canvases:
+            yield from canvas_steps(self.model, self.policy, state, config)
+            return
         count = int((state.status == RUNNING).sum())
         width = min(config.max_batch_size or count, count)
         on_cpu = state.tokens.device.type == "cpu"
@@ -308,6 +338,8 @@ class Sampler:
         raise_if_undefined(state)
         ends = first_stop(buffer, self.stop_ids if cut else ())
         filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
+        if self.on_canvases:
+            filled = (buffer != self.padding_id).sum(dim=1)  # as transformers counts
         return GenerationResult(
             sequences=state.tokens[:, : state.start + buffer.shape[1]],
             completions=buffer,

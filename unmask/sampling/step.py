@@ -17,7 +17,7 @@ from unmask.sampling.state import State
 Statistics = dict[str, Tensor]
 """Fields of an :class:`Observation` that come from logits, each (N, S, ...) for S positions per row."""
 
-OF_BLOCK = ("logits", "positions")
+OF_BLOCK = ("logits", "positions", "attention")
 """Statistics that are of the active block alone, and are never spread over the buffer."""
 
 

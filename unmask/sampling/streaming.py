@@ -53,8 +53,10 @@ class PrefixStream:
             if work.max_post is not None:  # what may still be revised is not sent
                 settled = 0 if work.everywhere else int(work.block[0] * work.block_length - work.phase[0])
             self._send(buffer, max(0, min(settled, self.length)))
-            if self.drafts and len(masked) and not bool(work.done[0]):
-                self.streamer.put_draft(buffer[None, self.sent : self.length].clone())  # type: ignore[attr-defined]
+            rest = buffer[self.sent : self.length]
+            rest = rest[rest >= 0]  # without canvases to come
+            if self.drafts and len(masked) and len(rest) and not bool(work.done[0]):
+                self.streamer.put_draft(rest[None].clone())  # type: ignore[attr-defined]
             yield record
         self._send(whole.buffer[0].cpu(), self.length)
 

@@ -47,6 +47,13 @@ class Task(ABC):
         """
         return None
 
+    def phrased(self, template: str) -> Task:
+        """The task with its prompts in another template, by its name or, if the task allows it, as a text.
+
+        Raises ValueError for a template that the task does not have.
+        """
+        raise ValueError(f"{self.name} has no templates: its prompts have one form, which models are trained on")
+
     def easier(self, progress: float) -> Task:
         """The task at a point of a curriculum, from 0 (the easiest problems) to 1 (the task itself)."""
         return self

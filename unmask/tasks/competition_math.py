@@ -10,7 +10,7 @@ from typing import Any
 from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.answers import last_boxed
 from unmask.tasks.base import Problem
-from unmask.tasks.math500 import PROMPT
+from unmask.tasks.math500 import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Math(AnswerTask):
     DATASET = "DigitalLearningGmbH/MATH-lighteval"
     SPLITS = ("train", "test")
     FIELDS = ("problem", "solution")
+    TEMPLATES = TEMPLATES
 
     name: str = "math"
 
@@ -32,7 +33,7 @@ class Math(AnswerTask):
         if not answer:
             raise ValueError("the solution has no answer in a box")
         metadata = {k: row[k] for k in ("type", "level") if k in row}
-        return Problem(PROMPT + row["problem"].strip(), answer, solution, metadata)
+        return Problem(self.prompt(problem=row["problem"].strip()), answer, solution, metadata)
 
 
 def boxed(solution: str) -> str | None:

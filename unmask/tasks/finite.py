@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.tasks.base import Problem, Task
+
+PART = re.compile(r"\{(?:problem|tests)\}")
+"""Parts of a problem in a template."""
 
 
 class ProblemSet(Task):
@@ -57,16 +62,34 @@ class FiniteTask(ProblemSet):
     SPLITS: ClassVar[tuple[str, ...]]
     FIELDS: ClassVar[tuple[str, ...]]
     """Fields that every row must have."""
+    TEMPLATES: ClassVar[dict[str, str]]
+    """Prompts by name, with {problem}, and perhaps further parts of a row, where these stand; "default" is first."""
     instructions: ClassVar[bool] = True
 
     path: str | None = None
     train_path: str | None = None
     split: str = "test"
     train_split: str = "train"
+    template: str = "default"
+    """The prompts' template: a name in ``TEMPLATES``, or a text with the same parts in braces."""
 
     def __post_init__(self) -> None:
+        parts = PART.findall(self.TEMPLATES["default"])
+        if self.template not in self.TEMPLATES and (lacking := set(parts) - set(PART.findall(self.template))):
+            raise ValueError(
+                f"{self.name}: template must be one of {', '.join(self.TEMPLATES)}, or a text with "
+                f"{', '.join(sorted(lacking))}, got {self.template!r}"
+            )
         if self.split not in self.SPLITS:
             raise ValueError(f"{self.name} has no split {self.split!r}; it has {', '.join(self.SPLITS)}")
+
+    def phrased(self, template: str) -> FiniteTask:
+        return replace(self, template=template)
+
+    def prompt(self, **parts: str) -> str:
+        """The prompt of one problem: the template with ``parts`` in place of their names in braces."""
+        template = self.TEMPLATES.get(self.template, self.template)
+        return PART.sub(lambda found: parts.get(found[0][1:-1], found[0]), template)
 
     @abstractmethod
     def problem(self, row: Mapping[str, Any]) -> Problem:
@@ -122,13 +145,16 @@ def read_rows(path: str) -> Iterable[tuple[str, Any]]:
     """Each line of a ``.jsonl`` or ``.jsonl.gz`` file that is not blank, with its place for messages."""
     file = Path(path)
     opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")  # noqa: SIM115
-    with opened as lines:
-        for i, line in enumerate(lines, 1):
-            if line.strip():
-                try:
+    i = 0
+    try:
+        with opened as lines:
+            for i, line in enumerate(lines, 1):
+                if line.strip():
                     yield f"{path}, line {i}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {i}: not JSON: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}, line {i}: not JSON: {error}") from error
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:  # cut off, or no such file
+        raise ValueError(f"{path}, behind line {i}: damaged: {error}") from error
 
 
 def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[tuple[str, Any]]:

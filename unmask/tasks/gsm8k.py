@@ -11,9 +11,13 @@ from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.answers import normalise
 from unmask.tasks.base import Problem
 
-PROMPT = r"""Solve this problem. Reason step by step, then give the final answer, a number alone, in \boxed{}.
-
-"""
+TEMPLATES = {
+    "default": "Solve this problem. Reason step by step, then give the final answer, a number alone, in \\boxed{}.\n\n"
+    "{problem}",
+    "last": "{problem}\n\nReason step by step, and put the final answer, a number alone, in \\boxed{}.",
+    "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{number}.\nAnswer:",
+    "plain": "{problem}",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class GSM8K(AnswerTask):
     CONFIG = "main"
     SPLITS = ("train", "test")
     FIELDS = ("question", "answer")
+    TEMPLATES = TEMPLATES
 
     grading: str = "strict"
     name: str = "gsm8k"
@@ -36,4 +41,6 @@ class GSM8K(AnswerTask):
             raise ValueError("the answer has no final number after ####")
         reasoning = re.sub(r"<<[^>]*>>", "", reasoning).strip()  # the calculator's annotations
         answer = normalise(answer)
-        return Problem(PROMPT + row["question"].strip(), answer, f"{reasoning}\nThe answer is \\boxed{{{answer}}}.")
+        return Problem(
+            self.prompt(problem=row["question"].strip()), answer, f"{reasoning}\nThe answer is \\boxed{{{answer}}}."
+        )

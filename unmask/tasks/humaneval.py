@@ -9,12 +9,12 @@ from typing import Any
 from unmask.tasks.base import Problem
 from unmask.tasks.code import CodeTask, continued, defines, extract_code
 
-PROMPT = """Complete this Python function. Answer with the whole function, self-contained and with the imports that it \
-needs, in one code block.
-
-```python
-{code}
-```"""
+TEMPLATES = {
+    "default": "Complete this Python function. Answer with the whole function, self-contained and with the imports "
+    "that it needs, in one code block.\n\n```python\n{problem}\n```",
+    "last": "```python\n{problem}\n```\n\nWrite this function out in full, with its imports, in one code block.",
+    "plain": "{problem}",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class HumanEval(CodeTask):
     DATASET = "openai/openai_humaneval"
     SPLITS = ("test",)
     FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+    TEMPLATES = TEMPLATES
 
     name: str = "humaneval"
 
@@ -36,7 +37,7 @@ class HumanEval(CodeTask):
         solution = row["prompt"] + row["canonical_solution"]
         tests = f"{helpers}\n{row['test']}\n\ncheck({entry})\n"
         metadata = {"task_id": row["task_id"], "code": row["prompt"], "tests": tests, "entry_points": [entry]}
-        prompt = PROMPT.format(code=row["prompt"].strip())
+        prompt = self.prompt(problem=row["prompt"].strip())
         return Problem(prompt, row["canonical_solution"], f"```python\n{solution.strip()}\n```", metadata)
 
     def program(self, problem: Problem, completion: str) -> str:

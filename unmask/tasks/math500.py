@@ -9,9 +9,12 @@ from typing import Any
 from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.base import Problem
 
-PROMPT = r"""Solve this problem. Reason step by step, then give the final answer in \boxed{}.
-
-"""
+TEMPLATES = {
+    "default": "Solve this problem. Reason step by step, then give the final answer in \\boxed{}.\n\n{problem}",
+    "last": "{problem}\n\nReason step by step, and put the final answer in \\boxed{}.",
+    "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{answer}.\nAnswer:",
+    "plain": "{problem}",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Math500(AnswerTask):
     DATASET = "HuggingFaceH4/MATH-500"
     SPLITS = ("test",)
     FIELDS = ("problem", "answer")
+    TEMPLATES = TEMPLATES
 
     name: str = "math500"
 
@@ -32,4 +36,4 @@ class Math500(AnswerTask):
         if not answer:
             raise ValueError("the answer is empty")
         metadata = {k: row[k] for k in ("subject", "level", "unique_id") if k in row}
-        return Problem(PROMPT + row["problem"].strip(), answer, row.get("solution", ""), metadata)
+        return Problem(self.prompt(problem=row["problem"].strip()), answer, row.get("solution", ""), metadata)

@@ -10,13 +10,12 @@ from typing import Any
 from unmask.tasks.base import Problem
 from unmask.tasks.code import CodeTask, extract_code, global_names
 
-PROMPT = """{text}
-
-Write a self-contained Python function, with the imports that it needs, in one code block. It must pass these tests:
-
-```python
-{tests}
-```"""
+TEMPLATES = {
+    "default": "{problem}\n\nWrite a self-contained Python function, with the imports that it needs, in one code "
+    "block. It must pass these tests:\n\n```python\n{tests}\n```",
+    "first": "Write a Python function, with its imports, in one code block.\n\n{problem}\n\nIt has to pass:\n{tests}",
+    "plain": "{problem}\n{tests}",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class MBPP(CodeTask):
     DATASET = "google-research-datasets/mbpp"
     SPLITS = ("train", "test", "validation", "prompt")
     FIELDS = ("task_id", "code", "test_list")
+    TEMPLATES = TEMPLATES
 
     subset: str = "full"
     name: str = "mbpp"
@@ -51,7 +51,7 @@ class MBPP(CodeTask):
         shown = f"{row.get('test_setup_code') or ''}\n{asserts}".strip()
         tests = "\n".join([*(row.get("test_imports") or ()), *imports(row["code"], shown), shown])
         metadata = {"task_id": row["task_id"], "tests": tests, "entry_points": used(row["code"], tests)}
-        prompt = PROMPT.format(text=text.strip(), tests=shown)
+        prompt = self.prompt(problem=text.strip(), tests=shown)
         return Problem(prompt, row["code"], f"```python\n{row['code'].strip()}\n```", metadata)
 
     def program(self, problem: Problem, completion: str) -> str:

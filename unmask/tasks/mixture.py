@@ -36,6 +36,9 @@ class Mixture(ProblemSet):
         """Whether the prompts of all tasks are instructions."""
         return all(task.instructions for task in self.tasks)
 
+    def phrased(self, template: str) -> Mixture:
+        return replace(self, tasks=tuple(task.phrased(template) for task in self.tasks))  # type: ignore[misc]
+
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         return joined(self, train)
 

@@ -71,7 +71,7 @@ class WordedTask(Task):
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        if self.template is not None and not 0 <= self.template < len(self.TEMPLATES):
+        if self.template is not None and self.template not in range(len(self.TEMPLATES)):
             raise ValueError(f"template must be None or 0 to {len(self.TEMPLATES) - 1}, got {self.template!r}")
 
     @abstractmethod
@@ -86,6 +86,9 @@ class WordedTask(Task):
         chosen = rng.randrange(len(self.TEMPLATES) - 1) if self.template is None else self.template
         prompt = self.TEMPLATES[chosen].format(**content.slots)
         return Problem(prompt, content.answer, content.response, {**content.metadata, "template": chosen})
+
+    def phrased(self, template: str) -> WordedTask:
+        return replace(self, template=int(template) if template.isdecimal() else template)  # type: ignore[arg-type]
 
     def easier(self, progress: float) -> WordedTask:
         """The task with the upper ends of its ranges, such as ``max_steps``, nearer to the lower ones."""

@@ -1,8 +1,9 @@
-"""``policy_forward`` in plain torch, straight from the packed weights, by the contract of csrc/ops/policy_forward.h."""
+"""``policy_forward`` in plain torch, by the contract of csrc/ops/policy_forward.h, and its network for training."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,30 +44,67 @@ def policy_forward(
         cond=(cond, torch.float32, "BD"),
         packed=(packed, torch.float32, "N"),
     )
-    batch, length = mask.shape
-    parts = [part.view(shape) for part, shape in zip(packed.to(dtype).split(counts), shapes, strict=True)]
-    frequencies, mask_embedding = parts[:2]
-    pairs = zip(parts[2::2], parts[3::2], strict=True)  # weight and bias
-    time_in, time_out, confidence_proj, norm1, ada, query, key, value, out, norm2, up, down, norm3, output = pairs
-
-    angles = time.to(dtype)[:, None] * frequencies
-    embedded = torch.cat((angles.cos(), angles.sin()), dim=-1)
-    shared = F.linear(F.silu(F.linear(embedded, *time_in)), *time_out)  # (B, D)
-    if cond is not None:
-        shared = shared + cond.to(dtype)
-    condition = mask_embedding[mask.long()] + shared[:, None]  # (B, L, D)
-    g1, b1, a1, g2, b2, a2 = F.linear(condition, *ada).split(d, dim=-1)
-
-    x = F.linear(confidence.to(dtype), *confidence_proj)
-    h = F.layer_norm(x, (d,), *norm1) * (1 + g1) + b1
-    q, k, v = (F.linear(h, *w).view(batch, length, heads, d // heads) for w in (query, key, value))
-    scores = torch.einsum("bihd,bjhd->bhij", _rotate(q), _rotate(k)) / (d // heads) ** 0.5
-    mixed = torch.einsum("bhij,bjhd->bihd", scores.softmax(dim=-1), v).reshape(batch, length, d)
-    x = x + F.linear(mixed, *out) * (1 + a1)
-    h = F.gelu(F.linear(F.layer_norm(x, (d,), *norm2) * (1 + g2) + b2, *up))
-    x = x + F.linear(h, *down) * (1 + a2)
-    logits = F.linear(F.layer_norm(x, (d,), *norm3), *output).squeeze(-1)
+    tensors = [part.view(shape) for part, shape in zip(packed.to(dtype).split(counts), shapes, strict=True)]
+    rotary, added = rotary_frequencies(d // heads).to(tensors[0]), None if cond is None else cond.to(dtype)
+    logits = network(tensors, heads, mask, confidence.to(dtype), time.to(dtype), rotary, added)
     return logits if rows is None else logits.masked_fill(~rows, -math.inf)
+
+
+def network(
+    tensors: Sequence[Tensor],
+    heads: int,
+    mask: Tensor,
+    confidence: Tensor,
+    time: Tensor,
+    rotary: Tensor,
+    added: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, L) of the network of ``tensors``, which are in the op's order; differentiable, in their dtype.
+
+    ``rotary`` (D / heads / 2,) are the :func:`rotary_frequencies`. ``added`` (B, D) is added to the conditioning.
+    ``valid`` (B, L) bool are the keys to attend to, None: all.
+    """
+    frequencies, mask_embedding, *layers = tensors
+    pairs = zip(layers[::2], layers[1::2], strict=True)  # weight and bias
+    time_in, time_out, confidence_proj, norm1, ada, query, key, value, out, norm2, up, down, norm3, output = pairs
+    batch, length, d = *mask.shape, mask_embedding.shape[1]
+    shared = F.linear(F.silu(F.linear(sinusoidal_embedding(time, frequencies), *time_in)), *time_out)  # (B, D)
+    if added is not None:
+        shared = shared + added
+    # A sequence has only two conditioning vectors, so the projection runs on those and not on L positions.
+    both = F.linear(shared[:, None] + mask_embedding, *ada)  # (B, 2, 6 D)
+    g1, b1, a1, g2, b2, a2 = torch.where(mask[..., None], both[:, 1:], both[:, :1]).chunk(6, dim=-1)
+
+    x = F.linear(confidence, *confidence_proj)
+    h = F.layer_norm(x, (d,), *norm1) * (1 + g1) + b1
+    split = (batch, length, heads, d // heads)
+    q, k, v = (F.linear(h, *layer).view(split).transpose(1, 2) for layer in (query, key, value))
+    angles = torch.arange(length, device=x.device, dtype=rotary.dtype)[:, None] * rotary
+    keys = None if valid is None else valid[:, None, None, :]
+    mixed = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v, attn_mask=keys)
+    x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, d), *out) * (1 + a1)
+    h = F.layer_norm(x, (d,), *norm2) * (1 + g2) + b2
+    x = x + F.linear(F.gelu(F.linear(h, *up)), *down) * (1 + a2)
+    return F.linear(F.layer_norm(x, (d,), *norm3), *output).squeeze(-1)
+
+
+def sinusoidal_embedding(value: Tensor, frequencies: Tensor) -> Tensor:
+    """``[cos(v f), sin(v f)]``: (B,) and (D/2,) -> (B, D)."""
+    angles = value[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def rotary_frequencies(head_dim: int) -> Tensor:
+    """(head_dim / 2,) float32: ``10000 ** (-2i / head_dim)``."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return (10_000.0**-exponent).float()
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate channel pairs (2i, 2i+1) of ``x`` (B, H, L, d) by ``angles`` (L, d/2); the halves end up [even', odd']."""
+    (even, odd), cos, sin = (x[..., 0::2], x[..., 1::2]), angles.cos(), angles.sin()
+    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
 
 
 def _shapes(d: int, f: int, k: int) -> list[tuple[int, ...]]:
@@ -77,14 +115,3 @@ def _shapes(d: int, f: int, k: int) -> list[tuple[int, ...]]:
         *[*square, *square, (d, k), (d,), *vectors, (6 * d, d), (6 * d,)],
         *[*square * 4, *vectors, (f, d), (f,), (d, f), (d,), *vectors, (1, d), (1,)],
     ]
-
-
-def _rotate(x: Tensor) -> Tensor:
-    """Rotary embedding of (B, L, H, d), pairs (2i, 2i+1); base 10000, its frequencies rounded to float32."""
-    length, size = x.shape[1], x.shape[3]
-    exponents = [-i / size for i in range(0, size, 2)]
-    frequencies = torch.tensor([10000.0**e for e in exponents], dtype=torch.float32).to(x)
-    angles = torch.arange(length, device=x.device).to(x.dtype)[:, None] * frequencies
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
