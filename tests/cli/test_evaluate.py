@@ -234,4 +234,18 @@ def test_the_heuristics_are_all_rules_with_and_without_options() -> None:
     bases = {label.partition(",hold-eos")[0] for label in labels}
     alone = {base for base in bases if f"{base},hold-eos" not in labels}
     assert alone == {"random:12", "random:24", *(f"threshold:{x},window={n}" for x in (0.8, 0.9) for n in (4, 8))}
-    assert {label.partition(":")[0] for label in labels} == set(HEURISTICS)
+    assert {label.partition(":")[0] for label in labels} == set(HEURISTICS) - {"block-steps", "sequential"}
+
+
+def test_rules_that_read_attention_are_left_out_of_a_sweep_where_there_is_none() -> None:
+    from unmask.cli.evaluate import Evaluate
+    from unmask.cli.options import EvaluatedDecoding
+    from unmask.tasks import Hops
+
+    def asked(**decoding: Any) -> set[str]:
+        command = Evaluate(policies=("dawn:0.8", "heuristics"), regimes=(8,), decoding=EvaluatedDecoding(**decoding))
+        return {job.names["policy"] for job in command.jobs([Hops()], {})}
+
+    assert asked() - asked(cache="dual") == {
+        f"{rule}{o}" for rule in ("dawn:0.9", "dapd:0.1,0.7") for o in ("", ",hold-eos")
+    }
