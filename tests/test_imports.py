@@ -11,21 +11,22 @@ from fresh_process import run_python
 
 PACKAGE = Path(__file__).parents[1] / "unmask"
 
-BASE = {"ops", "models", "tasks", "config", "commit"}
+BASE = {"ops", "models", "tasks", "config", "commit", "files"}
 DECODING = BASE | {"policies", "sampling"}
 JUDGING = DECODING | {"evaluation"}
 ALLOWED = {
     "config": set(),
     "commit": set(),
     "ops": {"_C"},
-    "models": {"config"},
+    "files": set(),
+    "models": {"config", "files"},
     "tasks": set(),
     "policies": BASE,
     "sampling": BASE | {"policies"},
     "evaluation": DECODING,
     "training": JUDGING,
     "integrations": JUDGING,
-    "pretraining": {"models", "tasks", "commit"},
+    "pretraining": {"files", "models", "tasks", "commit"},
     "benchmarking": DECODING | {"commit"},
     "testing": set(),
     "plots": set(),

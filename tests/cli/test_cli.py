@@ -14,7 +14,7 @@ import torch
 
 from unmask import __version__
 from unmask.benchmarking.timing import Comparison
-from unmask.cli import COMMANDS, main
+from unmask.cli import COMMANDS, main, printable
 from unmask.cli.generate import Generate
 from unmask.cli.parsing import given, parse
 from unmask.evaluation.results import read_csv
@@ -46,6 +46,39 @@ def test_generate_json_has_a_row_per_prompt(tmp_path: Path) -> None:
         assert row["finished"]
         assert 1 <= row["steps"] <= 24
         assert row["tokens_per_forward"] == pytest.approx((len(row["completion"]) + 1) / row["steps"], abs=1e-3)
+
+
+def test_prompts_end_at_line_ends_only(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("one\x0ctwo\u2028three\r\nfour\x85\n".encode())
+    command = Generate(file=str(tmp_path / "prompts.txt"))
+    assert command.read_prompts() == ["one\x0ctwo\u2028three", "four\x85"]
+
+
+def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("a\x1b[31m\x9b2J\x07b\n\tc\u202ed\u00e9") == "a\\x1b[31m\\x9b2J\\x07b\n\tc\\u202ed\u00e9"
+    assert main(["generate", "a", "--policy", "thr\x1b[31mold"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    words = ("evaluate", "--problems", "2", "--regimes", "8", "--policies", "threshold:0.5")
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\\xb1" in done.stdout
+
+
+def test_what_nobody_expected_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: Generate) -> int:
+        raise EOFError("no more")
+
+    monkeypatch.setattr(Generate, "run", run)
+    assert main(["generate"]) == 2
+    assert capsys.readouterr().err == "unmask generate: EOFError: no more (--debug shows where)\n"
+    with pytest.raises(EOFError):
+        main(["generate", "--debug"])
 
 
 def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
@@ -126,7 +159,7 @@ def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.Capture
     assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("`threshold:0.9`") == 2
-    assert "TPF = generated tokens per forward" in printed
+    assert "TPF = generated tokens per forward (of NFE)" in printed
     semi, full = read_csv(path)
     assert (semi.regime, full.regime) == ("8", "full")
     assert semi.accuracy > full.accuracy, "the order of unmasking decides the answer"

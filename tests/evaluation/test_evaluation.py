@@ -14,6 +14,7 @@ from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.evaluation.evaluate import Evaluation, average_measures, evaluate, weights_digest
 from unmask.evaluation.metrics import aup, mean, standard_error
 from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
+from unmask.evaluation.sweep import Job, measure
 from unmask.policies import make_policy
 from unmask.tasks import Hops
 
@@ -67,6 +68,20 @@ def test_markdown_table() -> None:
     assert table[3].startswith("| `threshold:0.9` |  | 8 |")
 
 
+def test_forwards_that_only_revise_are_told_apart() -> None:
+    rows = [dataclasses.replace(ROW, forwards=7.25), dataclasses.replace(ROW, forwards=None)]
+    lines = markdown(rows).splitlines()
+    assert lines[0] == "| policy | blocks | accuracy | NFE | all forwards | TPF | reasons |"
+    assert "| 5.50 ± 0.50 | 7.25 | 2.00 ± 0.12 |" in lines[2]
+    assert "| 5.50 ± 0.50 |  | 2.00 ± 0.12 |" in lines[3]
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.6,edit=0.6", config=SamplerConfig(24, 8, seed=0))
+    row, result = evaluate(sampler, Hops(), 5), sampler.generate([p.prompt for p in Hops().problems(5, 0)])
+    assert result.forwards is not None
+    assert row.forwards == pytest.approx(result.forwards.double().mean().item())
+    assert row.forwards > row.nfe == result.steps.double().mean()
+    assert "all forwards" not in markdown([dataclasses.replace(row, forwards=row.nfe)])
+
+
 def test_aup_by_hand() -> None:
     assert aup([(2.0, 80.0)]) == pytest.approx(160.0)
     # W(72) = exp(-3 * 0.1); the point at 70 lies more than 5 below the first and goes.
@@ -100,10 +115,63 @@ def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes of mine\n")
     with pytest.raises(ValueError, match=r"not rows of evaluations: unknown columns \['notes of mine'\]"):
         read_csv(tmp_path / "notes.txt")
-    write_csv(tmp_path / "rows.csv", [ROW])
-    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace(",5.500,", ",many,"))
-    with pytest.raises(ValueError, match="not rows of evaluations: nfe: Input should be a valid number"):
-        read_csv(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "wrong", "message"),
+    [
+        (",5.500,", ",many,", "nfe must be a valid number"),
+        (",5.500,", ",-5,", "nfe must be at least 0, got '-5'"),
+        (",0.7500,", ",2,", "accuracy must be less than or equal to 1, got '2'"),
+        (",0.7500,", ",nan,", "accuracy must be"),
+        (",0.2500,", ",-1,", "accuracy_se must be at least 0, or nan, got '-1'"),
+        (",8,32,", ",0,32,", "block_length must be at least 1"),
+        ("{}", "[1]", "solved must be a mapping"),
+        ("{}", "[" * 100_000, "recursion"),
+    ],
+)
+def test_damaged_rows_are_refused(tmp_path: Path, cell: str, wrong: str, message: str) -> None:
+    path = tmp_path / "rows.csv"
+    write_csv(path, [ROW, ROW])
+    head, _, last = path.read_text().strip().rpartition("\n")
+    assert cell in last
+    path.write_text(f"{head}\n{last.replace(cell, wrong)}\n")
+    with pytest.raises(ValueError, match=f"rows.csv: not rows of evaluations: .*{message}"):
+        read_csv(path)
+
+
+def test_two_evaluations_share_a_file(tmp_path: Path) -> None:
+    """Rows that another one writes meanwhile are kept, and not measured again."""
+    path, sampler = tmp_path / "rows.csv", Sampler.from_pretrained("tiny", policy="threshold:0.5")
+    jobs = [Job(sampler, Hops(), 2, seed, {}) for seed in range(3)]
+    one, other = measure(jobs, path), measure(jobs[::-1], path)
+    assert next(one).seed == 0
+    assert next(other).seed == 2
+    assert next(one).seed == 1
+    assert [row.seed for row in read_csv(path)] == [0, 2, 1]
+    before = path.read_bytes()
+    assert next(one).seed == 2
+    assert [row.seed for row in other] == [1, 0]
+    assert path.read_bytes() == before
+
+
+def test_completions_are_kept_once(tmp_path: Path) -> None:
+    path, sampler = tmp_path / "all.jsonl", Sampler.from_pretrained("tiny", policy="threshold:0.5")
+    evaluate(sampler, Hops(), 2, 0, completions=path)
+    once = path.read_text()
+    assert once.count("\n") == 2
+    path.write_text(once + '{"model": "ti')  # stopped before the row was written, in the midst of a line
+    evaluate(sampler, Hops(), 2, 0, completions=path)
+    assert path.read_text() == once
+    evaluate(sampler, Hops(), 2, 1, completions=path)
+    assert path.read_text().startswith(once)
+    assert path.read_text().count("\n") == 4
+
+
+def test_files_have_the_umasks_mode(tmp_path: Path) -> None:
+    Policy(PolicyConfig()).save_pretrained(tmp_path)
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -122,12 +190,14 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_rows_of_samples_survive_a_csv_file_and_old_rows_are_read(tmp_path: Path) -> None:
-    row = dataclasses.replace(ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10", unfinished=0.5)
+    row = dataclasses.replace(
+        ROW, samples=4, solved={"0": 1, "3": 3}, policy_sha256="00e10", unfinished=0.5, forwards=6.5
+    )
     write_csv(tmp_path / "rows.csv", [row])
     assert read_csv(tmp_path / "rows.csv") == [row]
     lines = [line.split(",") for line in (tmp_path / "rows.csv").read_text().splitlines()]
     new = lines[0].index("samples")
-    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="", unfinished=None)
+    old = dataclasses.replace(row, samples=1, solved={}, policy_sha256="", unfinished=None, forwards=None)
     (tmp_path / "old.csv").write_text("\n".join(",".join(line[:new]) for line in lines))
     assert read_csv(tmp_path / "old.csv") == [old]
 

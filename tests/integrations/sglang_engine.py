@@ -3,13 +3,13 @@
 Sequences are cut into blocks of absolute positions. Full blocks of a prompt are run once; then one block at a time is
 decoded, the first of them starting with what is left of the prompt. A batch takes one block of each of its requests.
 First done, first out: one forward and one step, after which a request goes on, moves to its next block, or leaves.
-Otherwise the batch is decoded until all of its blocks are full.
+Otherwise the batch is decoded until all of its blocks are done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +25,7 @@ def forward_batch(tokens: Tensor, names: Sequence[str], ends: Sequence[int], pro
         rids=list(names),
         seq_lens_cpu=torch.tensor(ends),
         dllm_prompt_mask=prompt,
+        mark_forward_metadata_ready=lambda replan_equivalent: None,
     )
 
 
@@ -40,8 +41,8 @@ class Request:
     partial: list[int] | None = None
     """The block as it was left (first done, first out)."""
     state: Any = None
-    nfe: int = 0
-    """Forwards that saw masks of this request."""
+    seen: list[tuple[int, list[int]]] = field(default_factory=list)
+    """Of every forward: where the request's block began, and its tokens."""
 
 
 class Engine:
@@ -94,8 +95,8 @@ class Engine:
         """Logits (B * block, V), every row in a forward of its own. As in the Sampler, it sees the masks to come."""
         logits, mask = [], self.model.mask_token_id
         for r, block in zip(self.batch, forward_batch.input_ids.view(-1, self.block).tolist(), strict=True):
-            r.nfe += mask in block
+            r.seen.append((r.prefix, block))
             row = torch.tensor([r.tokens[: r.prefix] + block + [mask] * (r.total - r.prefix - self.block)])
             with torch.no_grad():
                 logits.append(self.model(row, positions=torch.arange(r.prefix, r.prefix + self.block)))
-        return SimpleNamespace(logits_output=SimpleNamespace(full_logits=torch.cat(logits)), can_run_graph=False)
+        return SimpleNamespace(logits_output=SimpleNamespace(full_logits=torch.cat(logits)), can_run_graph=True)

@@ -24,7 +24,10 @@ SHELLS: dict[str, dict[str, Any]] = {
     "model_executor.model_runner": {"ModelRunner": SimpleNamespace},
     "server_args": {"ServerArgs": SimpleNamespace},
     "configs.model_config": {"ModelConfig": SimpleNamespace(from_server_args=lambda *_, **__: MODEL)},
-    "arg_groups.overrides": {"resolving_view": lambda server_args: server_args},
+    "arg_groups.overrides": {
+        "resolving_view": lambda server_args: server_args,
+        "declare_resolution": lambda server_args, source, **fields: vars(server_args).update(fields),
+    },
     "utils": {"is_npu": lambda: False},
 }
 
@@ -34,16 +37,16 @@ def importable_sglang(kind: str) -> Iterator[None]:
     """Within, ``import sglang.srt.dllm...`` finds the "stub" or the "released" package; afterwards all is as before."""
     before, path, finders = set(sys.modules), list(sys.path), list(sys.meta_path)
     try:
+        contents = {f"sglang.srt.{name}": shell for name, shell in SHELLS.items()}
         if kind == "stub":
             sys.path.insert(0, str(Path(__file__).parent / "stub"))
         else:
             parents = ("sglang", "sglang.srt", "sglang.srt.dllm")  # their own __init__ would import everything
             folders = {name: os.path.join(os.environ[VARIABLE], *name.split(".")) for name in parents}
-            contents = {name: {"__path__": [folder]} for name, folder in folders.items()}
-            contents |= {f"sglang.srt.{name}": shell for name, shell in SHELLS.items()}
-            for name, content in contents.items():
-                sys.modules[name] = ModuleType(name)
-                vars(sys.modules[name]).update(content)
+            contents |= {name: {"__path__": [folder]} for name, folder in folders.items()}
+        for name, content in contents.items():
+            sys.modules[name] = ModuleType(name)
+            vars(sys.modules[name]).update(content)
         yield
     finally:
         for name in set(sys.modules) - before:

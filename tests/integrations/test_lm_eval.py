@@ -13,6 +13,8 @@ import torch
 
 from unmask import Sampler
 from unmask.integrations.lm_eval.likelihood import loglikelihoods, mask_patterns
+from unmask.models import Transformer, save_model
+from unmask.models.transformer import TransformerConfig
 
 PROMPTS = ["cEaCfBeGgD:a=", "bCaB:a=", "bCaBcDdEgF:a=", "aB:a=", "dAbDcBaE:c="]
 
@@ -27,21 +29,53 @@ def encoded(sampler: Sampler, *pairs: tuple[str, str]) -> list[tuple[list[int], 
     return [(sampler.tokenizer.encode(a), sampler.tokenizer.encode(b)) for a, b in pairs]
 
 
-@pytest.mark.parametrize("continuation", ["a", "aC", "aCc", "D#Dc"])
-def test_the_exact_value_is_the_mean_over_orders(sampler: Sampler, continuation: str) -> None:
-    """Each token given those before it in the order, one at a time; of one token it is the log-probability."""
-    model, pairs = sampler.model, encoded(sampler, (PROMPTS[0], continuation))
-    context, target = pairs[0]
+def over_orders(model: Any, context: list[int], target: list[int], behind: int = 0) -> float:
+    """Each token given those before it in the order, one at a time, the mean over orders; masks are behind."""
     total, orders = 0.0, list(permutations(range(len(target))))
     for order in orders:
-        tokens = [*context, *[model.mask_token_id] * len(target)]
+        tokens = [*context, *[model.mask_token_id] * (len(target) + behind)]
         for i in order:
             logits = model(torch.tensor([tokens]))[0, len(context) + i].double()
             total += float(logits.log_softmax(0)[target[i]])
             tokens[len(context) + i] = target[i]
-    (value,) = loglikelihoods(model, pairs, 0, mc_num=2 ** len(target) - 1)
-    assert value == pytest.approx(total / len(orders), abs=1e-4)
+    return total / len(orders)
+
+
+@pytest.mark.parametrize("continuation", ["a", "aC", "aCc", "D#Dc"])
+def test_the_exact_value_is_the_mean_over_orders(sampler: Sampler, continuation: str) -> None:
+    """Of one token it is the log-probability."""
+    model, pairs = sampler.model, encoded(sampler, (PROMPTS[0], continuation))
+    (value,) = loglikelihoods(model, pairs, 0, mc_num=2 ** len(continuation) - 1)
+    assert value == pytest.approx(over_orders(model, *pairs[0]), abs=1e-4)
     assert value < -1e-3
+
+
+BLOCKS = {"attention": "block-causal", "block_length": 4}
+
+
+def block_model(**kind: Any) -> Transformer:
+    """A random one that sees blocks of 4, with the vocabulary of "tiny"."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 38, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
+    ids = {"mask_token_id": 2, "eos_token_id": 1, "max_position_embeddings": 256}
+    net = Transformer(TransformerConfig(**{**sizes, **ids, **BLOCKS, **kind}))
+    for p in net.parameters():
+        p.data.normal_(0, 0.5) if p.ndim > 1 else p.data.uniform_(0.5, 1.5)
+    net.generation_defaults = {"block_length": 4, "policy": "threshold:0.3,edit=0.2"}
+    return net.requires_grad_(False).eval()
+
+
+def test_likelihoods_of_blocks_add_up() -> None:
+    """Each block's given those before it, whatever is in the batch; behind the continuation its block is masked."""
+    model, context, target = block_model(), [5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16, 17]  # 2, 4 and 1 of a block
+    parts = [(context, target[:2], 0), (context + target[:2], target[2:6], 0), (context + target[:6], target[6:], 3)]
+    wanted = [over_orders(model, *part) for part in parts]
+    pairs = [(context, target), ([7], [9]), ([], target[:4])]
+    expected = [sum(wanted), over_orders(model, [7], [9], 2), over_orders(model, [], target[:4])]
+    assert loglikelihoods(model, pairs, 0, mc_num=15, mc_batch_size=6, block_length=4) == pytest.approx(
+        expected, abs=1e-3
+    )
+    assert loglikelihoods(model, pairs[:1], 0)[0] != pytest.approx(expected[0], abs=0.1)  # masks in several blocks
 
 
 def test_the_estimate_is_unbiased(sampler: Sampler) -> None:
@@ -85,15 +119,41 @@ def requests(prompts: list[str], **gen_kwargs: Any) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return made(policy="tiny", batch_size=3, block_length=8, device="cpu")
+    return made(policy="tiny", batch_size=3, block_length=8, device="cpu", seed=0)
 
 
-def made(**arguments: Any) -> Any:
+def made(name: str = "tiny", **arguments: Any) -> Any:
     """The harness's model, where there is a harness."""
     pytest.importorskip("lm_eval.api.registry")
     from unmask.integrations.lm_eval.model import UnmaskLM
 
-    return UnmaskLM("tiny", **arguments)
+    return UnmaskLM(name, **arguments)
+
+
+def test_models_of_blocks(tmp_path: Path) -> None:
+    """They bring block length and policy; what they revise counts as forwards; some have no likelihoods."""
+    net = block_model()
+    save_model(net, tmp_path)
+    model = made(str(tmp_path), tokenizer="tiny", batch_size=2, device="cpu")
+    expected = Sampler(net, model.tokenizer).generate(PROMPTS, max_new_tokens=24)
+    assert model.generate_until(requests(PROMPTS), disable_tqdm=True) == expected.texts
+    assert len(set(expected.texts or [])) > 2
+    info, forwards = model.get_model_info(), expected.forwards
+    assert (info["policy"], info["block_length"]) == ("threshold:0.3,edit=0.2", 4)
+    assert forwards is not None
+    assert info["forwards"] == forwards.double().mean() > info["nfe"] == expected.steps.double().mean()
+    (greedy,) = Sampler(net, model.tokenizer, "threshold:1").generate(PROMPTS[:1], max_new_tokens=6).texts or []
+    asked = [Request((PROMPTS[0], greedy)), Request((PROMPTS[0], "aCaCaC"))]
+    found = model.loglikelihood(asked, disable_tqdm=True)
+    pairs = encoded(model.sampler, *(request.args for request in asked))
+    assert [value for value, _ in found] == pytest.approx(loglikelihoods(net, pairs, 0, block_length=4), abs=1e-3)
+    assert [same for _, same in found] == [True, False]
+    for kind in ({"seeded": True, "logits_shift": 1}, {"attention": "bidirectional-prefix"}):
+        save_model(block_model(**kind), tmp_path)
+        with pytest.raises(
+            ValueError, match=r"loglikelihood: estimated for bidirectional and block-causal models, but"
+        ):
+            made(str(tmp_path), tokenizer="tiny", device="cpu").loglikelihood(asked)
 
 
 def test_completions_are_the_samplers_in_the_order_of_the_requests(model: Any, sampler: Sampler) -> None:
@@ -121,6 +181,16 @@ def test_draws_are_the_documents_own(model: Any) -> None:
     repeats = model.generate_until([everything[2]] * 4, disable_tqdm=True)
     assert repeats[0] == whole[2]
     assert len(set(repeats)) > 1
+
+
+def test_the_seed_is_the_harnesss() -> None:
+    def drawn(start: int, **arguments: int) -> list[str]:
+        torch.manual_seed(start)
+        asked = requests(PROMPTS, do_sample=True, temperature=3.0)
+        return made(policy="tiny", batch_size=5, device="cpu", **arguments).generate_until(asked, disable_tqdm=True)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(1, seed=7) == drawn(2, seed=7)
 
 
 def test_what_a_request_may_ask_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +247,11 @@ def test_chat_templates_and_special_tokens(model: Any, tmp_path: Path) -> None:
     from unmask.testing import write_checkpoint
 
     chat = made(tokenizer=str(write_checkpoint("llada", tmp_path)))
+    ids = chat.tok_encode("one two<|eot_id|>\n\nthree<|end_header_id|>four")
+    assert chat.text(ids, []) == "one two\n\nthreefour"
+    for stops in (["<|eot_id|>"], ["<|eot_id|>\n"], ["three", "<|eot_id|>"], ["zz", "<|end_header_id|>", "<|eot_id|>"]):
+        assert chat.text(ids, stops) == "one two"
+    assert chat.text(ids, ["<|end_header_id|>", "thr"]) == "one two\n\n"
     text = chat.apply_chat_template([{"role": "user", "content": "hi"}])
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert text == f"<|startoftext|>{header.format('user')}hi<|eot_id|>{header.format('assistant')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -86,6 +87,11 @@ def serve(settings: dict[str, Any], fdfo: bool, total: int = TOTAL, **engine: An
     return requests
 
 
+def nfe(request: Request) -> int:
+    """Forwards that saw masks of this request."""
+    return sum(tiny().mask_token_id in block for _, block in request.seen)
+
+
 DRAWN = {"policy": "learned", "actions": "bernoulli-argmax", "policy_temperature": 1.5}
 RULES = (
     *("threshold:0.9", "factor:1", "entropy-bound:0.1", "entropy-threshold:0.45", "margin:20", "confidence:20"),
@@ -98,6 +104,7 @@ EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"policy": "confidence:20,spacing=2,decay=0.1"}, {}),
     ({"policy": "threshold:0.5", "temperature": 0.8}, {}),
     ({"policy": "random:20", "temperature": 0.8}, {}),
+    ({"policy": "random:20,edit=0.1,post=2", "temperature": 0.8}, {}),  # every forward keys the draws
     (DRAWN, {}),
     (DRAWN | {"temperature": 0.5}, {"num_confidences": 3}),
     (DRAWN | {"alpha": 30.0}, {"alpha_conditioned": True}),
@@ -122,17 +129,19 @@ def test_completions_forwards_and_draws_are_the_samplers(
     expected = sampler.infill(torch.tensor(rows))
     served = serve(named(settings, tmp_path, **config), fdfo, total)
     assert [r.tokens[:total] for r in served] == expected.sequences.tolist()
-    assert [r.nfe for r in served] == expected.steps.tolist()
+    assert [nfe(r) for r in served] == expected.steps.tolist()
     assert expected.steps.max() > total / BLOCK  # not just one forward a block
 
 
 def test_the_time_is_steps_over_the_completions_length(sglang: str, fdfo: bool, tmp_path: Path) -> None:
     settings = named(DRAWN, tmp_path)
-    nfe = [[r.nfe for r in serve(settings | {"max_new_tokens": n}, fdfo)] for n in (TOTAL, 10 * TOTAL)]
-    assert nfe[0] != nfe[1]
+    short, long = ([nfe(r) for r in serve(settings | {"max_new_tokens": n}, fdfo)] for n in (TOTAL, 10 * TOTAL))
+    assert short != long
 
 
-@pytest.mark.parametrize("policy", ["threshold:0.9", "confidence:15", "klass:0.6,0.5", "random:15", "learned"])
+@pytest.mark.parametrize(
+    "policy", ["threshold:0.9", "confidence:15", "klass:0.6,0.5", "random:15", "random:15,edit=0.1,post=2", "learned"]
+)
 @pytest.mark.parametrize("mixed", [False, True], ids=["prompts-apart", "full-rows-among-others"])
 def test_requests_that_join_and_leave_do_not_change_each_other(
     sglang: str, fdfo: bool, tmp_path: Path, policy: str, mixed: bool
@@ -150,8 +159,8 @@ def test_requests_that_join_and_leave_do_not_change_each_other(
         Engine(algorithm, tiny(), capacity=3, mixed=mixed).run(crowded)
     for request in alone:
         Engine(make_algorithm(settings, fdfo, mask=tiny().mask_token_id), tiny()).run([request])
-    assert [(r.tokens, r.nfe) for r in crowded] == [(r.tokens, r.nfe) for r in alone]
-    assert len({r.nfe for r in crowded}) > 2
+    assert [(r.tokens, nfe(r)) for r in crowded] == [(r.tokens, nfe(r)) for r in alone]
+    assert len({nfe(r) for r in crowded}) > 2
 
 
 def batch_of(rows: int) -> Any:
@@ -179,6 +188,81 @@ def test_what_a_step_answers(sglang: str, caplog: pytest.LogCaptureFixture) -> N
     assert [state.steps for state in states] == [0, BLOCK, 0]
 
 
+def test_what_a_step_answers_to_editing(sglang: str) -> None:
+    """Nothing to change, then a spent budget, after which one forward stores; then a prompt, which nobody edits."""
+    algorithm = make_algorithm({"policy": "threshold:0.5,edit=0.5,post=2"})
+    batch = batch_of(3)
+    tokens = batch.input_ids.view(3, BLOCK)
+    tokens[2], tokens[:2, 0] = 7, 1  # and the first position of the others is a prompt's
+    states = algorithm.init_step_state(batch)
+    said = [(5, 5), (5, 6), (5, 7), (9, 8)]  # by each forward, in the first row and in the second
+    for answer, kept, each in zip(
+        ([False, False, True], [True, False, True], [True, False, True], [True, True, True]),
+        ((5, 5), (5, 6), (5, 7), (5, 7)), said, strict=True,
+    ):  # fmt: skip
+        logits = torch.nn.functional.one_hot(torch.tensor([*each, 3]), VOCAB).float() * 20
+        assert algorithm.step(batch, logits.repeat_interleave(BLOCK, dim=0), states) == answer
+        assert tokens.tolist() == [[1] + [kept[0]] * 7, [1] + [kept[1]] * 7, [7] * 8]
+    assert [(s.steps, s.forwards) for s in states] == [(1, 2), (1, 3), (0, 0)]
+    assert algorithm.max_steps(BLOCK) == BLOCK + 3
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "llada21-tiny"
+
+
+def test_golden_edits_forward_by_forward(sglang: str, fdfo: bool) -> None:
+    """LLaDA2.1's generations: what every forward saw, and one that only stores after each block's last change."""
+    data, stored, golden = json.loads((GOLDEN / "golden_generate.json").read_text()), 0, cache(load_model)
+    for run in data["runs"][:: 1 if fdfo else 5]:
+        policy = f"threshold:{run['threshold']},{run['num_to_transfer']}"
+        policy += f",edit={run['editing_threshold']},post={run['max_post_steps']}"
+        length, prompt = run["block_length"], run["prompt"]
+        model = golden(GOLDEN, block_length=length)
+        request = Request("a", list(prompt), run["blocks"][-1]["start"] + length)
+        algorithm = make_algorithm({"policy": policy}, fdfo, length, data["mask_token_id"])
+        Engine(algorithm, model).run([request])
+        expected = []
+        for block in run["blocks"]:
+            *before, last = block["states"]
+            stored += before[-1] != last
+            expected += [(block["start"], s) for s in (before if before[-1] == last else [*before, last])]
+        assert [(start, seen) for start, seen in request.seen if start + length > len(prompt)] == expected
+    assert 0 < stored < sum(len(run["blocks"]) for run in data["runs"])
+
+
+def asking(own: dict[str, Any] | None = None, **params: Any) -> Any:
+    """A request as SGLang has it when nothing but ``params`` was asked for, on a server of the settings ``own``."""
+    none = ("json_schema", "regex", "ebnf", "structural_tag", "sampling_seed", "watermark", "logit_bias", "beam_width")
+    flags = ("return_logprob", "return_hidden_states", "return_sampling_mask", "custom_logit_processor")
+    zero = ("min_p", "frequency_penalty", "presence_penalty", "min_new_tokens")
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 1 << 30, "repetition_penalty": 1.0, **dict.fromkeys(zero, 0)}
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(**{**plain, **dict.fromkeys(none), **params}),
+        dllm_config=SimpleNamespace(algorithm_config=own or {}),
+        **{name: params.get(name, False) for name in flags},
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "params", "named"),
+    [
+        ({}, {}, None),
+        ({}, {"top_k": 1}, None),  # temperature 0
+        ({"temperature": 0.7}, {"temperature": 0.7}, None),
+        ({"temperature": 0.7}, {"top_k": 1}, "temperature=0"),
+        ({}, {"temperature": 0.7, "top_p": 0.9}, "top_p=0.9, temperature=0.7"),
+        ({}, {"top_k": 5}, "top_k=5"),
+        ({}, {"sampling_seed": 0, "logit_bias": {"5": 1.0}}, "sampling_seed=0, logit_bias={'5': 1.0}"),
+        ({}, {"regex": "a*", "return_logprob": True}, "regex='a*', return_logprob=True"),
+    ],
+)
+def test_requests_that_cannot_be_honoured_are_refused(
+    sglang: str, own: dict[str, Any], params: dict[str, Any], named: str | None
+) -> None:
+    error = type(make_algorithm({})).validate_request(asking(own, **params))
+    assert (error is None) if named is None else error.startswith(f"{named}: not possible, as the algorithm config")
+
+
 def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None:
     """SGLang then says which positions are the prompt's."""
     mask = tiny().mask_token_id
@@ -187,7 +271,9 @@ def test_mask_tokens_of_a_prompt_are_left_alone(sglang: str, fdfo: bool) -> None
     assert [i for i, token in enumerate(request.tokens) if token == mask] == [1, 5, 9]
 
 
-@pytest.mark.parametrize("policy", ["threshold:0.9", "entropy-bound:0", "klass:0.2,0.5", "random:2", "learned"])
+@pytest.mark.parametrize(
+    "policy", ["threshold:0.9,edit=0.1", "entropy-bound:0", "klass:0.2,0.5", "random:2", "learned"]
+)
 def test_no_tensor_work_and_no_wait_per_row(sglang: str, tmp_path: Path, policy: str) -> None:
     """A step takes the same operations for 2 rows and for 12, in an old batch and in one in a new order."""
     algorithm = make_algorithm(named({"policy": policy, "max_new_tokens": 16, "temperature": 1.0}, tmp_path))
@@ -236,9 +322,8 @@ def test_steps_of_earlier_blocks(steps: list[tuple[str, int, int]], asked: tuple
     for request, end, count in steps:
         state = progress.enter(request, end)
         progress.enter(request, 8)  # entering changes nothing
-        for _ in range(count):
-            progress.advance(state)
-    assert progress.enter(*asked) == BlockState(*asked, before=before)
+        progress.advance(state, count, 2 * count)
+    assert progress.enter(*asked) == BlockState(*asked, before=before, before_post=before)
 
 
 def test_keys_and_memory_are_a_requests_own() -> None:
@@ -261,12 +346,16 @@ def test_keys_and_memory_are_a_requests_own() -> None:
     [
         ({"policy": "threshold:0.9,hold-eos"}, ValueError, "holds back ends of sequence: set stop_ids"),
         ({"stop_ids": 3}, ValueError, "stop_ids: expected a list of ids of at least 0, got 3"),
-        ({"policy": "edit:llada2.1"}, ValueError, "revises tokens, but the engine takes a block as final"),
         ({"policy": "dawn:0.9"}, ValueError, "reads the model's attention, which the engine does not give"),
         ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
         ({"actions": "greedy"}, ValueError, "policy 'threshold:0.9' has no use for actions"),
+        (
+            {"policy": "threshold:0.9,edit=0.9,scope=all"},
+            ValueError,
+            "blocks that the engine has finished, .* leave sc",
+        ),
         ({"policy": "confidence:8"}, ValueError, "counts steps for the whole buffer: .* must set max_new_tokens"),
         ({"policy": "confidence:8", "max_new_tokens": 24}, ValueError, "a multiple of the 3 blocks of .*, got 8"),
         ({"policy": "tiny-blocks", "max_new_tokens": 24}, ValueError, "policy 'tiny-blocks' has context=\"full\""),
@@ -306,6 +395,7 @@ def test_the_configuration_file_is_sglangs(sglang: str, tmp_path: Path) -> None:
     )  # fmt: skip
     file.write_text("policy: entropy-bound:0.1\nblock_size: 16\nmax_new_tokens: 64\nseed: 3\n")
     get_algorithm_cls("Unmask").configure_server_args(args)
+    assert args.sampling_defaults == "openai"
     algorithm = DllmAlgorithm.from_server_args(args)
     assert (algorithm.block_size, algorithm.mask_id, algorithm.fdfo) == (16, 156895, True)
     policy, sampling = algorithm.policy, algorithm.sampling
@@ -343,7 +433,7 @@ def test_registering_imports_nothing_and_leaves_no_trace() -> None:
     assert run_python(light).stdout.strip() == "False"
 
 
-def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sglang_loads_the_plugin_and_its_own_rules_agree(sglang: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if sglang == "stub":
         pytest.skip(f"needs the released package; see {VARIABLE}")
     import sglang.srt.plugins as plugins
@@ -354,13 +444,22 @@ def test_sglang_loads_the_plugin_and_its_own_threshold_agrees(sglang: str, monke
     from sglang.srt.dllm.algorithm import get_algorithm
     from sglang.srt.dllm.config import DllmConfig
 
-    theirs = get_algorithm(DllmConfig("LowConfidence", {"threshold": 0.6}, BLOCK, MASK, 16, True))
-    ours = make_algorithm({"policy": "threshold:0.6"})
-    batches = [batch_of(16), batch_of(16)]
-    states, done = ours.init_step_state(batches[0]), [False]
-    while not all(done):
+    editing = {"threshold": 0.6, "edit_threshold": 0.6, "max_post_edit_steps": 3}
+    for name, settings, policy in (
+        ("LowConfidence", {"threshold": 0.6}, "threshold:0.6"),
+        ("JointThreshold", editing, "threshold:0.6,edit=0.6,post=3"),
+    ):
+        theirs, ours = (
+            get_algorithm(DllmConfig(name, settings, BLOCK, MASK, 16, True)),
+            make_algorithm({"policy": policy}),
+        )
+        assert theirs.max_steps(BLOCK) == ours.max_steps(BLOCK)
+        batches = [batch_of(16), batch_of(16)]
+        both, done = [a.init_step_state(b) for a, b in zip((ours, theirs), batches, strict=True)], [False]
         logits = torch.randn(16 * BLOCK, VOCAB) * 4
-        logits[:, MASK] = -50.0
-        done = ours.step(batches[0], logits, states)
-        assert done == theirs.step(batches[1], logits, [None] * 16)
-        assert torch.equal(batches[0].input_ids, batches[1].input_ids)
+        while not all(done):
+            logits[::2] = torch.randn(8 * BLOCK, VOCAB) * 4  # half of them stay, so that some blocks end unchanged
+            logits[:, MASK] = -50.0
+            done = ours.step(batches[0], logits, both[0])
+            assert done == theirs.step(batches[1], logits.clone(), both[1])
+            assert torch.equal(batches[0].input_ids, batches[1].input_ids)

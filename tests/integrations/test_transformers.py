@@ -128,6 +128,8 @@ class Own(transformers.LogitsProcessor):  # type: ignore[misc, name-defined]
         ({"policy": "treshold:0.9"}, "unknown policy 'treshold:0.9'"),
         ({"token_type_ids": torch.ones(2, 6, dtype=torch.int64)}, "token_type_ids must be all 0"),
         ({"position_ids": torch.arange(1, 7)[None]}, "position_ids must count the real tokens"),
+        ({"assistant_model": torch.nn.Identity()}, r"assistant_model=Identity\(\) has no meaning"),
+        ({"negative_prompt_ids": torch.ones(2, 6)}, "negative_prompt_ids=tensor.* has no meaning"),
         ({"logits_processor": [Own()]}, "logits_processor.* has no meaning"),
         ({"stopping_criteria": [transformers.MaxTimeCriteria(1.0)]}, "stopping_criteria.* has no meaning"),
     ],
@@ -175,6 +177,8 @@ def test_streamers_reach_the_loop(model: Any, capsys: pytest.CaptureFixture[str]
     for form in (bound, {**FORMS["folder"], "streamer": streamer}):
         assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected)
         assert capsys.readouterr().out == text + "\n"
+    with pytest.raises(ValueError, match="streamer= does not reach custom_generate: functools.partial"):
+        model.generate(prompts(rows=1), **FORMS["callable"], streamer=streamer, **arguments)
 
 
 def test_models_of_this_project_and_samplers() -> None:
@@ -189,6 +193,25 @@ def test_models_of_this_project_and_samplers() -> None:
     assert torch.equal(generate(model, ids, eos_token_id=[1], policy="threshold:0.9"), expected)
     with pytest.raises(TypeError, match="inputs must be an int64 tensor"):
         generate(model, "cEaC:a=")  # type: ignore[arg-type]
+
+
+def test_models_of_blocks() -> None:
+    """Native ones decode, also with their left padding; the code of their authors is refused."""
+    model, ids = load_model(Path(__file__).parents[1] / "golden" / "sdar-tiny"), torch.arange(5, 17).view(2, 6)
+    attention = torch.tensor([[0] * 2 + [1] * 4, [1] * 6])
+    arguments = {"max_new_tokens": 10, "policy": "threshold:0.1", "stop_at_eos": False}
+    found = generate(model, ids, attention_mask=attention, eos_token_id=model.eos_token_id, **arguments)
+    expected = [
+        Sampler(model, policy="threshold:0.1")
+        .generate([row[-n:].tolist()], **{k: v for k, v in arguments.items() if k != "policy"})
+        .completions[0]
+        for row, n in zip(ids, (4, 6), strict=True)
+    ]
+    assert torch.equal(found[:, 6:], torch.stack(expected))
+    theirs = type("Theirs", (), {"config": transformers.PretrainedConfig(model_type="sdar", name_or_path="JetLM/SDAR")})
+    theirs.config.model_type = "sdar"
+    with pytest.raises(ValueError, match=r"model_type 'sdar' would be decoded wrongly, .* load_model\('JetLM/SDAR'\)"):
+        generate(theirs(), ids, mask_token_id=4)
 
 
 def test_trimming_by_hand() -> None:

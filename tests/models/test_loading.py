@@ -102,6 +102,9 @@ def test_tied_checkpoint_with_a_stored_head(build: Build, tmp_path: Path) -> Non
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     rewrite(tmp_path, lambda w: w.update({"lm_head.weight": w["embed.weight"].clone()}))
     assert torch.equal(load_model(tmp_path)(IDS), model(IDS))
+    rewrite(tmp_path, lambda w: w["lm_head.weight"][0, 0].add_(1))
+    with pytest.raises(ValueError, match="ties the head to the embedding, but 'lm_head.weight' differs"):
+        load_model(tmp_path)
 
 
 def test_stored_rotary_tables_are_ignored(folder: Path, build: Build) -> None:
@@ -201,6 +204,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         lambda f: edit_config(f, num_layers=5),
         ValueError,
         r"lacks 18 tensors .*layers\.3\.attn_norm\.weight, .* and 14 more",
+    ),
+    "endless layers": (
+        lambda f: edit_config(f, num_layers=2**62),
+        ValueError,
+        r"calls for 4611686018427387904 layers, the weights are \d+ tensors",
     ),
     "missing head": (
         lambda f: rewrite(f, lambda w: w.pop("lm_head.weight")),

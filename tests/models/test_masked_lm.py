@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unmask.models import ModelBase, load_model, load_tokenizer
 from unmask.models.masked_lm import HEADS, MaskedLM
@@ -156,6 +157,72 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path, mask_token_id=4)
 
 
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({QUERY: None}, f"lacks tensors that the model needs: {QUERY}"),
+        ({"cls.predictions.transform.dense.weight": None}, "lacks tensors"),
+        ({QUERY.replace("1", "2"): torch.zeros(16, 16)}, "has no place for: bert.encoder.layer.2"),
+        ({QUERY: torch.zeros(16, 8)}, f"shape that the config does not call for: {QUERY}"),
+        ({QUERY: torch.ones(16, 16, dtype=torch.int8)}, "must be stored as F64, F32, F16, BF16, got .* .I8"),
+        ({QUERY: torch.full((16, 16), torch.nan)}, f"has tensors with NaN or infinities: {QUERY}"),
+    ],
+)
+def test_damaged_weights_are_refused(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
+    model = make("bert")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    unused = {"bert.pooler.dense.weight": torch.zeros(2, 2), "bert.embeddings.position_ids": torch.arange(3)}
+    weights = {**load_file(path), **unused}
+    save_file(weights, path, metadata={"format": "pt"})
+    assert load_model(tmp_path, mask_token_id=4)(ids(1, 5)).equal(model(ids(1, 5)).logits)
+    save_file({k: v for k, v in (weights | tensors).items() if v is not None}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path, mask_token_id=4)
+
+
+def test_a_tied_heads_own_weights_are_used(tmp_path: Path) -> None:
+    make("bert").save_pretrained(tmp_path)
+    path, x = tmp_path / "model.safetensors", ids(1, 5)
+    tied = load_model(tmp_path, mask_token_id=4)(x)
+    head = torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(2))
+    save_file({**load_file(path), "cls.predictions.decoder.weight": head}, path, metadata={"format": "pt"})
+    model = load_model(tmp_path, mask_token_id=4)
+    assert model.model.cls.predictions.decoder.weight.equal(head)
+    assert (model(x) - tied).abs().max() > 0.5
+
+
+KINDS: dict[str, Any] = {
+    "MPNet": {},
+    "Esm": {"mask_token_id": 4, "position_embedding_type": "absolute"},
+    "Luke": {"entity_vocab_size": 10},
+    "Nystromformer": {},
+    "FNet": {},
+    "ConvBert": {"embedding_size": 16},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_are_the_models_own_and_padding_is_kept_apart_or_refused(kind: str) -> None:
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, "pad_token_id": 1, **KINDS[kind]})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    wrapped, x = MaskedLM(model, 4, 3, 1), ids(1, 9)
+    assert wrapped(x).equal(model(x).logits)
+    keep = torch.arange(12)[None] >= 3
+    padded = torch.cat((x[:, :3], x), dim=1)
+    if kind in ("Nystromformer", "FNet", "ConvBert"):
+        with pytest.raises(ValueError, match=f"padding changes what {kind}ForMaskedLM computes"):
+            wrapped(padded, keep)
+    else:
+        assert torch.allclose(wrapped(padded, keep)[:, 3:], wrapped(x), atol=1e-5)
+
+
 def test_dtype_and_tokenizer(tmp_path: Path) -> None:
     make("bert").to(torch.bfloat16).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
@@ -178,7 +245,7 @@ def test_models_without_position_ids_refuse_padding() -> None:
 
     wrapped = MaskedLM(Plain(), mask_token_id=4, eos_token_id=None)
     assert wrapped(ids(2, 5), positions=slice(2, None)).shape == (2, 3, 31)
-    with pytest.raises(ValueError, match="Plain takes no position_ids"):
+    with pytest.raises(ValueError, match="padding changes what Plain computes"):
         wrapped(ids(2, 5), torch.ones(2, 5, dtype=torch.bool))
 
 
@@ -210,8 +277,6 @@ class Mine(PreTrainedModel):
 
 
 def test_remote_code_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors.torch import save_file
-
     folder, cache = tmp_path / "remote", str(tmp_path / "modules")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
     monkeypatch.syspath_prepend(cache)

@@ -114,3 +114,15 @@ def test_a_local_folder_is_no_base_model(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="base_model must be a hub id .* got 'runs/mine'"):
         policy_card(PolicyConfig(), "user/name", "runs/mine")
+
+
+def test_labels_are_escaped_and_local_places_cut() -> None:
+    rows = [{**ROW, "policy": name, "task": "a`|b"} for name in ("x|y\n# z", "`q`", "/home/me/runs/mine", "user/name")]
+    training = {"task_options": {"path": "/home/me/gsm8k.jsonl"}, "expert": ["threshold:0.9", "../mine"], "alpha": 1.0}
+    card = policy_card(PolicyConfig(), "user/name", results=rows, training=training)
+    table = [line for line in card.splitlines() if line.startswith("| `` a`")]
+    assert [line.split(" | ")[1] for line in table] == ["`x\\|y # z`", "`` `q` ``", "`mine`", "`user/name`"]
+    assert all(line.startswith("| `` a`\\|b `` | ") for line in table)
+    assert "/home" not in card
+    assert '"path": "gsm8k.jsonl"' in card
+    assert '"mine"' in card

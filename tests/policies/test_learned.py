@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask import Sampler
 from unmask.ops.reference.policy_forward import policy_forward as reference
 from unmask.policies import learned
 from unmask.policies.base import Observation, UnmaskingPolicy
@@ -250,3 +251,16 @@ def test_decide_uses_the_op_where_it_can(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.clear()
         random_policy(**fields).decide(observe(3, 48, blocks))
         assert calls == expected
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_a_program_changes_nothing(default: torch.dtype) -> None:
+    wanted = Sampler.from_pretrained("tiny").generate("cEaCfBeGgD:a=", record=True)
+    torch.set_default_dtype(default)
+    try:
+        found = Sampler.from_pretrained("tiny").generate("cEaCfBeGgD:a=", record=True)
+        assert {p.dtype for p in Policy().parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.trajectory.confidence.equal(wanted.trajectory.confidence)
+    assert found.completions.equal(wanted.completions)

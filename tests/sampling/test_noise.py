@@ -199,7 +199,9 @@ def test_a_learned_policys_actions(actions: str) -> None:
     assert torch.equal(out.sequences, again.sequences)
 
 
-@pytest.mark.parametrize("policy", ["threshold:0.3", "factor:2", "entropy-threshold:1.2", "klass:0.3,0.5"])
+@pytest.mark.parametrize(
+    "policy", ["threshold:0.3", "factor:2", "entropy-threshold:1.2", "klass:0.3,0.5", "threshold:0.3,window=4"]
+)
 def test_rules_accept_in_place_of_upstreams(policy: str) -> None:
     spy = Spy(policy)
     out = sampler_for(spy, max_denoising_steps=8).generate(PROMPTS, seed=2)
@@ -207,7 +209,9 @@ def test_rules_accept_in_place_of_upstreams(policy: str) -> None:
     assert (out.completions >= 0).all()
     shares = torch.stack(spy.said).float().mean(dim=(1, 2))
     assert 0 < shares.mean() < 1
-    if policy.startswith("threshold"):
+    if "window" in policy:
+        assert not any(said[:, 4:].any() for said in spy.said)
+    elif policy.startswith("threshold"):
         for seen, said in zip(spy.seen, spy.said, strict=True):
             above = (seen["token_confidence"] > 0.3) & seen["allowed"]
             assert torch.equal(said & above, above)
@@ -389,13 +393,8 @@ def test_what_needs_masks_is_refused() -> None:
         Sampler(sampler.model, config=config).generate(PROMPTS)
 
 
-@pytest.fixture
-def _old_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
-
-
-@pytest.mark.usefixtures("_old_transformers")
-def test_an_older_transformers() -> None:
     with pytest.raises(ImportError, match=r"'diffusion_gemma' needs transformers >= 5\.11: pip install"):
         load_model(FOLDER)
 

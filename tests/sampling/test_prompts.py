@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
 from unmask.evaluation import evaluate
 from unmask.models import load_model, load_tokenizer
+from unmask.models.loading import packaged_models
 from unmask.sampling.prompts import ChatTokenizer, describe_prompts, text_ids, with_chat_template
 from unmask.tasks import GSM8K, Hops
 from unmask.testing import write_checkpoint
@@ -76,7 +80,7 @@ def test_who_decides(llada: Path) -> None:
         assert isinstance(tokenizer, ChatTokenizer) == used
         assert isinstance(with_chat_template(tokenizer, wanted, instructions=instructions), ChatTokenizer) == used
     assert with_chat_template(without, None) is without
-    with pytest.raises(ValueError, match="chat_template=True, but the CharTokenizer has no chat template"):
+    with pytest.raises(ValueError, match="the CharTokenizer has no chat template"):
         with_chat_template(without, True)
     with pytest.raises(ValueError, match="system_prompt='x' was given, but no chat template is in use"):
         with_chat_template(with_template, False, "x")
@@ -92,6 +96,61 @@ def test_a_template_may_refuse(llada: Path) -> None:
         ChatTokenizer(tokenizer, "s").encode("a")
 
 
+def test_a_tokenizers_output_is_a_prompt() -> None:
+    sampler = Sampler.from_pretrained("tiny", "threshold:0.5")
+    ids = [sampler.tokenizer.encode(text) for text in ("cEaCfBeG:a=", "cE:c=")]
+    wanted = sampler.generate(ids).completions
+    assert not wanted[0].equal(wanted[1])
+    padded = [ids[0], ids[1] + [0] * (len(ids[0]) - len(ids[1]))]
+    mask = [[1] * len(ids[0]), [1] * len(ids[1]) + [0] * (len(ids[0]) - len(ids[1]))]
+    for form in (list, np.array, torch.tensor):
+        encoding = {"input_ids": form(padded), "attention_mask": form(mask), "token_type_ids": form(padded) * 0}
+        if form is list:
+            del encoding["token_type_ids"]
+        assert sampler.generate(UserDict(encoding)).completions.equal(wanted)
+        assert sampler.generate({"input_ids": form(ids[1])}).completions.equal(wanted[1:])
+    assert sampler.generate({"input_ids": ids}).completions.equal(wanted)
+
+
+def test_a_tokenizer_of_ones_own_and_none(tmp_path: Path) -> None:
+    copytree(packaged_models()["tiny"], tmp_path / "bare", ignore=ignore_patterns("char_tokenizer.json"))
+    words, ids = "cEaCfBeG:a=", load_tokenizer("tiny").encode("cEaCfBeG:a=")
+    wanted = Sampler.from_pretrained("tiny", "threshold:0.5").generate(words)
+    bare = Sampler.from_pretrained(str(tmp_path / "bare"), "threshold:0.5")
+    assert bare.generate([ids]).completions.equal(wanted.completions)
+    with pytest.raises(TypeError, match="the Sampler has no tokenizer"):
+        bare.generate(words)
+    for own in ("tiny", load_tokenizer("tiny")):
+        sampler = Sampler.from_pretrained(str(tmp_path / "bare"), "threshold:0.5", tokenizer=own, device_map="cpu")
+        assert sampler.generate(words).texts == wanted.texts
+    with pytest.raises(FileNotFoundError, match="has no tokenizer"):
+        Sampler.from_pretrained("tiny", tokenizer=str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match="revision='x' goes with a hub id"):
+        Sampler.from_pretrained("tiny", revision="x")
+    with pytest.raises(RuntimeError, match="device 99"):
+        Sampler.from_pretrained("tiny", device_map=99)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"role": "user", "content": "a"}, r"got the keys \['role', 'content'\]; a message goes into a list"),
+        ({"input_ids": [[5]], "position_ids": [[1]]}, "got the keys"),
+        ({"input_ids": [[5, 6, 7]], "attention_mask": [[1, 0, 1]]}, "zeros then ones or ones then zeros"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[1, 1], [1, 1]]}, "a row per row of input_ids"),
+        ({"input_ids": [[5, 6]], "token_type_ids": [[0, 1]]}, "one segment"),
+        ({"cE:c=", "cEaC:a="}, "prompts must be .* got set"),
+        ({"cE:c=": 1}.keys(), "prompts must be .* got dict_keys"),
+        ([b"ab"], r"prompts\[0\] must be .* got bytes"),
+        ([{"role": "user"}], r"prompts\[0\] must be .* got dict"),
+        ([{"role": "user", "content": "a"}], "the CharTokenizer has no chat template"),
+    ],
+)
+def test_other_mappings_and_sets_are_refused(prompts: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Sampler.from_pretrained("tiny", "threshold:0.5").generate(prompts)
+
+
 def test_a_sampler_decodes_messages(llada: Path) -> None:
     plain, chat = (
         Sampler.from_pretrained(str(llada), "threshold:0.5", chat_template=wanted, config=SamplerConfig(16, 8))
@@ -100,6 +159,10 @@ def test_a_sampler_decodes_messages(llada: Path) -> None:
     shown = plain.generate(SHOWN.format("What is 3?") + ANSWER)
     assert chat.generate("What is 3?").completions.equal(shown.completions)
     assert not plain.generate("What is 3?").completions.equal(shown.completions)
+    messages = [{"role": "user", "content": "What is 3?"}]
+    for sampler in (plain, chat):
+        assert sampler.generate(messages).completions.equal(shown.completions)
+        assert sampler.generate([messages, messages]).completions.equal(shown.completions.expand(2, -1))
 
 
 @pytest.fixture

@@ -138,6 +138,20 @@ def test_malformed_files_are_named(tmp_path: Path, lines: list[str], message: st
         GSM8K(path=str(path)).problems(1, 0)
 
 
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    packed = gzip.compress(json.dumps({"question": "a", "answer": "#### 1"}).encode() * 99)
+    for name, content in (
+        ("cut.jsonl.gz", packed[:-9]),
+        ("odd.jsonl.gz", b"hello"),
+        ("bits.jsonl.gz", packed[:20] + bytes(9) + packed[29:]),
+        ("bytes.jsonl", b"\xff\xfe{}"),
+        ("deep.jsonl", b"[" * 100_000),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}, (line 1: not JSON|behind line 0: damaged): "):
+            GSM8K(path=str(tmp_path / name)).problems(1, 0)
+
+
 def test_missing_things_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl"):
         GSM8K(path="nowhere.jsonl").problems(1, 0)

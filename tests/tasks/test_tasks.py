@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +109,32 @@ def test_curricula_end_at_the_task_and_always_make_problems(name: str) -> None:
     for step in range(11):
         for problem in task.easier(step / 10).problems(20, seed=step):
             assert task.grade(problem, problem.response) == 1.0
+
+
+MINE = """
+from dataclasses import dataclass
+from unmask.tasks import Problem, Task
+
+@dataclass(frozen=True)
+class Echo(Task):
+    name: str = "echo"
+    letter: str = "a"
+
+    def sample(self, rng):
+        return Problem(self.letter, self.letter)
+
+    def grade(self, problem, completion):
+        return float(problem.answer in completion)
+"""
+
+
+def test_a_task_of_ones_own_by_module_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tasks.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("unmask.tasks.TASKS", {**TASKS})
+    task = make_task("my_tasks:Echo", letter="b")
+    assert (task.name, task.problems(2, 0)[1].answer) == ("echo", "b")
+    for bad, message in (("my_tasks:Problem", "must be a dataclass derived from"), ("my_task", "or module:Class")):
+        with pytest.raises(ValueError, match=message):
+            make_task(bad)

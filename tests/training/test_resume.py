@@ -19,6 +19,7 @@ from training_helpers import OneOfMany, assert_same_policy, lines, make_trainer
 
 import unmask
 from unmask import Policy
+from unmask.files import locked
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals
 from unmask.training.problems import TrainingProblems
@@ -34,6 +35,8 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     for path in sorted(newest.rglob("*"), reverse=True):  # as if killed before the last checkpoint
         path.unlink() if path.is_file() else path.rmdir()
     newest.rmdir()
+    log = tmp_path / "parts" / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1, "rew\xff\n[2]\n' + log.read_bytes())  # damaged lines are dropped
     resumed = make_trainer(tmp_path / "parts", replayed_steps=3, resume_from_checkpoint=True)
     resumed.train()
     assert resumed.iteration == 3
@@ -242,9 +245,15 @@ def test_bad_resumes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"already holds a run \(step-000001\): resume it with"):
         make_trainer(tmp_path, iterations=1).train()
     with pytest.raises(
-        ValueError, match="a run with other settings: alpha 1.0 there, 3.0 here; iterations 1 there, 2 here"
+        ValueError,
+        match="other settings: alpha 1.0 there, 3.0 here; iterations 1 there, 2 here; .*init_policy=.*000001/policy",
     ):
         make_trainer(tmp_path, iterations=2, alpha=3.0, resume_from_checkpoint=True).train()
+    with (
+        locked(tmp_path / "metrics.jsonl", wait=False),
+        pytest.raises(BlockingIOError, match="metrics.jsonl is being written by another process"),
+    ):
+        make_trainer(tmp_path, iterations=1, resume_from_checkpoint=True).train()
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
         make_trainer(tmp_path, iterations=1, resume_from_checkpoint=str(tmp_path / "nowhere")).train()
     damaged = checkpoint.checkpoints(tmp_path)[0] / "optimizer.safetensors"

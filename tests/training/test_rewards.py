@@ -78,3 +78,13 @@ def test_bad_reward_functions_are_named() -> None:
         score([one], ["p", "q"], ["a", "b"], {})
     with pytest.raises(ValueError, match="reward function undefined returned nan for completion 1"):
         score([undefined], ["p", "q"], ["a", "b"], {})
+
+    async def later(**_: object) -> list[float]:
+        return [1.0, 1.0]
+
+    for function in (later, *(lambda value=value, **_: value for value in (None, 1.0, "11", {0: 1.0}, torch.ones(())))):
+        with pytest.raises(ValueError, match="reward function .* must return a list of numbers, got"):
+            score([function], ["p", "q"], ["a", "b"], {})
+    with pytest.raises(ValueError, match="returned None for completion 0: not a finite number"):
+        score([lambda **_: [None, 1.0]], ["p", "q"], ["a", "b"], {})
+    assert score([lambda **_: torch.tensor([1, 2])], ["p", "q"], ["a", "b"], {}) == [1.0, 2.0]

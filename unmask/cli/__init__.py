@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +18,7 @@ COMMANDS = {
     "bench": "what each operation costs here, against eager code",
     "info": "what was built and what this machine has",
 }
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 HELP = """usage: unmask [-h] [--version] COMMAND ...
 
 Decode masked diffusion language models with trained or hand-made unmasking policies.
@@ -39,6 +42,9 @@ first steps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends with a one-line message and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
+            stream.reconfigure(errors="backslashreplace")
     first = words[0] if words else ""
     if first in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())))
@@ -68,11 +74,19 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        if debug:
-            raise
-        print(f"unmask {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        if not isinstance(error, (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)):
+            message = f"{type(error).__name__}: {message} (--debug shows where)"
+        print(f"unmask {name}: {printable(message)}", file=sys.stderr)
+        return 2
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped, but for line ends and tabs: a terminal would obey them."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from unmask.cli import printable
 from unmask.cli.options import EvaluatedDecoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
 from unmask.config import Count, NonNegative, PositiveInt
+from unmask.files import check_writable
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import Task, make_tasks, options_of
 from unmask.training.config_files import parse_pairs
@@ -29,6 +31,7 @@ class Evaluate(Command):
 
     A regime is a block length (semi-autoregressive) or "full" (one block: full diffusion). With --output the command
     can be stopped and repeated: it goes on where it was. A learned policy whose weights have changed is measured again.
+    Under torchrun or `accelerate launch` the rows are shared out among the processes.
 
     examples:
       unmask evaluate --problems 200
@@ -52,7 +55,7 @@ class Evaluate(Command):
     scales: Annotated[tuple[NonNegative, ...], Some] = (1.0,)
     """Policy scales (beta) of learned policies."""
     task: Annotated[tuple[str, ...], Some] = ("hops",)
-    """Tasks to solve: hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, or a mixture such as gsm8k+math."""  # noqa: E501
+    """Tasks to solve: hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, module:Class for one of your own, or a mixture such as gsm8k+math."""  # noqa: E501
     task_options: tuple[str, ...] = ()
     """NAME=VALUE, fields of the tasks such as path=test.jsonl; of one of several tasks: gsm8k.path=test.jsonl."""
     templates: tuple[str, ...] = ()
@@ -76,42 +79,48 @@ class Evaluate(Command):
 
     def run(self) -> int:
         from rich.console import Console
+        from rich.markup import escape
 
+        from unmask.evaluation.processes import gather, join, leave
         from unmask.evaluation.results import over_templates
         from unmask.evaluation.sweep import measure
 
         for name in ("output", "completions"):
-            path = getattr(self, name)
-            if path and (path.is_dir() or not path.parent.is_dir()):
-                raise ValueError(f"--{name} {path} must be a file in a folder that exists")
+            if path := getattr(self, name):
+                check_writable(path)
         if bad := [k for k in self.pass_at if k > self.samples]:
             raise ValueError(f"--pass-at {bad[0]} needs between 1 and --samples {self.samples} samples of each problem")
         options = parse_pairs(self.task_options)
         tasks = make_tasks(self.task, options)
+        index, count = join()
         jobs = self.jobs(tasks, options)
-        rows = []
-        with progress_bar(console=Console(stderr=True), transient=True) as progress:
-            total = progress.add_task("evaluating", total=len(jobs))
+        own, rows = jobs[index::count], []
+        with progress_bar(console=Console(stderr=True), transient=True, disable=index > 0) as progress:
+            total = progress.add_task("evaluating", total=len(own))
             now = progress.add_task("completions")
 
             def on_row(job: Job, finished: int) -> None:
                 regime = job.sampler.config.block_length or "full"
-                progress.update(total, description=f"{job.task.name}, {job.names['policy']}, blocks {regime}")
+                progress.update(
+                    total, description=escape(printable(f"{job.task.name}, {job.names['policy']}, blocks {regime}"))
+                )
                 progress.update(now, total=job.problems * self.samples, completed=finished)
 
-            for row in measure(jobs, self.output, self.completions, on_row):
+            for row in measure(own, self.output, self.completions, on_row):
                 rows.append(row)
                 progress.advance(total)
-        for task in tasks:
-            own = [row for row in rows if row.task == task.name]
+        rows = [row for turn in zip_longest(*gather(rows)) for row in turn if row]  # in the order of the jobs
+        for task in tasks if index == 0 else ():
+            found = [row for row in rows if row.task == task.name]
             if len(tasks) > 1:
                 print(f"## {task.name}\n")
             for name in self.templates:
                 print(f"### Template {name!r}\n")
-                self.print_table([row for row in own if row.template == name], task)
+                self.print_table([row for row in found if row.template == name], task)
             if self.templates:
                 print(f"### Mean over {len(self.templates)} templates\n")
-            self.print_table(over_templates(own) if self.templates else own, task)
+            self.print_table(over_templates(found) if self.templates else found, task)
+        leave()
         return 0
 
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
@@ -134,6 +143,7 @@ class Evaluate(Command):
         if not base.shows_attention(base.config):
             policies = [(name, p) for name, p in policies if "attention" not in p.needs or name in self.policies]
         names = {"model": self.loading.model}
+        loaded = {"dtype": self.loading.dtype, "quantization": self.loading.quantization}
         jobs = []
         for task, count, phrased in zip(tasks, counts, phrasings, strict=True):
             how = self.prompting
@@ -143,7 +153,8 @@ class Evaluate(Command):
                 for chosen in variants(policy, self.alphas, self.scales, asked):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
-                    notes = " ".join([further(config, {**asked, "dtype": self.loading.dtype}), *own]).strip()
+                    sampler.check_config(config)
+                    notes = " ".join([further(config, asked | loaded), *own]).strip()
                     about = {**names, "policy": label, "settings": notes, "template": template}
                     jobs += [Job(sampler, asking, count, seed, about, self.samples) for seed in self.seeds]
         return jobs
@@ -153,9 +164,17 @@ class Evaluate(Command):
         from unmask.evaluation.evaluate import COUNTING_RULE
         from unmask.evaluation.results import aup_table, markdown
 
-        print(markdown(rows, self.pass_at))
+        print(aligned(markdown(rows, self.pass_at)))
         each = "" if self.samples == 1 else f", {self.samples} samples of each"
         print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
         if any(row.accuracy for row in rows) and len(rows) > 1:
-            print(f"\nAccuracy under parallelism:\n\n{aup_table(rows)}")
+            print(f"\nAccuracy under parallelism:\n\n{aligned(aup_table(rows))}")
         print()
+
+
+def aligned(table: str) -> str:
+    """A table in Markdown with columns of one width each, for a terminal."""
+    rows = [line[2:-2].split(" | ") for line in printable(table).splitlines()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows[1:2] = [["-" * width for width in widths]] if rows else []
+    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from tyro.conf import Positional
 
+from unmask.cli import printable
 from unmask.cli.options import Decoding, Loading, Prompting
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
@@ -75,9 +76,9 @@ class Generate(Command):
             return list(self.prompts)
         lines: list[str] = []
         if self.file == "-" or (self.file is None and has_piped_input()):
-            lines = sys.stdin.read().splitlines()
+            lines = sys.stdin.read().split("\n")
         elif self.file is not None:
-            lines = Path(self.file).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(self.file).read_text(encoding="utf-8-sig").split("\n")
         elif self.loading.model == "tiny":
             from unmask.tasks.hops import Hops
 
@@ -105,9 +106,9 @@ def print_results(prompts: list[str], result: Any, elapsed: float, as_json: bool
         if as_json:
             row = {"prompt": prompt, "completion": text, "steps": steps}
             row |= {"tokens_per_forward": round(tpf, 4), "finished": finished}
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row))
         else:
-            print(f"{prompt}{text}")
+            print(printable(f"{prompt}{text}"))
             print(f"  {steps} forwards, {tpf:.2f} tokens per forward" + ("" if finished else ", unfinished"))
     if not as_json:
         tokens = int(result.filled.sum())

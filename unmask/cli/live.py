@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from unmask.cli import printable
 from unmask.sampling.result import StreamEvent, first_stop
 
 MASK, END = "░", "·"
@@ -48,7 +49,7 @@ class View:
     def line(self, row: int) -> Text:
         """Prompt, buffer and count of one row; neighbouring tokens of one style are decoded together."""
         text = Text(no_wrap=False)
-        text.append(self.prompts[row], style="bold")
+        text.append(printable(self.prompts[row]), style="bold")
         run: list[int] = []
         style = ""
         for position, token in enumerate(self.completions[row]):
@@ -71,7 +72,7 @@ class View:
     def flush(self, text: Text, run: list[int], style: str) -> None:
         if run:  # decoded behind a token, as tokenizers drop the space that a text begins with
             decode = self.sampler.tokenizer.decode
-            text.append(decode(run[:1] + run)[len(decode(run[:1])) :], style=style)
+            text.append(printable(decode(run[:1] + run)[len(decode(run[:1])) :]), style=style)
 
     def render(self) -> Group:
         return Group(*(self.line(row) for row in range(len(self.completions))), Text(LEGEND, style="dim"))

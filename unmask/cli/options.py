@@ -26,8 +26,14 @@ class Loading(Config):
     """Split the model over devices: auto, balanced, ..., or {"": 0, "layers.31": "cpu"}; in place of --device."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """None: that of the weights."""
+    quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
+    """Weights of the layers in few bits, through torchao; int8-dynamic, the fastest on a CPU, rounds tokens too."""
     trust_remote_code: Flag = False
     """Allow model code from the hub to run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer. None: that beside the model."""
 
     def sampler(self, policy: str | None, overrides: Mapping[str, Any]) -> Sampler:
         """A Sampler for this model, its config with ``overrides``."""
@@ -42,7 +48,10 @@ class Loading(Config):
             device=self.device,
             dtype=getattr(torch, self.dtype) if self.dtype else None,
             trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            tokenizer=self.tokenizer,
             device_map=None if self.device_map is None else parse_value(self.device_map),
+            quantization=self.quantization,
         )
         sampler.config = sampler.config.updated(overrides)
         return sampler

@@ -58,6 +58,9 @@ class Push(Command):
             path = self.folder / "README.md"
             path.write_text(policy.card(self.repo_id, **details), encoding="utf-8")
             print(f"wrote {path}; without --dry-run it is uploaded to {self.repo_id} with the policy")
-        else:
+            return 0
+        try:
             print(policy.push_to_hub(self.repo_id, private=self.private, **details))
+        except Exception as error:
+            raise ConnectionError(f"{self.repo_id} was not uploaded: {error}") from error
         return 0

@@ -85,7 +85,7 @@ def train(config: TrainerConfig, threads: int | None) -> None:
 
         def on_log(iteration: int, values: dict[str, float]) -> None:
             progress.update(bar, completed=iteration)
-            progress.console.print(line(iteration, values), highlight=False)
+            progress.console.print(line(iteration, values), highlight=False, soft_wrap=True)
 
         policy = trainer.train(on_log)
     if not trainer.processes.is_main:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from unmask.commit import package_commit
+from unmask.config import Count, NonNegative, PositiveInt
 from unmask.evaluation.metrics import mean, standard_error
+from unmask.files import locked, write_atomically
 from unmask.policies.options import split_options
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.loop import StepRecord
@@ -26,9 +30,20 @@ from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
 
 COUNTING_RULE = (
-    "TPF = generated tokens per forward of a completion, up to and including its first end of sequence; "
-    "NFE = forwards per sequence; ± = standard error of the mean"
+    "TPF = generated tokens per forward (of NFE) of a completion, up to and including its first end of sequence; "
+    "NFE = forwards per sequence with a mask in the active block; ± = standard error of the mean"
 )
+
+
+def spread(value: float) -> float:
+    if value < 0 or math.isinf(value):
+        raise ValueError("at least 0, or nan")
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, AfterValidator(spread)]
+"""A standard error, NaN where there are too few values."""
 
 NEW_FIELDS = frozenset({"trained_temperature", "trained_actions"})
 """Fields of a policy's configuration that are newer than digests, which leave them out where they are None."""
@@ -41,41 +56,43 @@ class Evaluation:
     model: str
     task: str
     policy: str
-    block_length: int
-    length: int
+    block_length: PositiveInt
+    length: PositiveInt
     actions: str
-    problems: int
-    seed: int
-    accuracy: float
-    accuracy_se: float
-    nfe: float
-    nfe_se: float
-    tpf: float
-    tpf_se: float
-    seconds: float
+    problems: PositiveInt
+    seed: Count
+    accuracy: Share
+    accuracy_se: Spread
+    nfe: NonNegative
+    nfe_se: Spread
+    tpf: NonNegative
+    tpf_se: Spread
+    seconds: NonNegative
     measures: dict[str, float]
     """Means of the task's further measures."""
     learned: bool = False
     """Whether the policy is a trained network rather than a rule."""
-    alpha: float | None = None
+    alpha: NonNegative | None = None
     """The alpha of a policy conditioned on it."""
-    policy_scale: float = 1.0
+    policy_scale: NonNegative = 1.0
     commit: str = ""
     """The commit of the code that made the row; "" if unknown."""
     settings: str = ""
     """Further settings that the row depends on: the form of prompts, and those that the caller names."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Completions of each problem; means are over the problems' means."""
-    solved: dict[str, int] = field(default_factory=dict)
+    solved: dict[str, Count] = field(default_factory=dict)
     """Number of correct samples -> number of problems: {"0": 40, "3": 2, ...}."""
     policy_sha256: str = ""
     """The beginning of a hash of a learned policy's configuration and weights; "" for a rule."""
-    tokens_per_second: float | None = None
+    tokens_per_second: NonNegative | None = None
     """Generated tokens of all completions divided by ``seconds``, on this machine at this batch size."""
-    unfinished: float | None = None
+    unfinished: Share | None = None
     """Share of completions with masks left when their steps ran out; None in older rows."""
     template: str = ""
     """The prompts' template, where one was asked for; "mean" in means over several."""
+    forwards: NonNegative | None = None
+    """Mean of all forwards after the prompt's: NFE, and those that only revise or give a seed; None in older rows."""
 
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
@@ -112,9 +129,7 @@ def evaluate(
     ``names`` gives the row's "model", "policy", "template" and further "settings"; ``overrides`` replace fields of the
     sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With
     ``samples`` N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets
-    a line of JSON for each, appended before they are graded. ``on_finished`` is called with the number of finished
-    rows.
-
+    a line of JSON for each before they are graded. ``on_finished`` is called with the number of finished rows.
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """
@@ -157,6 +172,7 @@ def evaluate(
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
+        forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
     )
 
 
@@ -181,22 +197,30 @@ def decode_problems(
 
 
 def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> list[float]:
-    """The grades of ``task``; ValueError if there is not one per completion."""
+    """The grades of ``task``; ValueError if there is not one per completion, between 0 and 1."""
     grades = task.grade_all(problems, result.texts or [])
     if len(grades) != len(problems):
         raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
+    if bad := [g for g in grades if not 0 <= g <= 1]:
+        raise ValueError(f"{task.name}: a grade must be between 0 and 1, got {bad[0]!r}")
     return grades
 
 
 def save_completions(
     path: Path, about: Mapping[str, Any], problems: Sequence[Problem], result: GenerationResult
 ) -> None:
-    """Append a line of JSON for each completion: ``about``, prompt, reference answer, text and NFE."""
-    texts, steps = result.texts or [], result.steps.tolist()
-    with path.open("a", encoding="utf-8") as file:
-        for problem, text, nfe in zip(problems, texts, steps, strict=True):
-            line = {**about, "prompt": problem.prompt, "answer": problem.answer, "completion": text, "nfe": nfe}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """Add a line of JSON for each completion: ``about``, prompt, reference answer, text and NFE.
+
+    Lines of the same measurement, left by one that was stopped before its row was written, are replaced, and so is a
+    last line that was cut off.
+    """
+    rows = zip(problems, result.texts or [], result.steps.tolist(), strict=True)
+    added = [{**about, "prompt": p.prompt, "answer": p.answer, "completion": text, "nfe": n} for p, text, n in rows]
+    with locked(path):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        kept = [line for line in lines if any(json.loads(line).get(name) != value for name, value in about.items())]
+        kept += [json.dumps(row, ensure_ascii=False) for row in added]
+        write_atomically(path, lambda file: file.write_text("\n".join(kept) + "\n", encoding="utf-8"))
 
 
 def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:

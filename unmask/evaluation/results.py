@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from unmask.config import check_known
+from unmask.config import check_known, described
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.metrics import aup, mean
-from unmask.policies.card import table
+from unmask.files import write_atomically
+from unmask.policies.card import code, table
 
 FORMATS = {"accuracy": ".4f", "accuracy_se": ".4f", "nfe": ".3f", "nfe_se": ".3f", "tpf": ".3f", "tpf_se": ".3f"}
 
@@ -25,19 +27,18 @@ ROWS = TypeAdapter(list[Evaluation])
 
 def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write all rows, replacing the file atomically; ``measures`` and ``solved`` are JSON."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Evaluation)])
-        writer.writeheader()
-        for evaluation in evaluations:
-            row = asdict(evaluation)
-            for name, form in FORMATS.items():
-                row[name] = format(row[name], form)
-            row["seconds"] = f"{evaluation.seconds:.1f}"
-            row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
-            row["solved"] = json.dumps(evaluation.solved)
-            writer.writerow(row)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [f.name for f in fields(Evaluation)])
+    writer.writeheader()
+    for evaluation in evaluations:
+        row = asdict(evaluation)
+        for name, form in FORMATS.items():
+            row[name] = format(row[name], form)
+        row["seconds"] = f"{evaluation.seconds:.1f}"
+        row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
+        row["solved"] = json.dumps(evaluation.solved)
+        writer.writerow(row)
+    write_atomically(path, lambda partial: partial.write_bytes(text.getvalue().encode()))
 
 
 def read_csv(path: Path) -> list[Evaluation]:
@@ -46,12 +47,13 @@ def read_csv(path: Path) -> list[Evaluation]:
         reader = csv.DictReader(file)
         try:
             check_known(reader.fieldnames or [], (f.name for f in fields(Evaluation)), "columns")
-            rows = [{k: json.loads(v) if k in JSON else v for k, v in row.items() if v} for row in reader]
+            rows = [{str(k): json.loads(v) if k in JSON else v for k, v in row.items() if v} for row in reader]
             return ROWS.validate_python(rows)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{path}: not rows of evaluations: {first['loc'][-1]}: {first['msg']}") from None
-        except ValueError as error:
+            number, name, *_ = error.errors()[0]["loc"]
+            wrong = described(str(name), [e for e in error.errors() if e["loc"][:2] == (number, name)])
+            raise ValueError(f"{path}: not rows of evaluations: row {int(number) + 1}: {wrong}") from None
+        except (ValueError, RecursionError, csv.Error) as error:
             raise ValueError(f"{path}: not rows of evaluations: {error}") from error
 
 
@@ -60,16 +62,18 @@ def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> 
     measures = list(dict.fromkeys(name for e in evaluations for name in e.measures))
     alphas = any(e.alpha is not None for e in evaluations)
     unfinished = any(e.unfinished for e in evaluations)
+    forwards = any(e.forwards is not None and abs(e.forwards - e.nfe) > 1e-3 for e in evaluations)
     header = ["policy", *(["alpha"] if alphas else []), "blocks", "accuracy", *(f"pass@{k}" for k in pass_at), "NFE"]
-    header += ["TPF", *(["unfinished"] if unfinished else []), *measures]
+    header += [*(["all forwards"] if forwards else []), "TPF", *(["unfinished"] if unfinished else []), *measures]
     rows = [
         [
-            f"`{e.policy}`" + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
+            code(e.policy) + ("" if e.policy_scale == 1 else f" x {e.policy_scale:g}"),
             *(["" if e.alpha is None else f"{e.alpha:g}"] if alphas else []),
             e.regime,
             f"{e.accuracy:.3f} ± {e.accuracy_se:.3f}",
             *("{:.3f} ± {:.3f}".format(*e.pass_at(k)) for k in pass_at),
             f"{e.nfe:.2f} ± {e.nfe_se:.2f}",
+            *(["" if e.forwards is None else f"{e.forwards:.2f}"] if forwards else []),
             f"{e.tpf:.2f} ± {e.tpf_se:.2f}",
             *(["" if e.unfinished is None else f"{e.unfinished:.3f}"] if unfinished else []),
             *(f"{e.measures[name]:.2f}" if name in e.measures else "" for name in measures),
@@ -134,5 +138,5 @@ def aup_table(evaluations: Sequence[Evaluation]) -> str:
     for (name, regime), group in curves(evaluations).items():
         points = over_seeds(group)
         rows.append((aup(points, best), name, regime, len(points)))
-    cells = [[f"`{name}`", regime, str(count), f"{value:.1f}"] for value, name, regime, count in sorted(rows)[::-1]]
+    cells = [[code(name), regime, str(count), f"{value:.1f}"] for value, name, regime, count in sorted(rows)[::-1]]
     return table(["policies", "blocks", "points", "AUP"], cells)

@@ -13,6 +13,7 @@ from typing import Any
 
 from unmask.evaluation.evaluate import Evaluation, check_samples, evaluate, identity
 from unmask.evaluation.results import read_csv, write_csv
+from unmask.files import locked
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import make_policy
 from unmask.sampling.config import SamplerConfig
@@ -31,7 +32,10 @@ WINDOWS = ("threshold:0.8,window=4", "threshold:0.8,window=8", "threshold:0.9,wi
 ONE_BY_ONE = "top-k:1,hold-eos"
 """The careful decode, one token per forward: what a comparison of faster ones is read against."""
 HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
-FURTHER = ("dtype", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic")
+FURTHER = (
+    "dtype", "quantization", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh",
+    "deterministic",
+)  # fmt: skip
 """Settings without a column that a row depends on."""
 
 
@@ -63,20 +67,28 @@ def measure(
 
     ``completions`` as for :func:`evaluate`. Raises ValueError, before any work, for samples that would all be the same.
     """
-    known = read_csv(output) if output and output.exists() else []
+    made: list[Evaluation] = []
+    rows_of(output)  # a damaged file is refused before any work
     for job in jobs:
         check_samples(job.samples, job.sampler.config, job.sampler)
     for job in jobs:
         tell = partial(on_row, job)
         tell(0)
-        row = job.row(known)
+        row = job.row([*made, *rows_of(output)])
         if row is None:
             about = (job.sampler, job.task, job.problems, job.seed, job.names, job.samples)
             row = evaluate(*about, completions=completions, on_finished=tell)
-            known.append(row)
             if output:
-                write_csv(output, known)
+                with locked(output):  # another process may write to the file, too
+                    known = rows_of(output)
+                    write_csv(output, known if job.row(known) else [*known, row])
+        made.append(row)
         yield row
+
+
+def rows_of(output: Path | None) -> list[Evaluation]:
+    """The rows that are in the file by now."""
+    return read_csv(output) if output and output.exists() else []
 
 
 def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:

@@ -107,6 +107,10 @@ class SwiGLU(nn.Module):
 class Mixture(nn.Module):
     """The feed-forward part of a sparse layer. Experts are stacked to (experts, out, in)."""
 
+    gate_proj: nn.Parameter | nn.ParameterList
+    up_proj: nn.Parameter | nn.ParameterList
+    down_proj: nn.Parameter | nn.ParameterList
+
     def __init__(self, width: int, config: MixtureConfig) -> None:
         super().__init__()
         experts, inner = config.num_experts, config.moe_intermediate_size
@@ -119,7 +123,8 @@ class Mixture(nn.Module):
     @property
     def grouped(self) -> bool:
         """Whether a forward takes the grouped product, which never waits for the host."""
-        return all(has_grouped_product(w.dtype, w.device, w.shape) for w in (self.gate_proj, self.down_proj))
+        stacks = (self.gate_proj, self.down_proj)
+        return all(isinstance(w, Tensor) and has_grouped_product(w.dtype, w.device, w.shape) for w in stacks)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (..., width). All tokens of an expert are computed at once, in its order of tokens."""
@@ -127,7 +132,7 @@ class Mixture(nn.Module):
         experts, weights = self.router(tokens)
         chosen = experts.flatten()
         order = chosen.argsort(stable=True)
-        numbers = torch.arange(self.gate_proj.shape[0], device=x.device)
+        numbers = torch.arange(len(self.gate_proj), device=x.device)
         ends = torch.searchsorted(chosen[order], numbers, right=True).to(torch.int32)
         sent = tokens[order // experts.shape[1]]
         inner = F.silu(grouped_linear(sent, self.gate_proj, ends)) * grouped_linear(sent, self.up_proj, ends)
@@ -143,16 +148,17 @@ def expert_weights(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor | nn.ParameterList, ends: Tensor) -> Tensor:
     """Rows of ``x`` (N, in), sorted by group, times their group's ``weight`` (groups, out, in)^T: (N, out).
 
-    ``ends`` (groups,) int32 are where groups end. Without a grouped product the sizes of groups are read on the host.
+    ``ends`` (groups,) int32 are where groups end. Quantised weights are a list of matrices. Without a grouped
+    product the sizes of groups are read on the host.
     """
-    if has_grouped_product(x.dtype, x.device, weight.shape):
+    if isinstance(weight, Tensor) and has_grouped_product(x.dtype, x.device, weight.shape):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     parts = [F.linear(part, weight[i]) for i, part in enumerate(x.split(sizes)) if len(part)]
-    return torch.cat(parts) if parts else x.new_empty(0, weight.shape[1])
+    return torch.cat(parts) if parts else x.new_empty(0, weight[0].shape[0])
 
 
 def has_grouped_product(dtype: torch.dtype, device: torch.device, shape: Any) -> bool:

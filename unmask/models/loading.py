@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +26,10 @@ from unmask.models.sources import (
 from unmask.models.tokenizer import FILE_NAME, CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.unsupported import has_experts, refuse_unsupported
-from unmask.models.weights import StoredWeights, find_shards, save_model
+from unmask.models.weights import StoredWeights, find_shards, read_headers, save_model
+
+if TYPE_CHECKING:
+    from unmask.models.quantization import Quantizer, Scheme
 
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
@@ -63,9 +66,10 @@ def load_model(
     code from the checkpoint.
 
     ``overrides``: ``mask_token_id`` and ``eos_token_id`` (one id or a list) replace the checkpoint's, ``block_length``
-    the block size of a model that is not bidirectional; ``logits_shift=1`` says that a remote-code model's logits[i]
-    predict token i + 1; ``causal_context=False`` makes Nemotron-Labs-Diffusion see its prompt and finished blocks in
-    both directions.
+    the block size of a model that is not bidirectional. ``quantization`` is "int8", "int8-dynamic" (for CPUs: tokens
+    are rounded to 8 bits too) or "int4", see :mod:`unmask.models.quantization`. ``logits_shift=1`` says that a
+    remote-code model's logits[i] predict token i + 1. ``causal_context=False`` makes Nemotron-Labs-Diffusion see its
+    prompt and finished blocks in both directions.
 
     ``device_map``, in place of ``device``, splits the model over several devices through accelerate: "auto",
     "balanced", "balanced_low_0", "sequential", or a mapping from parts of the model to devices, where "disk" leaves
@@ -73,14 +77,17 @@ def load_model(
     parts of a native model are "embed", "layers", "layers.0", ..., "final_norm", "lm_head", and "" for all others.
 
     Only safetensors are read; native weights stream to their device one tensor at a time. Raises FileNotFoundError,
-    ConnectionError (hub), ImportError (transformers, huggingface_hub or accelerate missing) or ValueError, naming
-    the cause.
+    ConnectionError (hub), ImportError (transformers, huggingface_hub, accelerate or torchao missing) or ValueError,
+    naming the cause.
     """
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
+    parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
+    if changes.quantization is not None and device_map is not None:
+        raise ValueError(f"quantization={changes.quantization!r} is for one device, got device_map={device_map!r}")
     patterns = CONFIG_FILES + WEIGHT_FILES + (CODE_FILES if trust_remote_code else ())
     folder = find_folder(name_or_path, revision, patterns)
     if not (folder / CONFIG).is_file():
@@ -88,7 +95,7 @@ def load_model(
     raw = read_json(folder / CONFIG)
     kind = raw.get("model_type")
     refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
-    raw = changes.of(folder, raw)
+    raw = changes.of(folder, raw, Path(name_or_path).expanduser().absolute().name)
     if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
         raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
     if kind == DIFFUSION_GEMMA:
@@ -100,7 +107,7 @@ def load_model(
             raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
         config = read_config(FAMILIES[kind], folder, raw)
         if changes.block_length in (None, config.block_length):
-            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, device_map)
+            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
     else:
         check_supported(folder, raw, trust_remote_code)
         find_shards(folder)
@@ -109,10 +116,12 @@ def load_model(
             f"block_length={changes.block_length} is for models that see blocks, but model_type {kind!r} sees "
             "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
         )
+    if changes.quantization is not None:
+        raise ValueError(f"quantization={changes.quantization!r} is for native models, but model_type {kind!r} is not")
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
-    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, device_map)
+    return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
@@ -131,21 +140,26 @@ def load_native(
     raw: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype | None,
-    device_map: placement.DeviceMap | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: Scheme | None = None,
 ) -> Transformer:
     """Build the decoder on the meta device and stream its weights into it; ``dtype`` None keeps the embedding's."""
+    if config.num_layers > (count := len(read_headers(find_shards(folder)))):  # which would take for ever to build
+        raise ValueError(f"{folder}: the config calls for {config.num_layers} layers, the weights are {count} tensors")
     with torch.device("meta"):
         model = Transformer(config)
     weights = StoredWeights(model, folder, family.weight_names)
     dtype = dtype or weights.stored_dtype("embed.weight")
     model.to(dtype)  # still without memory; weights left on the disk are read in this dtype
+    quantizer = None if quantization is None else make_quantizer(quantization, device, dtype)
     placed = placement.place(model, {"": device} if device_map is None else device_map, dtype, checked_device)
 
     def place(parameter: str) -> torch.device | None:
         where = placed[next(part for part in placed if parameter.startswith(f"{part}."))]
         return where if isinstance(where, torch.device) else None
 
-    weights.stream(model, place)
+    weights.stream(model, place, quantizer)
+    model.quantization = quantization
     model.rotary.to_empty(device=placement.input_device(placed))
     if hasattr(family, "finish"):
         family.finish(model, raw)
@@ -154,11 +168,22 @@ def load_native(
     return model.requires_grad_(False).eval()
 
 
+def make_quantizer(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> Quantizer:
+    """Raises ImportError without torchao, ValueError for a device or dtype that ``scheme`` does not support."""
+    try:
+        from unmask.models.quantization import Quantizer
+    except ImportError as error:
+        said = f'quantization={scheme!r} needs torchao: pip install "unmask[quantization]"'
+        raise ImportError(f"{said} ({error})") from None
+    return Quantizer(scheme, device, dtype)
+
+
 def generation_defaults(family: Any, folder: Path, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
     """Sampler settings: under ``generation_defaults`` in a checkpoint of this project, else the family's own."""
     if family is not native:
         policy = getattr(family, "POLICY", None)
-        return {} if policy is None else {"block_length": config.block_length, "policy": policy}
+        blocks = {"block_length": config.block_length, "sub_block_length": config.sub_block_length}
+        return {} if policy is None else {**blocks, "policy": policy}
     value = raw.get("generation_defaults", {})
     if not isinstance(value, dict):
         raise ValueError(f"{folder / CONFIG}: generation_defaults must be an object, got {value!r}")
@@ -224,7 +249,10 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False, re
 
 def checked_device(device: str | torch.device) -> torch.device:
     """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RuntimeError(f"device {device!r}: {error}") from None
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device {str(device)!r} was asked for, but this torch sees no CUDA device")

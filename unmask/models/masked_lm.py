@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from unmask.config import checked
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.config_values import TokenId
 from unmask.models.placement import indexed
+from unmask.models.weights import BUFFERS, DTYPES, Stored, find_shards, read_headers, read_tensors, some
 
 HEADS = {
     "bert": ("cls",),
@@ -23,6 +26,12 @@ HEADS = {
     "xlm-roberta": ("lm_head",),
 }
 """The modules of the head, in order, for the model types where they are known."""
+
+PROBED: WeakKeyDictionary[nn.Module, tuple[int | None, bool]] = WeakKeyDictionary()
+"""What is known of models about their position ids and padding; see :meth:`MaskedLM._probed`."""
+
+UNUSED = re.compile(rf"{BUFFERS.pattern}|(^|\.)(pooler|seq_relationship|sop_classifier|contact_head)\.")
+"""Tensors of checkpoints that predicting tokens has no use for."""
 
 REMOTE_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
 
@@ -60,15 +69,15 @@ class MaskedLM(ModelBase):
         stops = (() if eos_token_id is None else (eos_token_id,)) + stop_ids
         self.stop_ids = tuple(dict.fromkeys(i for i in stops if i < self.vocab_size))
         self.logits_shift = logits_shift
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.prefix = str(getattr(model, "base_model_prefix", ""))
         backbone = getattr(model, self.prefix, None)
-        embeddings: Any = getattr(backbone, "embeddings", None)
-        # RoBERTa's learned positions start behind its padding id.
-        from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
-        self.first_position = int(embeddings.padding_idx) + 1 if from_padding else 0
         context = getattr(config, "max_position_embeddings", None)
-        self.max_length = None if context is None or context < 1 else int(context) - self.first_position
+        table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+        # Some tables have further rows for what comes before the first position.
+        rows = getattr(table, "num_embeddings", context) if context is not None and context > 0 else None
+        self.max_length = rows
+        self.first_position, self.takes_padding = self._probed()
+        self.max_length = None if rows is None else int(rows) - (self.first_position or 0)
         self.head_names = HEADS.get(getattr(config, "model_type", ""), ()) if isinstance(backbone, nn.Module) else ()
         if not all(hasattr(model, name) for name in self.head_names):
             self.head_names = ()
@@ -82,21 +91,21 @@ class MaskedLM(ModelBase):
     ) -> Tensor:
         """Aligned logits (B, T, V), (B, S, V) or (R, V) of the chosen ``positions``; see :class:`ModelBase`.
 
-        Raises ValueError also for a ``horizon``, and for an ``attention_mask`` given to a model that takes no position
-        ids, since padding would shift the positions of the real tokens.
+        Raises ValueError also for a ``horizon``, and for an ``attention_mask`` given to a model whose real tokens
+        padding would change.
         """
         if horizon is not None:
             raise ValueError("horizon is for native models; a model of transformers sees its whole canvas")
         self.check_inputs(input_ids, attention_mask, positions)
         rows: Positions = shifted_rows(input_ids, attention_mask, positions) if self.logits_shift else positions
         arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.takes_positions:
-            arguments["position_ids"] = self._position_ids(input_ids, attention_mask)
-        elif attention_mask is not None:
+        if attention_mask is not None and not self.takes_padding:
             raise ValueError(
-                f"{type(self.model).__name__} takes no position_ids, so padded batches would shift its positions; "
-                "give it rows of one length and no attention_mask"
+                f"padding changes what {type(self.model).__name__} computes for real tokens; give it rows of one "
+                "length and no attention_mask, or run rows one at a time (deterministic=True)"
             )
+        if self.first_position is not None:
+            arguments["position_ids"] = self._position_ids(input_ids, attention_mask, self.first_position)
         if not self.head_names:
             return select_rows(self.model(**arguments).logits.to(input_ids.device), rows)
         backbone = getattr(self.model, self.prefix)
@@ -105,12 +114,46 @@ class MaskedLM(ModelBase):
             x = getattr(self.model, name)(x)
         return x.to(input_ids.device)
 
-    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(1, T) or (B, T) int64, counting real tokens only."""
+    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor | None, first: int) -> Tensor:
+        """(1, T) or (B, T) int64, counting real tokens only, from ``first`` on."""
         if attention_mask is not None:
-            return real_positions(attention_mask) + self.first_position
-        length = input_ids.shape[1]
-        return torch.arange(self.first_position, self.first_position + length, device=input_ids.device)[None]
+            return real_positions(attention_mask) + first
+        return torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
+
+    @torch.no_grad()
+    def _probed(self) -> tuple[int | None, bool]:
+        """The position id of a first token, None if the model takes none, and whether it keeps padding apart.
+
+        Both are tried on a few tokens. Positions count from 0, from 2, or from behind the padding id (RoBERTa). What
+        stands under padding must not change a bit of the real tokens' logits, and that it is there only the rounding.
+        """
+        model: Any = self.model
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            return None, False
+        if model in PROBED:
+            return PROBED[model]
+        training, pad = model.training, getattr(model.config, "pad_token_id", None)
+        model.eval()
+        plain = [i for i in range(min(self.vocab_size, 16)) if i not in (pad, self.mask_token_id)]
+        ids = torch.tensor([plain[-min(8, self.max_length or 8) :]], device=self.device)
+        last = (self.max_length or 1024) - ids.shape[1]
+        mask = torch.cat((torch.zeros_like(ids), torch.ones_like(ids)), dim=1)
+        alone = model(input_ids=ids).logits
+        tolerance = torch.finfo(alone.dtype).eps ** 0.5 * (alone - alone.mean()).float().norm()
+
+        def logits(ids: Tensor, mask: Tensor | None, first: int) -> Tensor:
+            positions = self._position_ids(ids, mask, first)
+            return model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -alone.shape[1] :]
+
+        def distance(logits: Tensor) -> float:
+            return float((logits - alone).float().norm())
+
+        error, first = min((distance(logits(ids, None, i)), i) for i in {0, 2, (pad or 0) + 1} if i <= last)
+        one, other = (logits(torch.cat((junk, ids), dim=1), mask, first) for junk in (ids, ids.flip(1)))
+        fits = error <= tolerance
+        PROBED[model] = first if fits else None, fits and one.equal(other) and distance(one) <= tolerance
+        model.train(training)
+        return PROBED[model]
 
 
 def supported_types() -> set[str]:
@@ -135,7 +178,7 @@ def load_masked_lm(
     Token ids come from ``overrides`` (:func:`unmask.load_model`'s), else the tokenizer (end of sequence falls back to
     the separator), else the config. The ``stop_ids`` of ``raw`` end completions too. With ``trust_remote_code`` the
     folder's own model class is used.
-    Raises ValueError if no mask token is found.
+    Raises ValueError if no mask token is found, or if the weights are not all there and finite.
     """
     import transformers
 
@@ -151,14 +194,22 @@ def load_masked_lm(
             f"neither the tokenizer nor the config in {folder} names a mask token; "
             "give load_model(..., mask_token_id=...)"
         )
-    model = auto.from_pretrained(
+    stored = read_headers(find_shards(folder))
+    if odd := {
+        f"{name} ({e.dtype})" for name, e in stored.items() if e.dtype not in DTYPES and not BUFFERS.search(name)
+    }:
+        raise ValueError(f"{folder}: tensors must be stored as {', '.join(DTYPES)}, got {some(odd)}")
+    model, info = auto.from_pretrained(
         folder,
         dtype=dtype or "auto",
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         local_files_only=True,
         device_map=device_map,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # named below
     )
+    check_loaded(folder, model, info, stored)
     if device_map is None:
         model.to(device)
     wrapped = MaskedLM(model, **ids, logits_shift=overrides.logits_shift, stop_ids=tuple(raw["stop_ids"]))  # type: ignore[arg-type]
@@ -166,6 +217,27 @@ def load_masked_lm(
     if len(devices) > 1:
         wrapped.input_device = first_device(devices)
     return wrapped.requires_grad_(False).eval()
+
+
+def check_loaded(folder: Path, model: nn.Module, info: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
+    """Raise ValueError unless ``model`` is what is stored: nothing random, nothing left out, all of it finite."""
+    tied: Any = getattr(model, "_tied_weights_keys", None) or ()  # names by which a parameter has a second one
+    wrong = {
+        "lacks tensors that the model needs": set(info["missing_keys"]),
+        "has tensors that the model has no place for": {k for k in info["unexpected_keys"] if not UNUSED.search(k)},
+        "has tensors of a shape that the config does not call for": {str(k[0]) for k in info["mismatched_keys"]},
+        "has tensors with NaN or infinities": {
+            name for name, p in model.named_parameters() if not p.is_meta and not bool(p.isfinite().all())
+        },
+        "has other values for tensors that are tied by the config": {
+            entry.name
+            for entry, tensor in read_tensors(entry for name, entry in stored.items() if name in tied)
+            if not (p := model.get_parameter(entry.name)).is_meta and not p.cpu().equal(tensor.to(p.dtype))
+        },
+    }
+    for what, names in wrong.items():
+        if names:
+            raise ValueError(f"{folder} {what}: {some(names)}")
 
 
 def first_device(devices: Iterable[Any]) -> torch.device:

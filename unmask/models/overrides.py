@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from unmask.models.config_values import BLOCK_KEYS, TokenIds, ids_of
 from unmask.models.sources import CONFIG, read_json
 
 GENERATION = "generation_config.json"
+NAMED = ("sdar", "sdar_moe")
+"""Model types whose names may end with the block size, such as SDAR-8B-Chat-b32."""
 
 
 class Overrides(Config, kw_only=True):
@@ -21,11 +24,13 @@ class Overrides(Config, kw_only=True):
     block_length: PositiveInt | None = None
     logits_shift: Literal[0, 1] = 0
     causal_context: bool | None = None
+    quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
 
-    def of(self, folder: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def of(self, folder: Path, raw: Mapping[str, Any], name: str) -> dict[str, Any]:
         """``raw``, the config.json of ``folder``, as changed, with every stop id that it or generation_config.json has.
 
-        The ids are under ``stop_ids``, and the first of them is ``eos_token_id``.
+        The ids are under ``stop_ids``, and the first of them is ``eos_token_id``. A model called ``name`` of which only
+        that tells the block size gets it from there.
         """
         changed = dict(raw)
         if self.eos_token_id is not None:
@@ -44,4 +49,7 @@ class Overrides(Config, kw_only=True):
         if self.block_length is not None:
             changed = {key: value for key, value in changed.items() if key not in BLOCK_KEYS}
             changed["block_length"] = self.block_length
+        silent = raw.get("model_type") in NAMED and not any(raw.get(key) for key in BLOCK_KEYS)
+        if self.block_length is None and silent and (size := re.search(r"-b([1-9]\d*)$", name)):
+            changed["block_length"] = int(size[1])
         return changed

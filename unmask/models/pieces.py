@@ -24,10 +24,14 @@ class Piece:
             return shape[1:]
         return shape if self.rows is None else (self.rows.stop, *shape[1:])
 
+    def of(self, stored: Tensor) -> Tensor:
+        """The piece itself."""
+        return stored if self.rows is None else stored[self.rows]
+
     def copy(self, stored: Tensor, parameter: Tensor) -> None:
         """Write the piece into ``parameter``."""
         target = parameter if self.expert is None else parameter[self.expert]
-        target.copy_(stored if self.rows is None else stored[self.rows])
+        target.copy_(self.of(stored))
 
 
 Names = Mapping[str, str | tuple[Piece, ...]]

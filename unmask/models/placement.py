@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ DISK = "disk"
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """accelerate's strategies; "auto" is "balanced"."""
 
-DeviceMap = str | Mapping[str, str | int | torch.device]
-"""One of :data:`STRATEGIES`, or part of the model -> device; "disk" reads weights whenever they are used."""
+DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device]
+"""One of :data:`STRATEGIES`, a device, or part of the model -> device; "disk" reads weights whenever they are used."""
 
 Placement = dict[str, torch.device | str]
 """Every part of a decoder -> its device, or "disk"."""
@@ -23,12 +24,22 @@ Placement = dict[str, torch.device | str]
 CheckedDevice = Callable[[Any], torch.device]
 
 
+def with_parts(device_map: DeviceMap | None) -> str | Mapping[str, Any] | None:
+    """``device_map`` with a device of its own as that of the whole model."""
+    if isinstance(device_map, str) and device_map not in STRATEGIES:
+        with suppress(RuntimeError):  # no device; :func:`place` says what is known
+            device_map = torch.device(device_map)
+    return {"": device_map} if isinstance(device_map, (int, torch.device)) else device_map
+
+
 def parts(model: Transformer) -> list[str]:
     """The parts that are placed as a whole."""
     return ["embed", "rotary", *(f"layers.{i}" for i in range(len(model.layers))), "final_norm", "lm_head"]
 
 
-def place(model: Transformer, device_map: DeviceMap, dtype: torch.dtype, checked_device: CheckedDevice) -> Placement:
+def place(
+    model: Transformer, device_map: str | Mapping[str, Any], dtype: torch.dtype, checked_device: CheckedDevice
+) -> Placement:
     """Where each part of ``model`` (on the meta device) goes.
 
     A key of a mapping stands for all parts below it ("" is everything, "layers" all layers); the longest match

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from unmask.files import write_atomically
+
 SPECIAL = ("<pad>", "<eos>", "<mask>")
 FILE_NAME = "char_tokenizer.json"
 WORD_FILE, SPACE = "tokenizer.json", "\u2581"
@@ -155,6 +157,5 @@ def split_words(text: str) -> list[str]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``path`` in one step: a crash leaves the old file or the new one, whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
 from unmask.models.experts import Mixture
@@ -108,6 +109,8 @@ class Transformer(ModelBase):
     """Decoder over a canvas of token ids; its logits are aligned: row i predicts token i."""
 
     supports_cache = shows_attention = True
+    quantization: str | None = None
+    """In which few bits the matrices of the layers are, see :func:`unmask.load_model`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -131,6 +134,12 @@ class Transformer(ModelBase):
         """Make the LM head share the embedding, if the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As any module's, but quantised weights cannot be trained: ValueError."""
+        if requires_grad and self.quantization is not None:
+            raise ValueError(f"weights with quantization={self.quantization!r} cannot be trained; load them without")
+        return super().requires_grad_(requires_grad)
 
     @property
     def graph_safe(self) -> bool:

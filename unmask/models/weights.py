@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.files import write_atomically
 from unmask.models import native
 from unmask.models.pieces import Names, Piece, pieces_of
 from unmask.models.sources import CONFIG, read_json
 from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
+
+if TYPE_CHECKING:
+    from unmask.models.quantization import Quantizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -158,10 +161,11 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> None:
         stored = read_headers(find_shards(folder))
         names, tied = names_of(model.config, stored), model.config.tie_embeddings
-        if tied:  # a stored copy of the embedding is accepted, but not read
+        copies: list[Stored] = []
+        if tied:  # a stored copy of the embedding is accepted
             heads = {theirs for theirs, ours in names.items() if ours == "lm_head.weight"}
             names = {theirs: ours for theirs, ours in names.items() if theirs not in heads}
-            stored = {name: entry for name, entry in stored.items() if name not in heads}
+            copies = [stored.pop(name) for name in heads & stored.keys()]
         check_headers(stored, names, {name: tuple(p.shape) for name, p in model.named_parameters()}, folder)
         self.entries = {name: entry for name, entry in stored.items() if name in names}
         self.pieces = {name: pieces_of(ours) for name, ours in names.items()}
@@ -173,16 +177,25 @@ class StoredWeights(Mapping[str, Tensor]):
                 self.sources.setdefault(piece.parameter, []).append((entry, piece))
         if tied:
             self.sources["lm_head.weight"] = self.sources["embed.weight"]
+        for copy in copies:
+            embedding = self.sources["embed.weight"][0][0]
+            same = copy.dtype == embedding.dtype and torch.equal(*(t for _, t in read_tensors((embedding, copy))))
+            if not same:
+                raise ValueError(f"{folder}: the config ties the head to the embedding, but {copy.name!r} differs")
 
     def stored_dtype(self, parameter: str) -> torch.dtype:
         return DTYPES[self.sources[parameter][0][0].dtype]
 
-    def stream(self, model: Transformer, place: Callable[[str], torch.device | None]) -> None:
+    def stream(
+        self, model: Transformer, place: Callable[[str], torch.device | None], quantizer: Quantizer | None = None
+    ) -> None:
         """Fill ``model`` one stored tensor at a time, in the order of the files, each read from front to back.
 
-        ``place`` gives the device of a parameter, or None to leave it on the meta device.
+        ``place`` gives the device of a parameter, or None to leave it on the meta device. What ``quantizer`` takes is
+        quantised as it is read, and a stack of experts becomes a list of matrices.
         """
         made: dict[str, Tensor] = {}
+        few_bits: dict[str, dict[int, nn.Parameter]] = {}
         self.left = dict(model.named_parameters(remove_duplicate=False))
         here = {
             entry: [piece for piece in self.pieces[name] if place(piece.parameter) is not None]
@@ -190,14 +203,24 @@ class StoredWeights(Mapping[str, Tensor]):
         }
         for entry, source in read_tensors(entry for entry, pieces in here.items() if pieces):
             for piece in here[entry]:
-                if piece.parameter not in made:
-                    device = place(piece.parameter)
-                    made[piece.parameter] = torch.empty_like(self.left[piece.parameter], device=device)
-                piece.copy(source, made[piece.parameter])
+                name = piece.parameter
+                if quantizer is not None and quantizer.takes(name, self.left[name]):
+                    matrices = quantizer.matrices(name, piece.of(source))
+                    few_bits.setdefault(name, {}).update(enumerate(matrices, start=piece.expert or 0))
+                    continue
+                if name not in made:
+                    made[name] = torch.empty_like(self.left[name], device=place(name))
+                piece.copy(source, made[name])
             del source
-        for parameter, tensor in made.items():
-            owner, _, leaf = parameter.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        filled: dict[str, nn.Parameter | nn.ParameterList] = {
+            name: nn.Parameter(tensor, requires_grad=False) for name, tensor in made.items()
+        }
+        for name, parts in few_bits.items():
+            stacked = self.left[name].ndim == 3
+            filled[name] = nn.ParameterList(parts[i] for i in sorted(parts)) if stacked else parts[0]
+        for name, value in filled.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, value)
         model.tie_weights()
         self.left = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
 
@@ -219,25 +242,16 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self.left)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, flush to the disk, then rename, so that a crash leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer | WordTokenizer | None = None) -> None:
     """Write a :class:`Transformer`, wherever it came from, in this project's format; ``load_model(folder)`` reads it.
 
-    Every file is replaced atomically. Raises TypeError for models that are no Transformer.
+    Every file is replaced atomically. TypeError is raised for models that are no Transformer, ValueError for
+    quantised ones.
     """
     if not isinstance(model, Transformer):
         raise TypeError(f"save_model writes Transformer models, got {type(model).__name__}")
+    if model.quantization is not None:
+        raise ValueError(f"save_model writes no quantised weights, got quantization={model.quantization!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied head once

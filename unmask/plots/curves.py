@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unmask.plots.pareto import COLORS
+from unmask.plots.pareto import COLORS, literal
 
 PANELS = (
     ("reward", "eval_reward"),
@@ -58,7 +58,7 @@ def plot(runs: Mapping[str, Path], path: Path, title: str = "") -> None:
     for panel, (name, held_out) in zip(axes.flat, PANELS, strict=True):
         for i, (label, rows) in enumerate(histories.items()):
             color = COLORS[i % len(COLORS)]
-            panel.plot(*series(rows, name), color=color, lw=1.3, label=label)
+            panel.plot(*series(rows, name), color=color, lw=1.3, label=literal(label))
             if held_out:
                 panel.plot(*series(rows, held_out), "o", color=color, ms=4)
         panel.set_title(TITLES.get(name, name.replace("_", " ")), fontsize=10)
@@ -67,6 +67,6 @@ def plot(runs: Mapping[str, Path], path: Path, title: str = "") -> None:
     for panel in axes[1]:
         panel.set_xlabel("iteration")
     axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(title or "training: lines are rollouts, points are held-out problems", fontsize=11)
+    figure.suptitle(literal(title) or "training: lines are rollouts, points are held-out problems", fontsize=11)
     figure.savefig(path, dpi=160)
     plt.close(figure)

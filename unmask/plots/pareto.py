@@ -55,17 +55,24 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("accuracy")
     figure.legend(handles=legend(rules, learned), fontsize=8, loc="outside right center", frameon=False)
-    if title:
-        figure.suptitle(title)
+    tasks = ", ".join(dict.fromkeys(e.task for e in evaluations))
+    figure.suptitle(literal(title or tasks))
     figure.savefig(path, dpi=160)
     plt.close(figure)
+
+
+def literal(text: str) -> str:
+    """``text`` as matplotlib shows it without taking $ for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def draw_rules(axes: Any, rows: Sequence[Evaluation], rules: Sequence[str]) -> None:
     """Grey points by rule, and the front of all of them."""
     for e in rows:
         marker = MARKERS[rules.index(e.family) % len(MARKERS)]
-        axes.errorbar(e.nfe, e.accuracy, e.accuracy_se, e.nfe_se, marker, color=RULES, ms=4.5, elinewidth=0.8)
+        axes.errorbar(
+            e.nfe, e.accuracy, e.accuracy_se, e.nfe_se, marker, color=RULES, ms=4.5, elinewidth=0.8, clip_on=False
+        )
     if rows:
         steps = front([(e.nfe, e.accuracy) for e in rows])
         axes.step(*zip(*steps, strict=True), where="post", color=RULES, alpha=0.7)
@@ -78,15 +85,16 @@ def draw_learned(axes: Any, rows: Sequence[Evaluation], learned: Sequence[str]) 
         by_nfe = sorted((e for e in rows if e.family == name), key=lambda e: e.nfe)
         x, y = [e.nfe for e in by_nfe], [e.accuracy for e in by_nfe]
         errors = [e.accuracy_se for e in by_nfe], [e.nfe_se for e in by_nfe]
-        axes.errorbar(x, y, *errors, fmt="o-", color=color, ms=5, lw=1.6, elinewidth=0.8)
+        axes.errorbar(x, y, *errors, fmt="o-", color=color, ms=5, lw=1.6, elinewidth=0.8, clip_on=False)
 
 
 def legend(rules: Sequence[str], learned: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", ms=5, label=name) for i, name in enumerate(learned)
+        Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", ms=5, label=literal(name))
+        for i, name in enumerate(learned)
     ]
     for i, name in enumerate(rules):
-        handles.append(Line2D([], [], color=RULES, ls="", marker=MARKERS[i % len(MARKERS)], ms=5, label=name))
+        handles.append(Line2D([], [], color=RULES, ls="", marker=MARKERS[i % len(MARKERS)], ms=5, label=literal(name)))
     return handles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def policy_card(
     if results:
         parts.append("## Results\n\n" + results_table(results))
     if training:
-        parts.append(f"## Training\n\n```json\n{json.dumps(training, indent=2, default=str)}\n```")
+        parts.append(f"## Training\n\n```json\n{json.dumps(public(training), indent=2, default=str)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,7 +137,7 @@ def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
         alpha = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
     lines = {
         "block length": blocks,
-        **({"task": f"`{training['task']}`"} if "task" in training else {}),
+        **({"task": code(training["task"])} if "task" in training else {}),
         "context": {"full": "the whole buffer", "block": "the active block"}[config.context],
         "alpha": alpha,
         "confidences per position": config.num_confidences,
@@ -159,8 +160,8 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         alpha = row.get("alpha")
         lines.append(
             [
-                str(row["task"]),
-                f"`{row['policy']}`" + ("" if scale == 1 else f" x {scale:g}"),
+                str(row["task"]) if re.fullmatch(r"[\w+.-]+", str(row["task"])) else code(str(row["task"])),
+                code(public(row["policy"])) + ("" if scale == 1 else f" x {scale:g}"),
                 *(["" if alpha is None else f"{alpha:g}"] if alphas else []),
                 "full" if row["block_length"] == row["length"] else str(row["block_length"]),
                 *(number(row, name, digits) for name, digits in (("accuracy", 3), ("nfe", 2), ("tpf", 2))),
@@ -175,6 +176,34 @@ def number(row: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def public(value: Any) -> Any:
+    """``value`` with local places, also within lists and mappings, cut to their last names."""
+    if isinstance(value, Mapping):
+        return {name: public(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [public(one) for one in value]
+    if isinstance(value, str) and ("/" in value or os.sep in value) and not is_public_place(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def is_public_place(text: str) -> bool:
+    """Whether ``text``, which has slashes, is a hub id or an address, and no place here."""
+    return (is_hub_id(text) or "://" in text) and not Path(text).exists()
+
+
+def code(text: str) -> str:
+    """``text`` as inline code of Markdown, also in a table."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def cell(text: str) -> str:
+    """``text`` in one line, without the ends of a table's cell."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", text).replace("|", "\\|")
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
+    """A table in Markdown."""
+    lines = [" | ".join(map(cell, row)) for row in (header, ["---"] * len(header), *rows)]
     return "\n".join(f"| {line} |" for line in lines)

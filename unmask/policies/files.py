@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
+from unmask.files import write_atomically
 from unmask.models.sources import read_json
-from unmask.models.weights import write_atomically
 from unmask.ops.reference.policy_forward import rotary_frequencies
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork

@@ -42,7 +42,7 @@ class Parameter:
     def checked(self, owner: str, value: float) -> float:
         """``value`` as this parameter's type; ValueError names the policy, the value and the range."""
         number = float(value)
-        whole = self.kind is not int or number.is_integer()
+        whole = self.kind is not int or (number.is_integer() and number < 2**31)
         if not (math.isfinite(number) and self.low <= number <= self.high and whole):
             raise ValueError(f"{owner}: {self.name} must be {self.range}, got {value}")
         return self.kind(number)

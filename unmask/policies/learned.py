@@ -35,6 +35,7 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
         super().__init__(config or PolicyConfig())
+        self.float()  # also where a program has set another default dtype for its model
         self.num_confidences, self.conditioned = self.config.num_confidences, self.config.alpha_conditioned
         self.default_alpha = self.config.default_alpha
         self._packed: Tensor | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from unmask.files import locked
 from unmask.pretraining.config import RECIPES
 from unmask.pretraining.loop import pretrain
 from unmask.tasks.hops import Hops
@@ -30,7 +31,8 @@ def main() -> None:
         if not isinstance(recipe.task, (Hops, Sums)):
             parser.error(f"--shortcut: the task {recipe.task.name!r} has no reasoning to skip")
         recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, shortcut=args.shortcut))
-    pretrain(recipe, args.output)
+    with locked(args.output / "state.safetensors", wait=False):
+        pretrain(recipe, args.output)
 
 
 if __name__ == "__main__":

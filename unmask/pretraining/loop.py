@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unmask.files import write_atomically
 from unmask.models.base import real_positions
 from unmask.models.loading import load_model
 from unmask.models.tokenizer import CharTokenizer, WordTokenizer
@@ -190,9 +191,7 @@ class Run:
 
     def save_state(self) -> None:
         target = self.folder / "state.safetensors"
-        partial = target.with_suffix(".partial")
-        save_file(self.state(), partial, metadata=described(self.recipe))
-        partial.replace(target)  # atomic: a killed run leaves the last whole state
+        write_atomically(target, lambda path: save_file(self.state(), path, metadata=described(self.recipe)))
         self.tokenizer.save_pretrained(self.folder)
 
     def load_state(self) -> bool:

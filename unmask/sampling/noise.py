@@ -67,7 +67,7 @@ class Canvases:
     def __init__(self, model: Any, policy: UnmaskingPolicy, state: State, rows: Tensor, config: SamplerConfig) -> None:
         self.model, self.policy, self.state, self.rows, self.config = model, policy, state, rows, config
         self.canvas, self.first = state, -1
-        """What the policy decides on: the active canvas as a buffer of its own, which begins at ``first``."""
+        """What the policy decides on: the active canvas as a buffer of its own, from ``first`` on (-1: none yet)."""
 
     def generate(self, emit: Callable[[StepRecord], None]) -> None:
         """Generate to the end; every step is given to ``emit``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,11 +26,7 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
         """Raises ValueError for a tokenizer without a chat template."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                f"chat_template=True, but the {type(tokenizer).__name__} has no chat template: the model may not be "
-                "made for instructions"
-            )
+        check_chat_template(tokenizer)
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
 
     def messages(self, text: str) -> list[dict[str, str]]:
@@ -40,15 +36,7 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the whole prompt. Raises ValueError if the template refuses it (some accept no system prompt)."""
-        from jinja2 import TemplateError
-
-        try:
-            ids = self.tokenizer.apply_chat_template(
-                self.messages(text), add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except TemplateError as error:
-            raise ValueError(f"the tokenizer's chat template refuses {self.messages(text)!r}: {error}") from None
-        return list(ids)
+        return chat_ids(self.tokenizer, self.messages(text))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The tokenizer's own."""
@@ -58,6 +46,30 @@ class ChatTokenizer:
         if name == "tokenizer":  # not set yet, as when unpickled
             raise AttributeError(name)
         return getattr(self.tokenizer, name)
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Raise ValueError for a tokenizer without a chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"the {type(tokenizer).__name__} has no chat template, which messages and chat_template=True need: the "
+            "model may not be made for instructions"
+        )
+
+
+def chat_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """Ids of ``messages`` in the tokenizer's chat template, followed by the answer's start.
+
+    Raises ValueError if there is no template or it refuses them.
+    """
+    from jinja2 import TemplateError
+
+    check_chat_template(tokenizer)
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    try:
+        return list(tokenizer.apply_chat_template(messages, **how))
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses {messages!r}: {error}") from None
 
 
 def with_chat_template(
@@ -86,7 +98,9 @@ def describe_prompts(tokenizer: Any) -> str:
     return f"chat_template=True{system}"
 
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation: ``{"role": ..., "content": ...}`` for each message."""
+Prompts = str | Messages | Sequence[str | Messages | Sequence[int]] | Tensor | Mapping[str, Any]
 
 
 def encode_prompts(
@@ -94,18 +108,21 @@ def encode_prompts(
 ) -> tuple[Tensor, Tensor | None]:
     """Prompt ids (B, P) int64 on the CPU or where they came from, and attention (B, P) bool, None if nothing is padded.
 
-    Raises TypeError or ValueError naming what is wrong with ``prompts`` or ``attention_mask``.
+    A mapping is what a tokenizer returns; its padding may be on either side. Raises TypeError or ValueError naming what
+    is wrong with ``prompts`` or ``attention_mask``.
     """
     if isinstance(prompts, Tensor):
         return check_tensor_prompts(prompts, attention_mask, pad_token_id, "prompts")
     if attention_mask is not None:
-        raise ValueError("attention_mask goes with tensor prompts; strings and id lists are padded here")
-    if isinstance(prompts, str):
+        raise ValueError("attention_mask goes with tensor prompts; all others are padded here")
+    if isinstance(prompts, Mapping):
+        prompts = unpadded_rows(prompts)
+    elif isinstance(prompts, str) or are_messages(prompts):
         prompts = [prompts]
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, Set):  # a set has no order
         raise TypeError(
-            "prompts must be a string, strings, lists of token ids, or an int64 tensor (B, P), got "
-            f"{type(prompts).__name__}"
+            "prompts must be a string, messages, token ids, a list of these, a tokenizer's output or an int64 "
+            f"tensor (B, P), got {type(prompts).__name__}"
         )
     rows = [encode_one(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
     length = max((len(row) for row in rows), default=0)
@@ -116,6 +133,38 @@ def encode_prompts(
             ids[i, length - len(row) :] = torch.tensor(row, dtype=torch.int64)
             attention[i, length - len(row) :] = True
     return ids, None if bool(attention.all()) else attention
+
+
+def unpadded_rows(encoding: Mapping[str, Any]) -> list[list[int]]:
+    """The ids of each row of a tokenizer's output, without its padding."""
+    columns = {name: as_lists(column) for name, column in encoding.items()}
+    if "input_ids" not in columns or not columns.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
+        raise TypeError(
+            "prompts: a mapping must be a tokenizer's output, input_ids and perhaps attention_mask, got the keys "
+            f"{list(columns)}; a message goes into a list"
+        )
+    ids, masks, types = (columns.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    if not ids or not isinstance(ids[0], list):
+        ids, masks, types = [ids or []], masks and [masks], types and [types]
+    masks = masks or [[1] * len(row) for row in ids]
+    if [*map(len, masks)] != [*map(len, ids)] or any(m not in (sorted(m), sorted(m)[::-1]) for m in masks):
+        raise ValueError("attention_mask must have a row per row of input_ids, zeros then ones or ones then zeros")
+    if any(map(any, types or ())):
+        raise ValueError("token_type_ids must be 0: a prompt is one segment")
+    return [[token for token, real in zip(*rows, strict=True) if real] for rows in zip(ids, masks, strict=True)]
+
+
+def as_lists(value: Any) -> Any:
+    """Tensors and arrays, also in a list, as Python's lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def are_messages(prompt: Any) -> TypeGuard[Messages]:
+    """Whether ``prompt`` is a conversation, in messages with a role and a content."""
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
+    return is_list and all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in prompt)
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -130,13 +179,15 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
         if tokenizer is None:
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
         return text_ids(tokenizer, prompt)
-    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor's or an array's
-    if isinstance(ids, Sequence) and all(hasattr(i, "__index__") and not isinstance(i, bool) for i in ids):
+    if are_messages(prompt):
+        return chat_ids(tokenizer, prompt)
+    ids = as_lists(prompt)
+    if isinstance(ids, (list, tuple, range)) and all(hasattr(i, "__index__") and not isinstance(i, bool) for i in ids):
         ids = [int(i) for i in ids]
         if beyond := [i for i in ids if not -(2**63) <= i < 2**63]:
             raise ValueError(f"prompts[{index}] has {beyond[0]}, which is no token id")
         return ids
-    raise TypeError(f"prompts[{index}] must be a string or a list of token ids, got {type(prompt).__name__}")
+    raise TypeError(f"prompts[{index}] must be a string, messages or a list of token ids, got {type(prompt).__name__}")
 
 
 def check_tensor_prompts(

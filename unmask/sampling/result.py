@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.sampling.trajectory import Trajectory
 
 
-@dataclass
+@dataclass(repr=False)
 class GenerationResult:
     """Completions of B prompts with a buffer of L tokens."""
 
@@ -32,6 +32,12 @@ class GenerationResult:
     """Completions up to the first end of sequence, decoded; None without a tokenizer."""
     trajectory: Trajectory | None = None
     """Observations and actions of every step, if ``record`` was set."""
+
+    def __repr__(self) -> str:
+        rows, length = self.completions.shape
+        nfe, tpf = (values.float().mean() for values in (self.steps, self.tokens_per_forward))
+        done, texts = int(self.finished.sum()), "" if self.texts is None else f", texts={self.texts!r}"
+        return f"GenerationResult({rows} x {length} tokens, {done} finished, NFE {nfe:.2f}, TPF {tpf:.2f}{texts})"
 
     @property
     def tokens_per_forward(self) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmask.models.loading import load_model, load_tokenizer
-from unmask.models.placement import DeviceMap
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
@@ -90,20 +90,31 @@ class Sampler:
         name: str,
         policy: str | UnmaskingPolicy | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         config: SamplerConfig | None = None,
-        trust_remote_code: bool = False,
-        device_map: DeviceMap | None = None,
         chat_template: bool | None = False,
         system_prompt: str | None = None,
+        tokenizer: Any = None,
+        **loading: Any,
     ) -> Sampler:
-        """Load model and tokenizer by packaged name, local folder or hub id; see :func:`unmask.load_model`.
+        """Load model and tokenizer by packaged name, local folder or hub id.
 
+        ``loading`` are further arguments of :func:`unmask.load_model`: ``trust_remote_code``, ``device_map``,
+        ``revision`` (also the tokenizer's), and its overrides such as ``quantization`` and ``block_length``.
+
+        ``tokenizer`` is one, or its folder or hub id; None: that beside the model, and if there is none, prompts are
+        token ids.
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
-        tokenizer = with_chat_template(load_tokenizer(name), chat_template, system_prompt)
-        model = load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
+        given = {key: loading[key] for key in ("trust_remote_code", "revision") if key in loading}
+        if tokenizer is None:
+            with suppress(FileNotFoundError):
+                tokenizer = load_tokenizer(name, **given)
+        elif isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
+        tokenizer = with_chat_template(tokenizer, chat_template, system_prompt)
+        model = load_model(name, device, dtype, **loading)
         return cls(model, tokenizer, policy, config)
 
     def generate(
@@ -111,11 +122,12 @@ class Sampler:
     ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens.
 
-        ``prompts``: a string, a list of strings or of id lists, or int64 (B, P), with ``attention_mask`` (B, P) if
-        left-padded. ``streamer``: one of transformers', for a single prompt; it gets the prompt and then the
-        completion from left to right, and its ``end`` is called even if the generation fails. ``overrides`` replace
-        fields of the Sampler's config for this call. Raises TypeError or ValueError for bad input before any work,
-        FloatingPointError if logits were undefined (NaN, +inf) where a token had to be committed.
+        ``prompts``: a string, messages with "role" and "content" or ids, a list of these, a tokenizer's output, or
+        int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single
+        prompt; it gets the prompt and then the completion from left to right, and its ``end`` is called even if the
+        generation fails. ``overrides`` replace fields of the Sampler's config for this call. Raises TypeError or
+        ValueError for bad input before any work, FloatingPointError if logits were undefined (NaN, +inf) where a token
+        had to be committed.
         """
         try:
             config = self.settled(overrides)
@@ -220,8 +232,10 @@ class Sampler:
         if sequence is not None:
             state.sequence.copy_(sequence)
         if self.policy.conditioned:
-            asked = self.policy.default_alpha if config.alpha is None else config.alpha
-            state.alpha = torch.full(state.steps.shape, float(asked), device=device) if alpha is None else alpha
+            if alpha is None:
+                asked = float(self.policy.default_alpha if config.alpha is None else config.alpha)
+                alpha = torch.full(state.steps.shape, asked, dtype=torch.float32, device=device)
+            state.alpha = alpha
             with torch.no_grad():
                 state.condition = condition_of(self.policy, state.alpha)
         elif config.alpha is not None:

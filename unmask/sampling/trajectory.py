@@ -87,7 +87,7 @@ def empty(rows: int, steps: int, length: int, num_confidences: int, device: torc
     return Trajectory(
         mask=mask,
         allowed=mask.clone(),
-        confidence=torch.zeros((rows, steps, length, num_confidences), device=device),
+        confidence=torch.zeros((rows, steps, length, num_confidences), dtype=torch.float32, device=device),
         rank=torch.full((rows, steps, length), -1, dtype=torch.int32, device=device),
         active=torch.zeros((rows, steps), dtype=torch.bool, device=device),
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 from unmask.tasks.base import Problem, Task
@@ -52,7 +55,7 @@ OF_ONE = ("path", "train_path", "split", "train_split", "subset")
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """The task called ``name``, or "a+b" for a mixture of tasks; ``options`` change its fields.
+    """The task called ``name``, "module:Class", or "a+b" for a mixture of tasks; ``options`` change its fields.
 
     In a mixture the option "a.path" is for the task a, and one without a task's name for all tasks that have it.
     Raises ValueError listing the known names.
@@ -65,7 +68,8 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
     parts = [part for name in names for part in name.split("+")]
     for part in parts:
         if part not in TASKS:
-            raise ValueError(f"unknown task {part!r}; known tasks are {', '.join(sorted(TASKS))}")
+            TASKS[part] = imported(part)
+            TASKS.setdefault(getattr(TASKS[part], "name", part), TASKS[part])
     known = {option for part in parts for f in fields_of(part) for option in (f, f"{part}.{f}")}
     if unknown := sorted(set(options) - known):
         listed = "; ".join(f"{part} has {', '.join(fields_of(part))}" for part in dict.fromkeys(parts))
@@ -77,6 +81,19 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
         tasks[name] if name in tasks else Mixture(tuple(tasks[part] for part in name.split("+")))  # type: ignore[misc]
         for name in names
     ]
+
+
+def imported(name: str) -> type[Task]:
+    """The task class at ``module:Class``, of a module here or installed; ValueError if there is none."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"unknown task {name!r}; known tasks are {', '.join(sorted(TASKS))}, or module:Class")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    found = getattr(import_module(module), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Task) and is_dataclass(found)):
+        raise ValueError(f"task {name!r} must be a dataclass derived from unmask.tasks.Task, got {found!r}")
+    return found
 
 
 def fields_of(name: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
 from fractions import Fraction
+
+from unmask.tasks.equivalence import Worker
 
 GRADINGS = ("strict", "math-verify")
 """How answers are compared: "strict" as normalised strings and exact numbers, the other as expressions too."""
@@ -13,24 +14,29 @@ LONGEST = 300
 """Answers with more characters are only compared as strings."""
 
 NUMBER = re.compile(r"[-\u2212]?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
-NAMES_OF_UNITS = r"(?!(?:or|and|half|dozen|hundred|thousand|million|billion|trillion|pi)\b)[a-zA-Z]{2,}"
+NOT_UNITS = (
+    "or|and|plus|minus|times|over|point|squared|cubed|factorial|pi|half|halves|dozens?|grand|mil|mn|bn|tn|lakhs?|crores?|"
+    "(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?|(?:hundred|thousand|million|billion|trillion)(?:s|ths?)?"
+)
+NAMES_OF_UNITS = rf"(?!(?:{NOT_UNITS})\b)[a-zA-Z]{{2,}}"
 QUANTITY = re.compile(rf"(?:[a-zA-Z]+ *= *)?({NUMBER.pattern})(?:(?: +{NAMES_OF_UNITS}){{1,3}}(?:\^\{{?\d\}}?)?)?")
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
-LIGHT = re.compile(r"(?<=[a-zA-Z])\^(?:\d(?!\d)|\{\d{1,2}\})(?!\s*\^)")
-"""A small power of a letter, which is removed before the search for ``HEAVY``."""
-
-HEAVY = re.compile(r"\^.*\^|\^\{?\(?-?\d{5}|\*\*|\d{4}\)?!|!!")
-"""Towers of powers and the like, which a computer algebra system may never finish."""
+MIXED = re.compile(r"([-+]?)(\d+)\\frac(\{\d+\}\{\d+\}|\d\d)")
+LABEL = re.compile(r"(?:the )?(?:final )?answer\b(?: is)?[\s:=]*", re.IGNORECASE)
+BASE = re.compile(r"\d_\{?(\d+)")
+WORKER = Worker()
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The last ``\boxed{...}`` (braces may nest), else the line after the last ``####``, else the last number, else
-    None. A box that is empty or does not close is skipped."""
+    r"""The last ``\boxed{...}``, else the first line after the last ``####`` (one with a number if there
+    is one), else the last number, else None. A box that is empty or does not close is skipped."""
     if boxed := last_boxed(text):
         return boxed
-    if marked := text.rpartition("####")[2].strip() if "####" in text else "":
-        return marked.partition("\n")[0].strip()
+    marked = text.rpartition("####")[2].strip().splitlines() if "####" in text else []
+    lines = [answer for line in marked if (answer := LABEL.sub("", line.strip().strip("*: "), count=1))]
+    if lines:
+        return next(filter(NUMBER.search, lines), lines[0])
     numbers = NUMBER.findall(text)
     return numbers[-1] if numbers else None
 
@@ -51,22 +57,28 @@ def last_boxed(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    """An answer without spaces, thousands separators, $, %, sizes of brackets, stars and a final period."""
+    """An answer without spaces, thousands separators, currencies, %, degrees, sizes of brackets, brackets around all of
+    it, stars and a final period."""
     text = answer.strip().strip("*").replace("\u2212", "-").replace("{,}", ",")
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(start) and text.endswith(end):
             text = text[2:-2]
     text = TEXT.sub(r"\1", text)
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[$%]|~", "", text)
+    text = re.sub(r"(\d)\s+(\d+)/(\d+)", r"\1\\frac{\2}{\3}", text)  # a mixed number
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[$%€£¥₹°]|\\?~|\^\{?\\circ\}?", "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\s+", "", text).rstrip(".")
+    text = re.sub(r"^\(([^(),\[\]]+)\)$", r"\1", text)
     if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
     return text
 
 
 def number(normalised: str) -> Fraction | None:
-    r"""The exact value of an integer, a decimal, ``a/b`` or ``\frac{a}{b}``; None for anything else."""
+    r"""The exact value of an integer, a decimal, ``a/b``, ``\frac{a}{b}`` or ``c\frac{a}{b}``; None for all else."""
+    if mixed := MIXED.fullmatch(normalised):
+        part = number(rf"\frac{mixed[3]}")
+        return None if part is None else Fraction(f"{mixed[1]}1") * (int(mixed[2]) + part)
     if match := FRACTION.fullmatch(normalised):
         sign, top, bottom = match[1] or match[4] or "", match[2] or match[5], match[3] or match[6]
         normalised = f"{sign}{top}/{bottom}".replace("--", "")
@@ -92,7 +104,7 @@ def same_answer(expected: str, given: str) -> bool:
 
 def quantity(given: str) -> Fraction | None:
     """The number of an answer that consists of a number, perhaps with a name before it or a unit after it."""
-    text = re.sub(r"\\[!,;: ]|\\?\$|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
+    text = re.sub(r"\\[!,;: ]|\\?[$€£¥₹]|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
     match = QUANTITY.fullmatch(text.strip().rstrip("."))
     return number(normalise(match[1])) if match else None
 
@@ -100,35 +112,16 @@ def quantity(given: str) -> Fraction | None:
 def equivalent(expected: str, given: str) -> bool:
     """Whether two answers are the same, or equal as expressions by math-verify.
 
-    Its time limits work only in the main thread. So an answer that may take for ever (longer than ``LONGEST``, or with
-    towers of powers) is only compared as a string.
+    Two exact numbers are compared exactly, numerals of different bases are different, and answers longer than
+    ``LONGEST`` are only compared as strings.
     """
     if same_answer(expected, given):
         return True
-    library = math_verify()
-    if len(given) > LONGEST or HEAVY.search(LIGHT.sub("", given)):
+    texts = [normalise(text) for text in (expected, given)]
+    bases = [BASE.findall(text) for text in texts]
+    if len(given) > LONGEST or (all(bases) and bases[0] != bases[1]) or all(number(t) is not None for t in texts):
         return False
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
-    read = [
-        library.parse(rf"\boxed{{{text.strip().rstrip('.')}}}", parsing_timeout=limit, raise_on_error=False)
-        for text in (expected, given)
-    ]
-    return bool(all(read) and library.verify(*read, timeout_seconds=limit, raise_on_error=False))
-
-
-def math_verify():  # type: ignore[no-untyped-def]
-    """The library, quietened; ImportError says how to install it."""
-    import logging
-
-    try:
-        import math_verify as library
-    except ImportError as error:
-        raise ImportError(
-            'grading="math-verify" needs the package math-verify: pip install "unmask[tasks]", or use grading="strict"'
-        ) from error
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return library
+    return WORKER.equal(*(text.strip().rstrip(".") for text in (expected, given)))
 
 
 def check_grading(grading: str) -> None:
@@ -136,7 +129,13 @@ def check_grading(grading: str) -> None:
     if grading not in GRADINGS:
         raise ValueError(f"unknown grading {grading!r}; known are {', '.join(GRADINGS)}")
     if grading == "math-verify":
-        math_verify()
+        try:
+            import math_verify  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                'grading="math-verify" needs the package math-verify: pip install "unmask[tasks]", or use '
+                'grading="strict"'
+            ) from error
 
 
 def grade_answer(expected: str, completion: str, grading: str) -> float:

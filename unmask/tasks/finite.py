@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -144,13 +145,16 @@ def read_rows(path: str) -> Iterable[tuple[str, Any]]:
     """Each line of a ``.jsonl`` or ``.jsonl.gz`` file that is not blank, with its place for messages."""
     file = Path(path)
     opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")  # noqa: SIM115
-    with opened as lines:
-        for i, line in enumerate(lines, 1):
-            if line.strip():
-                try:
+    i = 0
+    try:
+        with opened as lines:
+            for i, line in enumerate(lines, 1):
+                if line.strip():
                     yield f"{path}, line {i}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {i}: not JSON: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}, line {i}: not JSON: {error}") from error
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:  # cut off, or no such file
+        raise ValueError(f"{path}, behind line {i}: damaged: {error}") from error
 
 
 def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unmask.files import write_atomically
 from unmask.policies.learned import Policy
 from unmask.training.config import TrainerConfig
 from unmask.training.record import learned_from
@@ -55,7 +56,7 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial / POLICY)
-    save_file(optimizer_tensors(optimizer), partial / OPTIMIZER)
+    write_atomically(partial / OPTIMIZER, lambda path: save_file(optimizer_tensors(optimizer), path))
     content = {"iteration": iteration, "config": config.to_dict(), **state}
     (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (*partial.rglob("*"), partial):  # the files, then their folders
@@ -154,7 +155,10 @@ def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path
         raise ValueError(f"checkpoint {folder} is of a run whose settings are not valid here: {error}") from error
     now = learned_from(config.to_dict())
     if differing := [f"{k} {then[k]!r} there, {now[k]!r} here" for k in now if then[k] != now[k]]:
-        raise ValueError(f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}")
+        raise ValueError(
+            f"checkpoint {folder} is of a run with other settings: {'; '.join(differing)}; a run with others can begin "
+            f"where it ended, by init_policy={folder / POLICY} and an output_dir of its own"
+        )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -41,8 +41,10 @@ class TrainerConfig(Config):
     """The frozen language model: packaged name, local folder or hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The model's dtype: "float32", "bfloat16" or "float16"; None: that of its weights."""
+    quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
+    """Weights of the model's layers in few bits, through torchao."""
     task: str = "hops"
-    """The task whose problems the policy is trained on."""
+    """The task whose problems the policy is trained on: its name, or module:Class for one of your own."""
     task_options: dict[str, Any] = field(default_factory=dict)
     """Fields of the task to change, such as ``{"max_hops": 5}``."""
     chat_template: bool | None = None

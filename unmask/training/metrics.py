@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from unmask.models.weights import write_atomically
+from unmask.files import write_atomically
 from unmask.training.grpo import NO_SIGNAL
 from unmask.training.rollout import Rollouts
+
+METRICS = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
     """``metrics.jsonl``: lines of a "step" and its numbers, appended and flushed one by one."""
 
     def __init__(self, path: Path, after: int = 0) -> None:
-        """Drops lines of steps beyond ``after``, which a run wrote after its last checkpoint."""
+        """Drops lines of steps beyond ``after``, which a run wrote after its last checkpoint, and damaged ones."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= after] if after else []
+        kept = [line for line in self._lines() if 0 <= step_of(line) <= after] if after else []
+        if damaged := sum(step_of(line) < 0 for line in self._lines()):
+            logger.warning("%s: dropped %d lines that are damaged", path, damaged)
         write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
 
     def _lines(self) -> list[str]:
         """The complete lines, without a last one that was cut off."""
         if not self.path.is_file():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        return [f"{line}\n" for line in text.split("\n")[:-1]]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line; numbers that are not finite become null, as JSON has no other form for them."""
         row = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def step_of(line: str) -> float:
+    """The step of a line of the log, -1 if it is damaged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return -1
 
 
 class Averages:

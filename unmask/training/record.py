@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import unmask
+from unmask.files import write_atomically
 from unmask.models.sources import packaged_models, read_json
-from unmask.models.weights import write_atomically
 from unmask.policies.card import is_hub_id
 from unmask.training.config import OBSERVATIONAL, TrainerConfig
 

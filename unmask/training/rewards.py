@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,13 +61,20 @@ def score(
     total = [0.0] * len(completions)
     for function in functions:
         name = getattr(function, "__name__", type(function).__name__)
-        values = list(function(prompts=prompts, completions=completions, **columns))
+        returned = function(prompts=prompts, completions=completions, **columns)
+        returned = returned.tolist() if hasattr(returned, "tolist") else returned  # a tensor's or an array's
+        if not isinstance(returned, Iterable) or isinstance(returned, (str, Mapping)):
+            if inspect.iscoroutine(returned):
+                returned.close()
+            raise ValueError(f"reward function {name} must return a list of numbers, got {returned!r}")
+        values = list(returned)
         if len(values) != len(completions):
             raise ValueError(f"reward function {name} returned {len(values)} values for {len(completions)} completions")
         for i, value in enumerate(values):
-            if not torch.isfinite(torch.tensor(float(value))):
+            number = float(value) if hasattr(value, "__float__") else math.nan
+            if not math.isfinite(number):
                 raise ValueError(f"reward function {name} returned {value!r} for completion {i}: not a finite number")
-            total[i] += float(value)
+            total[i] += number
     return total
 
 

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from unmask.commit import package_commit
 from unmask.evaluation.evaluate import decode_problems, grade
+from unmask.files import locked
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.learned import Policy
@@ -28,7 +30,7 @@ from unmask.training.config import TrainerConfig
 from unmask.training.grpo import NO_SIGNAL, group_advantages, relative_to_best
 from unmask.training.interrupt import StopSignals, leave
 from unmask.training.learner import Learner, parameter_groups, pick_steps
-from unmask.training.metrics import Averages, MetricsLog, SkippedRounds, describe, with_deviation
+from unmask.training.metrics import METRICS, Averages, MetricsLog, SkippedRounds, describe, with_deviation
 from unmask.training.problems import TrainingProblems
 from unmask.training.processes import Processes
 from unmask.training.record import training_record, write_config, write_training
@@ -75,7 +77,8 @@ class Trainer:
         self.policy = policy if policy is not None else self._make_policy()
         experts = [make_policy(expert) for expert in config.experts]
         self._check_policy(experts)
-        self.model = model if model is not None else load_model(config.model, self.processes.device, config.dtype)
+        few_bits = config.quantization
+        self.model = model or load_model(config.model, self.processes.device, config.dtype, quantization=few_bits)
         self.model.requires_grad_(False).eval()
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
         self.tokenizer = with_chat_template(
@@ -139,10 +142,12 @@ class Trainer:
         Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
         policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
 
-        Raises FileExistsError if the folder holds another run, ValueError if its settings differ, FloatingPointError if
-        training diverged (checkpoints are from before), KeyboardInterrupt or SystemExit after a signal.
+        Raises FileExistsError if the folder holds another run, BlockingIOError if one is writing there, ValueError if
+        its settings differ, FloatingPointError if training diverged (checkpoints are from before), KeyboardInterrupt or
+        SystemExit after a signal.
         """
-        with StopSignals() as signals:
+        own = locked(Path(self.config.output_dir) / METRICS, wait=False) if self.processes.is_main else nullcontext()
+        with own, StopSignals() as signals:
             stopped_by = self._train(signals, on_log)
             self.processes.finish()
         if stopped_by:
@@ -156,7 +161,7 @@ class Trainer:
         log = None
         if self.processes.is_main:
             write_config(output, c.to_dict())
-            log = MetricsLog(output / "metrics.jsonl", self.iteration)
+            log = MetricsLog(output / METRICS, self.iteration)
         self.processes.start_trackers(c.to_dict())
 
         def write(values: dict[str, float]) -> None:
@@ -262,10 +267,10 @@ class Trainer:
         """(count,) float32: the alphas of the groups from number ``first`` on."""
         alpha = self.config.alpha
         if isinstance(alpha, (int, float)):
-            return torch.full((count,), float(alpha))
-        low, high = (torch.tensor(float(a)).log1p() for a in alpha)
+            return torch.full((count,), float(alpha), dtype=torch.float32)
+        low, high = (torch.tensor(float(a), dtype=torch.float32).log1p() for a in alpha)
         share = [random.Random(f"alpha/{self.config.seed}/{i}").random() for i in range(first, first + count)]
-        return (low + torch.tensor(share) * (high - low)).expm1()
+        return (low + torch.tensor(share, dtype=torch.float32) * (high - low)).expm1()
 
     def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """(N,) float64: the grades of the answers, and the rewards, which depend on their speed too."""
@@ -312,7 +317,8 @@ class Trainer:
             config = sampler.settled({"seed": 0, **asked})
             result = decode_problems(sampler, problems, config, prompts)
             correct = torch.tensor(grade(self.task, problems, result), dtype=torch.float64, device=result.steps.device)
-            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, torch.tensor(float(alpha)))
+            power = torch.tensor(float(alpha), dtype=torch.float32)
+            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, power)
             values = {
                 "eval_reward": reward.sum().item(),
                 "eval_accuracy": correct.sum().item(),

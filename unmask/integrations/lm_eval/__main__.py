@@ -12,8 +12,10 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f'lm-evaluation-harness could not be imported ({error}): pip install "unmask[lm-eval]"')
     import unmask.integrations.lm_eval.model  # noqa: F401  (registers the model)
+    from unmask.evaluation.processes import leave
 
     cli_evaluate()
+    leave()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -16,12 +17,14 @@ from tqdm import tqdm
 
 from unmask.config import PositiveInt, checked
 from unmask.evaluation.metrics import mean, standard_error
+from unmask.evaluation.processes import gather, join
 from unmask.integrations.lm_eval.likelihood import loglikelihoods
 from unmask.integrations.transformers.arguments import sampler_settings
 from unmask.models.loading import load_model, load_tokenizer
-from unmask.policies.heuristics import ConfidenceSteps
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.forward import model_attention
 from unmask.sampling.prompts import text_ids
+from unmask.sampling.result import first_stop
 from unmask.sampling.sampler import Sampler
 
 logger = logging.getLogger("lm_eval.models.unmask")  # the harness shows its own alone
@@ -70,8 +73,8 @@ class UnmaskLM(TemplateLM):
             mc_batch_size: of these, how many side by side; ``batch_size`` by default.
             check_greedy: also decode every continuation greedily, a forward per token, for the ``is_greedy`` that some
                 tasks score; False reports it as False.
-            **settings: fields of SamplerConfig; "full" or None as ``block_length`` is full diffusion. The seed is 0
-                unless given.
+            **settings: fields of SamplerConfig; "full" or None as ``block_length`` is full diffusion. The seed is that
+                of torch, which the harness sets by ``--seed``, unless given.
 
         Raises:
             ValueError, TypeError: a bad value or an unknown name, before anything is loaded where that can be told.
@@ -85,8 +88,9 @@ class UnmaskLM(TemplateLM):
                 f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs, and a number "
                 "as batch_size is how many rows are decoded side by side"
             )
-        settings = {"seed": 0, **settings, "max_batch_size": self.batch_size}
+        settings = {"seed": torch.initial_seed() % 2**63, **settings, "max_batch_size": self.batch_size}
         SamplerConfig().updated(settings)
+        self._rank, self._world_size = join()
         if not torch.cuda.is_available() and (device or "cuda").startswith("cuda"):
             logger.warning("no CUDA device for device=%s: using the CPU", device)
             device = "cpu"
@@ -97,6 +101,7 @@ class UnmaskLM(TemplateLM):
         self.sampler.config = self.sampler.config.updated(settings)
         self._tokenizer_name, self._device = str(tokenizer or pretrained), model.device
         self.steps: list[float] = []
+        self.forwards: list[float] = []
         self.tokens_per_forward: list[float] = []
 
     @property
@@ -148,10 +153,12 @@ class UnmaskLM(TemplateLM):
                 keys = torch.tensor([sequences[i] for i in indices])
                 state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
                 result = self.sampler.result(state, config, self.sampler.steps(state, config))
-                self.steps += [float(v) for v in result.steps.tolist()]
+                self.steps += map(float, result.steps.tolist())
+                self.forwards += map(float, state.forwards.tolist())
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
-                for i, text in zip(indices, result.texts or [], strict=True):
-                    texts[i] = postprocess_generated_text(text, stops[i], None)
+                ends = first_stop(result.completions, self.sampler.stop_ids).tolist()
+                for i, row, end in zip(indices, result.completions.tolist(), ends, strict=True):
+                    texts[i] = self.text(row[:end], stops[i])
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 progress.update(len(indices))
         info = self.get_model_info()
@@ -160,6 +167,31 @@ class UnmaskLM(TemplateLM):
             "TPF {tpf:.2f} ± {tpf_se:.2f}".format(**info)
         )
         return texts
+
+    def text(self, ids: list[int], stops: Sequence[str]) -> str:
+        """``ids`` decoded and cut before the first of ``stops``; decoding drops special tokens, which stops may be."""
+        whole, decode = ids, partial(self.tokenizer.decode, skip_special_tokens=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        for stop in stops:
+            if stop not in text and stop in decode(ids):
+                end = next(n for n in range(len(ids)) if stop in decode(ids[: n + 1]))
+                ids = ids[: next(n for n in range(end, -1, -1) if stop in decode(ids[n : end + 1]))]
+        if ids is not whole:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(postprocess_generated_text(text, list(stops), None))
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The numbers of all processes, (count,) for one of each."""
+        return torch.cat([value.cpu().reshape(-1) for value in gather(tensor)])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all processes on process ``dst``, None on the others."""
+        objects = gather(obj)
+        return objects if self._rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        gather(None)
 
     def request_settings(self, gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Fields of SamplerConfig and stop strings that a request asks for; ValueError for what has no meaning here."""
@@ -196,11 +228,13 @@ class UnmaskLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = []
         model, size, seed = self.sampler.model, BATCHES_PER_CALL * self.batch_size, self.sampler.config.seed or 0
+        blocks = self.blocks()
         with tqdm(total=len(requests), desc="Estimating likelihoods", disable=disable_tqdm) as progress:
             for start in range(0, len(requests), size):
                 chunk = requests[start : start + size]
                 pairs = [(self.cut(context, len(continuation)), continuation) for _, context, continuation in chunk]
-                values = loglikelihoods(model, pairs, self.sampler.padding_id, self.mc_num, self.mc_batch_size, seed)
+                how = (self.sampler.padding_id, self.mc_num, self.mc_batch_size, seed, blocks)
+                values = loglikelihoods(model, pairs, *how)
                 greedy = self.is_greedy(pairs) if self.check_greedy else [False] * len(pairs)
                 found = list(zip(values, greedy, strict=True))
                 for (strings, _, _), answer in zip(chunk, found, strict=True):
@@ -209,13 +243,27 @@ class UnmaskLM(TemplateLM):
                 progress.update(len(chunk))
         return results
 
+    def blocks(self) -> int | None:
+        """Tokens per block of a block-causal model, None for a bidirectional one; ValueError without likelihoods."""
+        model = self.sampler.model
+        if model_attention(model) == "bidirectional":
+            return None
+        if model_attention(model) != "block-causal" or getattr(model, "seeded", False):
+            raise ValueError(
+                "loglikelihood: estimated for bidirectional and block-causal models, but blocks of this one, "
+                f"{model_attention(model)}, begin with what the block before predicts, or where the prompt ends; leave "
+                "out tasks of output_type loglikelihood and multiple_choice"
+            )
+        self.sampler.check_config(self.sampler.config)
+        return self.sampler.config.block_length
+
     def is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether decoding each context one token at a time, the most probable first, gives the continuation."""
         found = [True] * len(pairs)  # an empty continuation is what anything decodes to
         for length in {len(continuation) for _, continuation in pairs} - {0}:
             indices = [i for i, (_, continuation) in enumerate(pairs) if len(continuation) == length]
-            config = SamplerConfig(max_new_tokens=length, block_length=None, stop_at_eos=False, seed=0)
-            sampler = Sampler(self.sampler.model, None, ConfidenceSteps(length), config)
+            config = SamplerConfig(max_new_tokens=length, block_length=self.blocks(), stop_at_eos=False, seed=0)
+            sampler = Sampler(self.sampler.model, None, "threshold:1", config)
             result = sampler.generate([pairs[i][0] for i in indices], max_batch_size=self.batch_size)
             for i, completion in zip(indices, result.completions.tolist(), strict=True):
                 found[i] = completion == pairs[i][1]
@@ -231,7 +279,7 @@ class UnmaskLM(TemplateLM):
             "block_length": self.sampler.config.block_length or "full",
             "generations": len(self.steps),
         }
-        for name, values in (("nfe", self.steps), ("tpf", self.tokens_per_forward)):
+        for name, values in (("nfe", self.steps), ("forwards", self.forwards), ("tpf", self.tokens_per_forward)):
             if values:
                 info |= {name: mean(values), f"{name}_se": standard_error(values)}
         return info

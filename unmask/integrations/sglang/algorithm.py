@@ -10,9 +10,9 @@ import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from torch import Tensor
 
-from unmask.integrations.sglang.config import parse, stop_ids
-from unmask.integrations.sglang.requests import BatchMemory, BlockState, Progress
-from unmask.ops.state import BLOCK, REMAINING, STATUS
+from unmask.integrations.sglang.config import parse, refused, stop_ids
+from unmask.integrations.sglang.requests import EDITABLE, BatchMemory, BlockState, Progress
+from unmask.ops.state import BLOCK, FORWARDS, REMAINING, STATUS, STEPS
 from unmask.sampling.state import COMPLETE, POISONED, RUNNING, State
 from unmask.sampling.step import commit, observe
 
@@ -26,10 +26,13 @@ class Unmask(DllmAlgorithm):
     """Decodes with any of this package's policies, named in the file given as ``--dllm-algorithm-config``.
 
     SGLang's base class runs the loop: forwards on a batch of blocks, one per request, and :meth:`step` after each. A
-    block without masks takes one more forward, which leaves its keys and values in the cache, and only then counts as
-    done. In the default mode (first done, first out) a request's state travels with it until its block is done;
-    otherwise a batch goes through its blocks together.
+    block is done after a forward on its final tokens, which leaves their keys and values in the cache. In the default
+    mode (first done, first out) a request's state travels with it until its block is done; otherwise a batch goes
+    through its blocks together.
     """
+
+    reuse_forward_metadata = True
+    """Between the forwards of a block nothing but its tokens changes."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -40,12 +43,26 @@ class Unmask(DllmAlgorithm):
 
     @classmethod
     def configure_server_args(cls, server_args: Any) -> None:
-        """Check the configuration file at launch, before the model is loaded."""
+        """Check the configuration file at launch, before the model is loaded.
+
+        Sampling settings in the model's generation_config do not become those of every request, which would be refused.
+        """
+        from sglang.srt.arg_groups.overrides import declare_resolution
         from sglang.srt.dllm.config import DllmConfig
 
         config = DllmConfig.from_server_args(server_args)
         if config is not None:
             parse(config.algorithm_config, config.block_size)
+            declare_resolution(server_args, cls.__name__, sampling_defaults="openai")
+
+    @classmethod
+    def validate_request(cls, req: Any) -> str | None:
+        """Why SGLang must answer ``req`` with an error: it asks for what no block is decoded by; None: it does not."""
+        return refused(req, req.dllm_config.algorithm_config)
+
+    def max_steps(self, block_size: int) -> int:
+        """Forwards that a block may take: each unmasks a position, then some revise, and the last one only stores."""
+        return block_size + self.policy.max_post + 1
 
     def init_step_state(self, forward_batch: Any) -> list[BlockState]:
         """A fresh state for every row; SGLang also calls this for rows that keep the one they have."""
@@ -56,43 +73,50 @@ class Unmask(DllmAlgorithm):
                 f"SGLang 0.5.23 makes them, got {requests!r} and {lengths!r}"
             )
         ends = lengths[: len(requests)].tolist()
-        return [self.progress.enter(request, end) for request, end in zip(requests, ends, strict=True)]
+        states = [self.progress.enter(request, end) for request, end in zip(requests, ends, strict=True)]
+        if self.policy.edits:
+            for state, row in zip(states, self.masked(forward_batch).unbind(), strict=True):
+                state.memory[EDITABLE] = row
+        return states
 
     @torch.no_grad()
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[BlockState]) -> list[bool]:
         """Unmask at least one position of every block that has masks, in place. The host waits once, for the answer.
 
         Args:
-            forward_batch: its ``input_ids`` (B * BL,) int64 are the blocks, written where they are masked.
+            forward_batch: its ``input_ids`` (B * BL,) int64 are the blocks, written where they were masked at first.
             full_logits: (B * BL, V) float32, bfloat16 or float16, aligned: row i predicts token i. Read only.
             states: one per row, from :meth:`init_step_state`, then the same objects as long as the block lasts.
 
         Returns:
-            For each row whether it had no masks when called, so that the logits came from its final tokens. Also True,
-            with an error in the log, for a row whose logits are undefined (NaN or +inf) where a token had to be
-            committed: its masks stay.
+            For each row whether its block has ended and this step changed nothing, so that the logits came from its
+            final tokens. Also True, with an error in the log, for a row whose logits are undefined (NaN or +inf) where
+            a token had to be committed: its block stays as it is.
         """
         if not states:
             return []
         self.move(full_logits.device)
-        shape = (len(states), self.block_size)
-        work = self.state(forward_batch.input_ids.view(shape), states, forward_batch.dllm_prompt_mask)
-        full = work.done
-        seen = observe(full_logits.view(*shape, -1), work, self.policy, self.sampling)
-        commit(work, seen, self.policy.decide(seen), self.sampling)
+        work = self.state(forward_batch, states)
+        seen = observe(full_logits.view(*work.tokens.shape, -1), work, self.policy, self.sampling)
+        rank = commit(work, seen, self.policy.decide(seen), self.sampling)
         self.memory.scatter()
-        answers = torch.stack((full, work.status == POISONED), dim=1).tolist()
-        for state, (was_full, undefined) in zip(states, answers, strict=True):
-            if undefined:
-                logger.error(
-                    "request %s: the model's logits are undefined (NaN or +inf) in the block that ends at position %d; "
-                    "the block is returned with its masks",
-                    state.request,
-                    state.end,
-                )
-            elif not was_full:
-                self.progress.advance(state)
-        return [any(answer) for answer in answers]
+        numbers = torch.cat((work.rows, (rank != -1).any(dim=1, keepdim=True)), dim=1).tolist()
+        return [self.noted(state, row, bool(changed)) for state, (*row, changed) in zip(states, numbers, strict=True)]
+
+    def noted(self, state: BlockState, row: list[int], changed: bool) -> bool:
+        """Keep what a step made of a row's numbers; the answer of :meth:`step` for it."""
+        if row[STATUS] == POISONED:
+            logger.error(
+                "request %s: the model's logits are undefined (NaN or +inf) in the block that ends at position %d; "
+                "the block is returned as it is, with its masks",
+                state.request,
+                state.end,
+            )
+            return True
+        forwards, state.ended = row[FORWARDS] - state.before_post, row[STATUS] == COMPLETE
+        if forwards > state.forwards:
+            self.progress.advance(state, row[STEPS], forwards)
+        return state.ended and not changed
 
     def move(self, device: torch.device) -> None:
         """Bring what does not change from step to step to the device of the logits, once."""
@@ -110,21 +134,29 @@ class Unmask(DllmAlgorithm):
                 self.alpha = torch.full((1,), asked, device=device)
                 self.condition = policy.condition(self.alpha)
 
-    def state(self, tokens: Tensor, states: Sequence[BlockState], prompt: Tensor | None) -> State:
-        """The blocks ``tokens`` (B, BL), which it shares, as a state of one block.
+    def masked(self, forward_batch: Any) -> Tensor:
+        """(B, BL) bool: masks, but for positions of a prompt that holds the mask token."""
+        mask, prompt = forward_batch.input_ids.view(-1, self.block_size) == self.mask_id, forward_batch.dllm_prompt_mask
+        return mask if prompt is None else mask & ~prompt
 
-        ``prompt`` (B, BL) bool: positions that are not to be written even where they hold the mask token.
-        """
-        mask = tokens == self.mask_id
-        if prompt is not None:
-            mask &= ~prompt
-        # What the host knows of State.rows: steps, key of the draws, steps before, first position, forwards.
-        numbers = [(s.steps, 0, 0, 0, s.key, s.before, s.end - self.block_size, 0, s.steps, 0) for s in states]
+    def state(self, forward_batch: Any, states: Sequence[BlockState]) -> State:
+        """The batch's blocks (B, BL), whose tokens it shares, as a state of one block."""
+        tokens, mask = forward_batch.input_ids.view(-1, self.block_size), self.masked(forward_batch)
+        memory = self.memory.gather(states)
+        # What the host knows of State.rows. POST counts within the block, the other forwards key the draws.
+        numbers = [
+            (s.steps, 0, 0, int(s.ended), s.key, s.before, s.end - self.block_size, 0)
+            + (s.forwards + s.before_post, s.forwards - s.steps)
+            for s in states
+        ]
         host = torch.tensor(numbers, dtype=torch.int64, pin_memory=tokens.is_cuda)
         rows, remaining = host.to(tokens.device, non_blocking=True), mask.sum(dim=1)
+        over, editable = remaining == 0, memory.get(EDITABLE)
+        if editable is not None:
+            over &= (rows[:, STATUS] == COMPLETE) | ~editable.any(dim=1)
         rows[:, REMAINING] = remaining
-        rows[:, BLOCK] = remaining == 0
-        rows[:, STATUS] = torch.where(remaining == 0, COMPLETE, RUNNING)
+        rows[:, BLOCK] = over
+        rows[:, STATUS] = torch.where(over, COMPLETE, RUNNING)
         count = len(states)
         return State(
             tokens,
@@ -133,6 +165,8 @@ class Unmask(DllmAlgorithm):
             rows=rows,
             start=0,
             block_length=self.block_size,
+            editable=editable,
+            max_post=self.policy.max_post if self.policy.edits else None,
             mask_token_id=self.mask_id,
             end_ids=self.stop_ids,
             max_steps=UNBOUNDED,
@@ -140,5 +174,5 @@ class Unmask(DllmAlgorithm):
             seed=self.seed,
             alpha=None if self.alpha is None else self.alpha.expand(count),
             condition=None if self.condition is None else self.condition.expand(count, -1),
-            memory=self.memory.gather(states),
+            memory=memory,
         )

@@ -21,6 +21,17 @@ LEARNED_ONLY = ("actions", "policy_temperature", "policy_scale", "alpha")
 """Settings that say something about learned policies only."""
 STOP_IDS = "stop_ids"
 """The ids that end a completion, which the engine does not tell; the option hold-eos reads them."""
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("top_p", "repetition_penalty", "beam_width"), 1),
+    **dict.fromkeys(("min_p", "frequency_penalty", "presence_penalty", "min_new_tokens"), 0),
+    **dict.fromkeys(("json_schema", "regex", "ebnf", "structural_tag", "sampling_seed", "watermark"), None),
+    "logit_bias": {},
+}
+"""A request's sampling parameters that no block is decoded by, and the values that ask for nothing, as None does."""
+REPORTS = ("return_logprob", "return_hidden_states", "return_sampling_mask", "custom_logit_processor")
+"""What a request may ask for beside them, in vain."""
+ALL_TOKENS = 1 << 30
+"""SGLang's top_k that leaves all tokens."""
 SAMPLING = ("max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
 """Settings that go to :class:`unmask.SamplerConfig` under the same name."""
 
@@ -81,8 +92,8 @@ def unsuitable(
 ) -> str | None:
     """Why ``policy`` cannot decode blocks on their own with the settings ``given``; None: it can."""
     no_length, rule = "max_new_tokens" not in given, policy.bare
-    if policy.edits:
-        return "revises tokens, but the engine takes a block as final once it has no mask: leave edit out"
+    if policy.everywhere:
+        return "revises tokens of blocks that the engine has finished, of which keys are kept: leave scope=all out"
     if "attention" in policy.needs:
         return "reads the model's attention, which the engine does not give"
     if isinstance(rule, Policy):
@@ -116,3 +127,27 @@ def unsuitable(
                 f"max_new_tokens={sampling.max_new_tokens}, got {steps}"
             )
     return None
+
+
+def refused(request: Any, settings: Mapping[str, Any]) -> str | None:
+    """What ``request``, SGLang's Req, asks for that a server with ``settings`` cannot do; None: nothing.
+
+    A temperature of 1 is what SGLang fills in and says nothing. 0 arrives as top_k=1. Stop tokens, stop strings and the
+    number of tokens are the engine's own.
+    """
+    params, own = request.sampling_params, settings.get("temperature") or 0
+    asked = {name: getattr(params, name) for name in NEUTRAL}
+    asked = {name: value for name, value in asked.items() if value is not None and value != NEUTRAL[name]}
+    if params.top_k not in (-1, 1, ALL_TOKENS):
+        asked["top_k"] = params.top_k
+    temperature = 0 if params.top_k == 1 else params.temperature
+    if temperature not in (1, own):
+        asked["temperature"] = temperature
+    asked |= {name: True for name in REPORTS if getattr(request, name)}
+    if not asked:
+        return None
+    given = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    return (
+        f"{given}: not possible, as the algorithm config of this server says how all requests are decoded, at "
+        f"temperature={own:g}; leave it out"
+    )

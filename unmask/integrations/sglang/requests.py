@@ -10,6 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+EDITABLE = "editable"
+"""The name in a state's memory of (BL,) bool: positions that were masked when the block began."""
+
 
 @dataclass
 class BlockState:
@@ -23,8 +26,14 @@ class BlockState:
     """Steps taken in the request's earlier blocks."""
     steps: int = 0
     """Steps taken in this block."""
+    before_post: int = 0
+    """Forwards of the request's earlier blocks that could only revise."""
+    forwards: int = 0
+    """All forwards of this block: its steps, and those that could only revise."""
+    ended: bool = False
+    """Whether the block's tokens are final."""
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """This row of every tensor in the policy's memory."""
+    """This row of every tensor in the policy's memory, and of ``EDITABLE`` where tokens may be revised."""
 
     @cached_property
     def key(self) -> int:
@@ -33,7 +42,7 @@ class BlockState:
 
 
 class Progress:
-    """Steps taken by each request up to its latest block.
+    """Steps and forwards taken by each request up to its latest block.
 
     Engines drop a block's state when the block is done and say nothing when a request ends. So what outlives a block
     is kept here by the request's id, and the requests not heard of for longest are forgotten.
@@ -52,11 +61,13 @@ class Progress:
         latest = self._latest.get(request)
         if latest is None or end - latest.end not in (0, self.block_length):
             return BlockState(request, end)
-        return BlockState(request, end, before=latest.before + (latest.steps if end > latest.end else 0))
+        steps, forwards = (latest.steps, latest.forwards) if end > latest.end else (0, 0)
+        before_post = latest.before_post + forwards - steps
+        return BlockState(request, end, before=latest.before + steps, before_post=before_post)
 
-    def advance(self, state: BlockState) -> None:
-        """Count a step of ``state`` and remember it."""
-        state.steps += 1
+    def advance(self, state: BlockState, steps: int, forwards: int) -> None:
+        """Note that the block of ``state`` took so many, and remember it."""
+        state.steps, state.forwards = steps, forwards
         self._latest.pop(state.request, None)
         self._latest[state.request] = state
         if len(self._latest) > self.capacity:

@@ -41,7 +41,7 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     for name, value in given.items():
         if name not in MEANT and not asks_for_nothing(name, value):
             raise ValueError(
-                f"{name}={value!r} has no meaning when a masked diffusion model is decoded; the arguments are "
+                f"{name}={shortened(value)} has no meaning when a masked diffusion model is decoded; the arguments are "
                 f"{', '.join(MEANT)} and the fields of SamplerConfig: {', '.join(SETTINGS)}"
             )
     if "max_new_tokens" in given:
@@ -62,6 +62,12 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     elif sample is not None or temperature is not None:
         settings["temperature"] = 0.0
     return settings
+
+
+def shortened(value: Any) -> str:
+    """The beginning of its repr, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
 from unmask.models.base import ModelBase, real_positions
-from unmask.models.loading import DIFFUSION_GEMMA
+from unmask.models.loading import DIFFUSION_GEMMA, FAMILIES
 from unmask.models.masked_lm import MaskedLM
 from unmask.policies.base import UnmaskingPolicy
 from unmask.sampling.result import GenerationResult, first_stop
@@ -21,6 +22,11 @@ from unmask.sampling.streaming import Streamer
 
 FROM_TRANSFORMERS = ("use_cache", "cache", "past_key_values", "logits_to_keep")
 """What transformers prepares for an autoregressive loop and hands to a callable; nothing here has a use for it."""
+
+ONLY_IN_CALLER = ("assistant_model", "negative_prompt_ids", "negative_prompt_attention_mask")
+"""What it hands to its own methods only; nothing here has a meaning for them."""
+WHOLE = ("llada", "illada")
+"""Native model types whose own code gives aligned logits of a whole canvas, seen in both directions."""
 
 FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
 """Processors and criteria that transformers makes of the configuration, which is read here itself."""
@@ -95,6 +101,10 @@ def custom_generate(
 
     Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
     """
+    caller = sys._getframe(1).f_locals  # of `model.generate`
+    arguments |= {name: caller[name] for name in ONLY_IN_CALLER if caller.get(name) is not None}
+    if caller.get("streamer") is not None:
+        raise ValueError("streamer= does not reach custom_generate: functools.partial(custom_generate, streamer=...)")
     defaults = type(generation_config)._get_default_generation_params()
     config = {n: v for n, v in fields_of(generation_config).items() if n not in defaults or v != defaults[n]}
     # The rows are repeated already, and the length is prepared: it counts the prompt.
@@ -180,10 +190,16 @@ def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> Mo
         raise TypeError(
             f"model must be a transformers model, a model of load_model or a Sampler, got {type(model).__name__}"
         )
-    if getattr(config, "model_type", None) == DIFFUSION_GEMMA:
+    kind = getattr(config, "model_type", None)
+    if kind == DIFFUSION_GEMMA:
         from unmask.models.diffusion_gemma import DiffusionGemma
 
         return DiffusionGemma(model, stop_ids or None)
+    if kind in FAMILIES and kind not in WHOLE:
+        raise ValueError(
+            f"model: the code of model_type {kind!r} would be decoded wrongly, as its tokens see blocks or its logits "
+            f"are shifted; give its native form, load_model({getattr(config, '_name_or_path', '')!r})"
+        )
     mask, sep, pad = (
         single_id(name, getattr(config, name, None)) for name in ("mask_token_id", "sep_token_id", "pad_token_id")
     )

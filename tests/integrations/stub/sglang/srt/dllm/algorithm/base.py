@@ -21,6 +21,9 @@ class DllmAlgorithm:
     def init_step_state(self, forward_batch: Any) -> list[Any]:
         return [None for _ in range(forward_batch.batch_size)]
 
+    def max_steps(self, block_size: int) -> int:
+        return block_size + 1
+
     def step(self, forward_batch: Any, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         raise NotImplementedError
 
@@ -46,7 +49,7 @@ class DllmAlgorithm:
         out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
         if min(starts) == self.block_size:  # nothing but prompt
             return out.logits_output, [], None, None, out.can_run_graph
-        for _ in range(self.block_size + 1):
+        for _ in range(self.max_steps(self.block_size)):
             if all(self.step(forward_batch, out.logits_output.full_logits, states)):
                 break
             out = model_runner.forward(forward_batch, pp_proxy_tensors=None)
