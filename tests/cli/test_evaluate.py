@@ -257,6 +257,20 @@ def test_the_heuristics_are_all_rules_with_and_without_options() -> None:
     assert {label.partition(":")[0] for label in labels} == set(HEURISTICS) - schedules
 
 
+def test_rules_that_read_attention_are_left_out_of_a_sweep_where_there_is_none() -> None:
+    from unmask.cli.evaluate import Evaluate
+    from unmask.cli.options import EvaluatedDecoding
+    from unmask.tasks import Hops
+
+    def asked(**decoding: Any) -> set[str]:
+        command = Evaluate(policies=("dawn:0.8", "heuristics"), regimes=(8,), decoding=EvaluatedDecoding(**decoding))
+        return {job.names["policy"] for job in command.jobs([Hops()], {})}
+
+    assert asked() - asked(cache="dual") == {
+        f"{rule}{o}" for rule in ("dawn:0.9", "dapd:0.1,0.7") for o in ("", ",hold-eos")
+    }
+
+
 def test_tables_are_aligned() -> None:
     table = "| policy | NFE |\n| --- | --- |\n| `a \\| b` | 10.25 ± 1 |"
     assert aligned(table).splitlines() == [

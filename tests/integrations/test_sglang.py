@@ -99,7 +99,9 @@ RULES = (
 )
 EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(({"policy": rule}, {}) for rule in RULES),
-    ({"policy": "klass:0.2,0.5", "max_new_tokens": BLOCK}, {}),  # it starts afresh in each block
+    ({"policy": "klass:0.2,0.5"}, {}),
+    ({"policy": "threshold:0.5,hold-eos,window=4", "stop_ids": [tiny().eos_token_id]}, {}),
+    ({"policy": "confidence:20,spacing=2,decay=0.1"}, {}),
     ({"policy": "threshold:0.5", "temperature": 0.8}, {}),
     ({"policy": "random:20", "temperature": 0.8}, {}),
     ({"policy": "random:20,edit=0.1,post=2", "temperature": 0.8}, {}),  # every forward keys the draws
@@ -121,7 +123,7 @@ def test_completions_forwards_and_draws_are_the_samplers(
     settings = {"seed": 5, "max_new_tokens": TOTAL, **settings}
     total = settings["max_new_tokens"]
     policy = learned(**config) if settings["policy"] == "learned" else settings["policy"]
-    decoding = {name: value for name, value in settings.items() if name not in ("policy", "max_new_tokens")}
+    decoding = {name: value for name, value in settings.items() if name not in ("policy", "max_new_tokens", "stop_ids")}
     sampler = Sampler(tiny(), None, policy, SamplerConfig(block_length=BLOCK, deterministic=True, **decoding))
     rows = [p[: total - 1] + [tiny().mask_token_id] * (total - len(p[: total - 1])) for p in prompts()]
     expected = sampler.infill(torch.tensor(rows))
@@ -342,6 +344,9 @@ def test_keys_and_memory_are_a_requests_own() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        ({"policy": "threshold:0.9,hold-eos"}, ValueError, "holds back ends of sequence: set stop_ids"),
+        ({"stop_ids": 3}, ValueError, "stop_ids: expected a list of ids of at least 0, got 3"),
+        ({"policy": "dawn:0.9"}, ValueError, "reads the model's attention, which the engine does not give"),
         ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),

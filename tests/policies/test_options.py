@@ -127,6 +127,7 @@ RULES: dict[str, Any] = {
     "learned": by(lambda row, i: row["p"][i] * 6 - 3 + math.log(row["factor"][i]), drawn),
 }
 OPTIONS = ["", "hold-eos", "window=3", "decay=0.3", "spacing=3", "hold-eos,window=4,decay=0.1,spacing=2", ""]
+OPTIONS += ["edit=0.3,post=2", "window=4,hold-eos,edit=0.5", "edit=0.2,post=0"]
 
 
 def optioned(row: Row, rule: Any, o: Options) -> set[int]:
@@ -150,31 +151,38 @@ def optioned(row: Row, rule: Any, o: Options) -> set[int]:
 
 
 def decode_alone(prompt: list[int], number: int, rule: Any, options: Options, block_length: int) -> tuple[Any, Any]:
-    """The tokens of one row, and the positions it commits in every step."""
+    """The tokens of one row, and the positions it commits in every forward."""
     buffer, log, begun, memory = [MASK] * LENGTH, [], dict[int, int](), dict[int, Any]()
-    while MASK in buffer:
+    block, post, bound, most = 0, 0, math.inf, -1
+    if options.edit is not None:
+        bound, most = options.edit, 16 if options.post is None else options.post
+    while block * block_length < LENGTH:
         logits = TABLE[key(torch.tensor(prompt + buffer))].double()
         log_p = logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1).float().numpy()
         top, token = log_p[:, :MASK].exp().float().topk(2)
         draw = philox_uniform(SEED, torch.arange(LENGTH), torch.tensor(len(log)), torch.tensor(number)).numpy()
-        masked = [i for i in range(LENGTH) if buffer[i] == MASK]
-        block = masked[0] // block_length
-        region = [i for i in masked if i // block_length == block]
+        inside = range(block * block_length, min(LENGTH, (block + 1) * block_length))
+        region = [i for i in inside if buffer[i] == MASK]
         row = {"region": region, "block": block, "block_length": block_length, "token": token[:, 0].tolist()}
         row |= {"memory": memory, "log_p": logits[:, :MASK].log_softmax(-1)}
         row |= {"p": top[:, 0].numpy(), "second": top[:, 1].numpy(), "entropy": entropy, "draw": draw}
-        chosen = optioned(row | {"begun": begun.setdefault(block, len(region))}, rule, options)
-        for i in chosen:
-            buffer[i] = int(token[i, 0])
+        row |= {"begun": begun.setdefault(block, len(region))}
+        chosen = optioned(row, rule, options) if region else set()
+        revised = {i for i in inside if i not in region and row["token"][i] != buffer[i] and top[i, 0] > bound}
+        for i in chosen | revised:
+            buffer[i] = row["token"][i]
         log.append(sorted(chosen))
-        ends = [i for i in range(LENGTH) if buffer[i] == EOS and MASK not in buffer[:i]]
-        if ends:
-            buffer = [EOS if t == MASK else t for t in buffer]
+        post += not region
+        if len(chosen) == len(region) and (most <= 0 or not (region or (revised and post < most))):
+            block, post = block + 1, 0
+        settled = LENGTH if most < 0 else block * block_length  # where an end of sequence counts
+        if any(buffer[i] == EOS and MASK not in buffer[:i] for i in range(min(settled, LENGTH))):
+            return [EOS if t == MASK else t for t in buffer], log
     return buffer, log
 
 
-@pytest.mark.parametrize(("options", "block_length"), list(zip(OPTIONS, [5, LENGTH] * 4, strict=False)))
+@pytest.mark.parametrize(("options", "block_length"), list(zip(OPTIONS, [5, LENGTH] * 5, strict=True)))
 @pytest.mark.parametrize("spec", RULES)
 def test_decoding_equals_a_written_out_one(spec: str, options: str, block_length: int) -> None:
     chosen = split_options(f"x,{options}")[1] if options else Options()
@@ -186,9 +194,10 @@ def test_decoding_equals_a_written_out_one(spec: str, options: str, block_length
     assert whole.trajectory is not None
     for b, prompt in enumerate(PROMPTS):
         tokens, log = decode_alone(prompt, b, RULES[spec], chosen, block_length)
-        actions = whole.trajectory.actions[b, : whole.steps[b]]
+        actions = whole.trajectory.actions[b, : int(whole.forwards[b])]  # type: ignore[index]
         assert [row.nonzero().flatten().tolist() for row in actions] == log, b
         assert whole.completions[b].tolist() == tokens
+        assert whole.steps[b] == sum(bool(step) for step in log)
     assert sampler.generate(PROMPTS[:1]).completions.tolist() == whole.completions[:1].tolist()
 
 
@@ -199,8 +208,9 @@ def test_options_change_what_is_decoded() -> None:
         for options in OPTIONS:
             policy = with_options(Fixed() if spec == "learned" else make_policy(spec), split_options(f"x,{options}")[1])
             sampler = Sampler(TableModel(), policy=policy, config=SamplerConfig(LENGTH, None, seed=SEED))
-            found.add(tuple(sampler.generate(PROMPTS).steps.tolist()))
-        assert len(found) >= 5
+            result = sampler.generate(PROMPTS)
+            found.add((tuple(result.steps.tolist()), tuple(result.completions.flatten().tolist())))
+        assert len(found) == len(set(OPTIONS))
 
 
 @pytest.mark.parametrize("actions", ["bernoulli", "bernoulli-argmax", "greedy", "dpls"])

@@ -46,7 +46,8 @@ class Evaluate(Command):
     """
 
     policies: Annotated[tuple[str, ...], Some] = ("threshold:0.7", "threshold:0.9", "entropy-bound:0.1")
-    """Names or folders, LABEL=POLICY to name one in the table; "heuristics" = every rule at several settings."""
+    """Names or folders, LABEL=POLICY to name one in the table; "heuristics" = most rules at several settings, plain
+    and with options, those that read attention where the model shows it."""
     regimes: Annotated[tuple[PositiveInt | Literal["full"], ...], Some] = (8, "full")
     """Block lengths."""
     alphas: tuple[NonNegative, ...] = ()
@@ -139,6 +140,8 @@ class Evaluate(Command):
             raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
         asked = given(self.decoding, SamplerConfig)
         base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
+        if not base.shows_attention(base.config):
+            policies = [(name, p) for name, p in policies if "attention" not in p.needs or name in self.policies]
         names = {"model": self.loading.model}
         loaded = {"dtype": self.loading.dtype, "quantization": self.loading.quantization}
         jobs = []

@@ -26,6 +26,7 @@ RULES = (
     "entropy:24", "threshold:0.5", "threshold:0.7", "threshold:0.9", "threshold:0.99", "factor:0.5", "factor:1",
     "factor:2", "entropy-bound:0.01", "entropy-bound:0.1", "entropy-bound:0.5", "entropy-threshold:0.1",
     "entropy-threshold:0.4", "klass:0.9,0.01", "klass:0.6,0.1", "local-leap:0.7,0.5,4", "local-leap:0.9,0.75,4",
+    "dawn:0.9", "dapd:0.1,0.7",
 )  # fmt: skip
 WINDOWS = ("threshold:0.8,window=4", "threshold:0.8,window=8", "threshold:0.9,window=4", "threshold:0.9,window=8")
 ONE_BY_ONE = "top-k:1,hold-eos"
@@ -99,7 +100,7 @@ def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:
 
 
 def named_policies(names: Iterable[str]) -> list[tuple[str, UnmaskingPolicy]]:
-    """Labels and policies of ``names``: LABEL=FOLDER names one, "heuristics" is every rule at several settings."""
+    """Labels and policies of ``names``: LABEL=POLICY names one, "heuristics" is most rules at several settings."""
     every = [one for name in names for one in (HEURISTICS if name == "heuristics" else (name,))]
     return [(label, make_policy(place)) for label, place in map(split_label, every)]
 
