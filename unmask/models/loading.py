@@ -61,8 +61,8 @@ def load_model(
     """A frozen model in eval mode; call ``requires_grad_(True)`` to train it.
 
     ``name_or_path``: a packaged name ("tiny"), a local folder, or a hub id ("GSAI-ML/LLaDA-8B-Instruct").
-    ``dtype``: None keeps the checkpoint's. :data:`FAMILIES` load natively; other masked language models through transformers; anything else only with ``trust_remote_code=True``, which runs
-    code from the checkpoint.
+    ``dtype``: None keeps the checkpoint's. :data:`FAMILIES` load natively; other masked language models through
+    transformers; anything else only with ``trust_remote_code=True``, which runs code from the checkpoint.
 
     ``overrides``: ``mask_token_id`` and ``eos_token_id`` (one id or a list) replace the checkpoint's, ``block_length``
     the block size of a model that is not bidirectional. ``quantization`` is "int8", "int8-dynamic" (for CPUs: tokens
