@@ -17,6 +17,7 @@ from unmask.ops.unmask_ import REVISED
 from unmask.policies import Policy, PolicyConfig
 from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.result import GenerationResult
+from unmask.tasks import make_task
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CACHES = ("none", "exact")
@@ -195,6 +196,19 @@ def test_learned_policies_of_the_block(model: Transformer, actions: str) -> None
     assert not (plain.completions == MASK).any()
     for how in ({}, {"max_batch_size": 3}):
         assert same(sampler.generate(prompts(), **settings, **how), plain), how
+
+
+def test_the_packaged_block_model_solves_its_task() -> None:
+    """Cached, in one batch; the same alone."""
+    sampler, task = Sampler.from_pretrained("tiny-blocks", policy="threshold:0.9"), make_task("hops")
+    problems = task.problems(64, 5)
+    result = sampler.generate([problem.prompt for problem in problems])
+    assert sampler.model.attention == "block-causal"
+    assert sum(task.grade(p, text) for p, text in zip(problems, result.texts or [], strict=True)) >= 0.9 * 64
+    assert result.forwards is not None
+    assert torch.equal(result.forwards, result.steps)
+    assert result.steps.float().mean() < 9
+    assert sampler.generate(problems[3].prompt).texts == result.texts[3:4]
 
 
 def part(result: GenerationResult, row: int) -> GenerationResult:
