@@ -198,6 +198,23 @@ def test_learned_policies_of_the_block(model: Transformer, actions: str) -> None
         assert same(sampler.generate(prompts(), **settings, **how), plain), how
 
 
+def test_recordings_replay_learned_policies(model: Transformer) -> None:
+    """From a recording the policy computes the logits that it acted on, also in a row's first, shorter block."""
+    torch.manual_seed(3)
+    policy = Policy(PolicyConfig(context="block", num_confidences=3))
+    settings = {"max_new_tokens": 19, "block_length": 4, "actions": "greedy", "record": True}
+    t = Sampler(model, policy=policy).generate(prompts(), **settings).trajectory
+    assert t is not None
+    assert t.phase is not None
+    row, step = t.active.nonzero(as_tuple=True)
+    seen = (t.mask[row, step], t.confidence[row, step], t.time[step], None, t.allowed[row, step], 4, t.phase[row])
+    logits = policy(*seen).masked_fill(~t.allowed[row, step], -torch.inf)
+    best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    greedy = torch.where((logits > 0).any(1, keepdim=True), logits > 0, best)
+    assert torch.isfinite(logits[t.allowed[row, step]]).all()
+    assert torch.equal(greedy, t.actions[row, step])
+
+
 def test_the_packaged_block_model_solves_its_task() -> None:
     """Cached, in one batch; the same alone."""
     sampler, task = Sampler.from_pretrained("tiny-blocks", policy="threshold:0.9"), make_task("hops")
