@@ -220,7 +220,10 @@ class StoredWeights(Mapping[str, Tensor]):
             filled[name] = nn.ParameterList(parts[i] for i in sorted(parts)) if stacked else parts[0]
         for name, value in filled.items():
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, value)
+            module = model.get_submodule(owner)
+            if isinstance(value, nn.ParameterList):  # no module may take the place of a parameter
+                delattr(module, leaf)
+            setattr(module, leaf, value)
         model.tie_weights()
         self.left = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
 
