@@ -80,7 +80,7 @@ SUBSTITUTIONS: list[tuple[str, str]] = [
     (r'("What is 12 \* 13\?" --)(?!.*--max-new-tokens)', r"\1max-new-tokens 32 --"),
     (r"--regimes 32\b", "--regimes 8"),
     (r"--block-length 32\b", "--block-length 8"),
-    (r"threshold:0.7 entropy-bound:0.1 confidence:256", "confidence:4"),
+    (r"threshold:0.7,hold-eos entropy-bound:0.1,hold-eos top-k:1,hold-eos", "confidence:4"),
     (r"--problems (1319|500)", "--problems 2"),
     (r"--samples 20 --pass-at 1 10", "--samples 3 --pass-at 1 2"),
     (r"(unmask train llada-\w+(?:-\w+)*)", rf"\1 {SMALL_RUN}"),

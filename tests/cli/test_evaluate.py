@@ -262,13 +262,15 @@ def test_rules_that_read_attention_are_left_out_of_a_sweep_where_there_is_none()
     from unmask.cli.options import EvaluatedDecoding
     from unmask.tasks import Hops
 
-    def asked(**decoding: Any) -> set[str]:
-        command = Evaluate(policies=("dawn:0.8", "heuristics"), regimes=(8,), decoding=EvaluatedDecoding(**decoding))
+    def asked(*policies: str, **decoding: Any) -> set[str]:
+        command = Evaluate(policies=policies, regimes=(8,), decoding=EvaluatedDecoding(**decoding))
         return {job.names["policy"] for job in command.jobs([Hops()], {})}
 
-    assert asked() - asked(cache="dual") == {
+    assert asked("heuristics") - asked("heuristics", cache="dual") == {
         f"{rule}{o}" for rule in ("dawn:0.9", "dapd:0.1,0.7") for o in ("", ",hold-eos")
     }
+    with pytest.raises(ValueError, match="dawn:0.8.* reads attention"):
+        asked("dawn:0.8", cache="dual")
 
 
 def test_tables_are_aligned() -> None:
