@@ -21,6 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 64, "context": 1024}
+SIZES |= {"head": 16, "experts": 4, "inner": 32}
 """Of the small models; :func:`write_checkpoint` takes others as keywords."""
 
 TEXT = [
@@ -53,10 +54,36 @@ class Format:
     prefix: str = "model.layers.{}."
     absent: str = ""
     """A name that the rules above give and the checkpoint has not."""
+    first: str = ""
+    """What the first layer has in place of ``layer``, if it is another; in both, a * is each expert's number."""
+    generation: str = ""
+    """generation_config.json, if there is one."""
     dtype: torch.dtype = torch.bfloat16
     tokenizer: str = "PreTrainedTokenizerFast"
     """Class of the tokenizer."""
 
+
+CHATML = (
+    "",
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}",
+    "{{ '<|im_start|>assistant\\n' }}",
+)
+DENSE = "mlp.gate_proj:MD mlp.up_proj:MD mlp.down_proj:DM"
+EXPERTS = "mlp.gate:ED mlp.experts.*.gate_proj:XD mlp.experts.*.up_proj:XD mlp.experts.*.down_proj:DX"
+NORMS = "input_layernorm:D post_attention_layernorm:D"
+NARROW = (
+    "self_attn.q_proj:DD self_attn.k_proj:KD self_attn.v_proj:KD self_attn.o_proj:DD self_attn.q_proj.bias:D "
+    "self_attn.k_proj.bias:K self_attn.v_proj.bias:K"
+)
+WIDE = "self_attn.q_proj:AD self_attn.k_proj:BD self_attn.v_proj:BD self_attn.o_proj:DA"
+QK_NORMS = "self_attn.q_norm:H self_attn.k_norm:H"
+FUSED = "attention.query_key_value:FD attention.dense:DA attention.query_layernorm:H attention.key_layernorm:H"
+EMBEDDED = "model.embed_tokens:VD model.norm:D lm_head:VD"
+QWEN = """"hidden_size": $hidden, "num_hidden_layers": $layers, "num_attention_heads": $heads,
+            "num_key_value_heads": $kv_heads, "intermediate_size": $mlp, "vocab_size": $vocab,
+            "max_position_embeddings": $context, "mask_token_id": $mask, "hidden_act": "silu", "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0, "use_sliding_window": false, "tie_word_embeddings": false"""
+IM = {"eos": "<|im_end|>", "pad": "<|endoftext|>", "mask": "<|MASK|>"}
 
 FORMATS = {
     "llada": Format(  # LLaDA-8B-Instruct
@@ -87,16 +114,78 @@ FORMATS = {
             "sliding_window": null, "use_sliding_window": false, "tie_word_embeddings": false}""",
         special={"bos": "<|beginoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>", "mask": "<|mask|>"},
         others=("<|im_start|>", "<|im_end|>"),
+        chat=CHATML,
+        weights=EMBEDDED,
+        layer=f"{NARROW} {DENSE} {NORMS}",
+        tokenizer="DreamTokenizer",
+    ),
+    "sdar": Format(  # SDAR-4B-Chat, whose config has no block size
+        config=f"""{{"model_type": "sdar", "architectures": ["SDARForCausalLM"], {QWEN}, "head_dim": $head,
+            "attention_bias": false, "eos_token_id": $pad}}""",
+        special=IM,
+        others=("<|im_start|>",),
+        chat=CHATML,
+        weights=EMBEDDED,
+        layer=f"{WIDE} {QK_NORMS} {DENSE} {NORMS}",
+        generation='{"eos_token_id": [$eos, $pad]}',
+    ),
+    "sdar-moe": Format(  # SDAR-30B-A3B-Chat
+        config=f"""{{"model_type": "sdar_moe", "architectures": ["SDARMoeForCausalLM"], {QWEN}, "head_dim": $head,
+            "attention_bias": false, "eos_token_id": $pad, "num_experts": $experts, "num_experts_per_tok": 2,
+            "moe_intermediate_size": $inner, "norm_topk_prob": true, "decoder_sparse_step": 1,
+            "mlp_only_layers": []}}""",
+        special=IM,
+        others=("<|im_start|>",),
+        chat=CHATML,
+        weights=EMBEDDED,
+        layer=f"{WIDE} {QK_NORMS} {EXPERTS} {NORMS}",
+        generation='{"eos_token_id": [$eos, $pad]}',
+    ),
+    "llada2": Format(  # LLaDA2.0-mini and LLaDA2.1-mini
+        config="""{"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"], "hidden_size": $hidden,
+            "num_hidden_layers": $layers, "num_attention_heads": $heads, "num_key_value_heads": $kv_heads,
+            "head_dim": $head, "intermediate_size": $mlp, "vocab_size": $vocab, "max_position_embeddings": $context,
+            "mask_token_id": $mask, "eos_token_id": $eos, "pad_token_id": $eos, "partial_rotary_factor": 0.5,
+            "rope_theta": 600000, "rms_norm_eps": 1e-06, "use_qkv_bias": false, "use_bias": false,
+            "use_qk_norm": true, "first_k_dense_replace": 1, "num_experts": $experts, "num_experts_per_tok": 2,
+            "n_group": 2, "topk_group": 1, "moe_intermediate_size": $inner, "num_shared_experts": 1,
+            "routed_scaling_factor": 2.5, "tie_word_embeddings": false}""",
+        special={"eos": "<|endoftext|>", "pad": "<|endoftext|>", "mask": "<|mask|>"},
+        others=("<role>", "</role>", "<|role_end|>"),
         chat=(
             "",
-            "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}",
-            "{{ '<|im_start|>assistant\\n' }}",
+            "{{ '<role>' + {'user': 'HUMAN'}.get(m.role, m.role.upper()) + '</role>' + m.content + '<|role_end|>' }}",
+            "{{ '<role>ASSISTANT</role>' }}",
         ),
-        weights="model.embed_tokens:VD model.norm:D lm_head:VD",
-        layer="self_attn.q_proj:DD self_attn.k_proj:KD self_attn.v_proj:KD self_attn.q_proj.bias:D "
-        "self_attn.k_proj.bias:K self_attn.v_proj.bias:K self_attn.o_proj:DD mlp.gate_proj:MD mlp.up_proj:MD "
-        "mlp.down_proj:DM input_layernorm:D post_attention_layernorm:D",
-        tokenizer="DreamTokenizer",
+        weights="model.word_embeddings:VD model.norm:D lm_head:VD",
+        layer=f"{FUSED} {NORMS} {EXPERTS} mlp.gate.expert_bias:E mlp.shared_experts.gate_proj:XD "
+        "mlp.shared_experts.up_proj:XD mlp.shared_experts.down_proj:DX",
+        first=f"{FUSED} {NORMS} {DENSE}",
+    ),
+    "fast-dllm": Format(  # Fast_dLLM_v2_7B
+        config=f"""{{"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], {QWEN},
+            "bd_size": 32, "eos_token_id": $eos}}""",
+        special={**IM, "mask": "|<MASK>|"},
+        others=("<|im_start|>",),
+        chat=CHATML,
+        weights=EMBEDDED,
+        layer=f"{NARROW} {DENSE} {NORMS}",
+    ),
+    "nemotron": Format(  # Nemotron-Labs-Diffusion-8B
+        config="""{"model_type": "nemotron_labs_diffusion", "architectures": ["NemotronLabsDiffusionModel"],
+            "hidden_size": $hidden, "num_hidden_layers": $layers, "num_attention_heads": $heads,
+            "num_key_value_heads": $kv_heads, "head_dim": $head, "intermediate_size": $mlp, "vocab_size": $vocab,
+            "max_position_embeddings": $context, "mask_token_id": $mask, "eos_token_id": $eos, "block_size": 32,
+            "hidden_act": "silu", "rms_norm_eps": 1e-05, "attention_bias": false, "mlp_bias": false,
+            "sliding_window": null, "tie_word_embeddings": false, "rope_parameters": {"rope_type": "yarn",
+            "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0,
+            "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}""",
+        special=IM,
+        others=("<|im_start|>",),
+        chat=CHATML,
+        weights="encoder.embed_tokens:VD encoder.norm:D diffusion_head:VD",
+        layer=f"{WIDE} {DENSE} {NORMS}",
+        prefix="encoder.layers.{}.",
     ),
     "modernbert": Format(  # a ModernBERT fine-tuned to chat by diffusion
         config="""{"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"], "hidden_size": $hidden,
@@ -141,7 +230,9 @@ def write_checkpoint(
     ids = {name: tokenizer.token_to_id(token) for name, token in form.special.items()}
     config = json.loads(Template(form.config).substitute(sizes, words=words, vocab=vocab, **ids))
     write_json(folder / "config.json", config)
-    write_weights(folder, form, dimensions(vocab, sizes), sizes["layers"], dtype or form.dtype, shards, seed)
+    if form.generation:
+        write_json(folder / "generation_config.json", json.loads(Template(form.generation).substitute(ids)))
+    write_weights(folder, form, sizes | {"vocab": vocab}, dtype or form.dtype, shards, seed)
     return folder
 
 
@@ -179,28 +270,37 @@ def write_tokenizer(folder: Path, form: Format, tokenizer: Tokenizer) -> None:
     write_json(folder / "tokenizer_config.json", config)
 
 
-def dimensions(vocab: int, sizes: dict[str, int]) -> dict[str, int]:
-    """Sizes by the letters of :class:`Format`: vocabulary, hidden, keys, mlp, all of attention's inputs, gated mlp."""
-    width, mlp = sizes["hidden"], sizes["mlp"]
-    keys = width // sizes["heads"] * sizes["kv_heads"]
-    return {"V": vocab, "D": width, "K": keys, "M": mlp, "Q": 3 * width, "G": 2 * mlp}
+def dimensions(sizes: dict[str, int]) -> dict[str, int]:
+    """Sizes by the letters of :class:`Format`.
+
+    V vocabulary, D hidden, M mlp, G gated mlp; K keys, Q all of attention's inputs where heads divide the hidden size;
+    H a head of its own width, A queries, B keys, F all three; E experts, X their mlp.
+    """
+    width, mlp, head, heads, kv = (sizes[name] for name in ("hidden", "mlp", "head", "heads", "kv_heads"))
+    plain = {"V": sizes["vocab"], "D": width, "K": width // heads * kv, "M": mlp, "Q": 3 * width, "G": 2 * mlp}
+    wide = {"H": head, "A": heads * head, "B": kv * head, "F": (heads + 2 * kv) * head}
+    return plain | wide | {"E": sizes["experts"], "X": sizes["inner"]}
 
 
 def write_weights(
-    folder: Path, form: Format, letters: dict[str, int], layers: int, dtype: torch.dtype, shards: int, seed: int
+    folder: Path, form: Format, sizes: dict[str, int], dtype: torch.dtype, shards: int, seed: int
 ) -> None:
     """Random weights, in about ``shards`` safetensors files with an index."""
-    generator = torch.Generator().manual_seed(seed)
-    names = form.weights.split() + [form.prefix.format(i) + name for i in range(layers) for name in form.layer.split()]
+    generator, letters = torch.Generator().manual_seed(seed), dimensions(sizes)
+    names = form.weights.split()
+    for i in range(sizes["layers"]):
+        own = form.first if i == 0 and form.first else form.layer
+        names += [form.prefix.format(i) + name for name in own.split()]
+    each = [name.replace("*", str(e)) for name in names for e in range(sizes["experts"] if "*" in name else 1)]
     weights = {}
-    for name, _, shape in (text.partition(":") for text in names):
+    for name, _, shape in (text.partition(":") for text in each):
         values = torch.randn([letters[c] for c in shape], generator=generator)
         if values.ndim == 2:
             values.mul_(1.5 / values.shape[1] ** 0.5)
         else:
-            values.mul_(0.1).add_(0.0 if name.endswith(".bias") else 1.0)  # a bias or a norm
+            values.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)  # a bias or a norm
         if name != form.absent:
-            weights[name if name.endswith(".bias") else f"{name}.weight"] = values.to(dtype)
+            weights[name if name.endswith("bias") else f"{name}.weight"] = values.to(dtype)
     size = sum(w.numel() * w.element_size() for w in weights.values())
     save_torch_state_dict(weights, folder, max_shard_size=max(1, size // shards))
 

@@ -292,7 +292,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
             "train",
             TrainerConfig,
             set(),
-            "--expert-block-length INT|{full} Tokens per block of the experts; divides block_length.",
+            "--expert-block-length INT|{full} Tokens per block of the experts",
         ),
     ],
 )

@@ -61,9 +61,8 @@ def load_model(
     """A frozen model in eval mode; call ``requires_grad_(True)`` to train it.
 
     ``name_or_path``: a packaged name ("tiny"), a local folder, or a hub id ("GSAI-ML/LLaDA-8B-Instruct").
-    ``dtype``: such as ``torch.bfloat16`` or "bfloat16"; None keeps the checkpoint's. :data:`FAMILIES` load natively;
-    other masked language models through transformers; anything else only with ``trust_remote_code=True``, which runs
-    code from the checkpoint.
+    ``dtype``: None keeps the checkpoint's. :data:`FAMILIES` load natively; other masked language models through
+    transformers; anything else only with ``trust_remote_code=True``, which runs code from the checkpoint.
 
     ``overrides``: ``mask_token_id`` and ``eos_token_id`` (one id or a list) replace the checkpoint's, ``block_length``
     the block size of a model that is not bidirectional. ``quantization`` is "int8", "int8-dynamic" (for CPUs: tokens
@@ -93,35 +92,39 @@ def load_model(
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}")
     raw = read_json(folder / CONFIG)
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
     raw = changes.of(folder, raw, Path(name_or_path).expanduser().absolute().name)
-    if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
-        raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
+    config = read_config(FAMILIES[kind], folder, raw) if kind in FAMILIES and not has_experts(raw) else None
+    check_changes(changes, kind, folder, config)
     if kind == DIFFUSION_GEMMA:
         from unmask.models.diffusion_gemma import load_diffusion_gemma
 
         return load_diffusion_gemma(folder, raw, device, dtype, changes, device_map)
-    if kind in FAMILIES and not has_experts(raw):
-        if changes.logits_shift:
-            raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
-        config = read_config(FAMILIES[kind], folder, raw)
-        if changes.block_length in (None, config.block_length):
-            return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
-    else:
-        check_supported(folder, raw, trust_remote_code)
-        find_shards(folder)
-    if changes.block_length is not None:
-        raise ValueError(
-            f"block_length={changes.block_length} is for models that see blocks, but model_type {kind!r} sees "
-            "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
-        )
-    if changes.quantization is not None:
-        raise ValueError(f"quantization={changes.quantization!r} is for native models, but model_type {kind!r} is not")
+    if config is not None:
+        return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
+    check_supported(folder, raw, trust_remote_code)
+    find_shards(folder)
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
     return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
+
+
+def check_changes(changes: Overrides, kind: str, folder: Path, config: TransformerConfig | None) -> None:
+    """Raise ValueError for an override that the model type does not have; ``config`` is that of a native one."""
+    if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
+        raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
+    if changes.logits_shift and config is not None:
+        raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
+    if changes.quantization is not None and config is None:
+        raise ValueError(f"quantization={changes.quantization!r} is for native models, but model_type {kind!r} is not")
+    whole = config is None or config.block_length is None
+    if changes.block_length is not None and whole and kind != DIFFUSION_GEMMA:
+        raise ValueError(
+            f"block_length={changes.block_length} is for models that see blocks, but model_type {kind!r} sees "
+            "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
+        )
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
