@@ -262,13 +262,14 @@ def test_rules_that_read_attention_are_left_out_of_a_sweep_where_there_is_none()
     from unmask.cli.options import EvaluatedDecoding
     from unmask.tasks import Hops
 
-    def asked(*policies: str, **decoding: Any) -> set[str]:
-        command = Evaluate(policies=policies, regimes=(8,), decoding=EvaluatedDecoding(**decoding))
+    def asked(policy: str, **decoding: Any) -> set[str]:
+        command = Evaluate(policies=(policy,), regimes=(8,), decoding=EvaluatedDecoding(**decoding))
         return {job.names["policy"] for job in command.jobs([Hops()], {})}
 
     assert asked("heuristics") - asked("heuristics", cache="dual") == {
         f"{rule}{o}" for rule in ("dawn:0.9", "dapd:0.1,0.7") for o in ("", ",hold-eos")
     }
+    assert asked("dawn:0.8") == {"dawn:0.8"}
     with pytest.raises(ValueError, match="dawn:0.8.* reads attention"):
         asked("dawn:0.8", cache="dual")
 

@@ -17,6 +17,16 @@ from unmask.testing import FORMATS, write_checkpoint
 
 transformers = pytest.importorskip("transformers")
 
+KINDS = {
+    "llada": "llada",
+    "dream": "Dream",
+    "modernbert": "modernbert",
+    "sdar": "sdar",
+    "sdar-moe": "sdar_moe",
+    "llada2": "llada2_moe",
+    "fast-dllm": "Fast_dLLM_Qwen",
+    "nemotron": "nemotron_labs_diffusion",
+}
 IDS = torch.tensor([[5, 9, 300, 41, 7, 7, 250]])
 
 
@@ -34,7 +44,7 @@ def test_the_folder_is_what_the_hub_would_give(folders: dict[str, Path], name: s
     assert set(index["weight_map"].values()) == shards
     assert len(shards) >= 3
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    assert kind == {"llada": "llada", "dream": "Dream", "modernbert": "modernbert"}[name]
+    assert kind == KINDS[name]
     model = load_model(folder)
     assert isinstance(model, MaskedLM if name == "modernbert" else Transformer)
     assert model.dtype == (torch.float32 if name == "modernbert" else torch.bfloat16)
@@ -45,11 +55,14 @@ def test_tokenizer_and_model_agree(folders: dict[str, Path], name: str) -> None:
     """Special tokens, the chat template, and that text survives a round trip."""
     model, tokenizer = load_model(folders[name]), load_tokenizer(folders[name])
     assert tokenizer.mask_token_id == model.mask_token_id
-    assert model.eos_token_id in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
+    assert set(model.stop_ids) & {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)}
     text = "def f(x):\n    return x ** 2  # \u00e9"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     messages = [{"role": "user", "content": "What is 3 + 4?"}]
     shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if name not in ("llada", "dream", "modernbert"):
+        assert 5 < shown.index(messages[0]["content"]) < len(shown) - len(messages[0]["content"]) - 5
+        return
     assert (
         shown
         == {
@@ -74,7 +87,8 @@ def test_transformers_reads_the_tokenizer_the_same(folders: dict[str, Path], nam
 @pytest.mark.parametrize("name", FORMATS)
 def test_precisions(folders: dict[str, Path], name: str, dtype: torch.dtype) -> None:
     model = load_model(folders[name], dtype=dtype)
-    assert {p.dtype for p in model.parameters()} == {dtype}
+    # Rounded, the biases of a router would choose other experts.
+    assert {p.dtype for n, p in model.named_parameters() if "expert_bias" not in n} == {dtype}
     exact = load_model(folders[name], dtype=torch.float64)(IDS)
     error = (model(IDS).double() - exact).abs().max() / exact.std()
     assert error < {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.3}[dtype]
@@ -87,7 +101,7 @@ def test_from_a_question_to_text(folders: dict[str, Path], name: str) -> None:
     )
     out = sampler.generate(["What is 3 + 4?", "And 5?"], max_new_tokens=16, block_length=8, stop_at_eos=False)
     assert out.finished.all()
-    assert out.steps.tolist() == [8, 8]
+    assert sampler.model.seeded or out.steps.tolist() == [8, 8]
     assert (out.completions != sampler.model.mask_token_id).all()
     alone = sampler.generate(["And 5?"], max_new_tokens=16, block_length=8, stop_at_eos=False)
     assert out.texts is not None

@@ -17,6 +17,7 @@ from unmask.ops.unmask_ import REVISED
 from unmask.policies import Policy, PolicyConfig
 from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.result import GenerationResult
+from unmask.tasks import make_task
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CACHES = ("none", "exact")
@@ -195,6 +196,36 @@ def test_learned_policies_of_the_block(model: Transformer, actions: str) -> None
     assert not (plain.completions == MASK).any()
     for how in ({}, {"max_batch_size": 3}):
         assert same(sampler.generate(prompts(), **settings, **how), plain), how
+
+
+def test_recordings_replay_learned_policies(model: Transformer) -> None:
+    """From a recording the policy computes the logits that it acted on, also in a row's first, shorter block."""
+    torch.manual_seed(3)
+    policy = Policy(PolicyConfig(context="block", num_confidences=3))
+    settings = {"max_new_tokens": 19, "block_length": 4, "actions": "greedy", "record": True}
+    t = Sampler(model, policy=policy).generate(prompts(), **settings).trajectory
+    assert t is not None
+    assert t.phase is not None
+    row, step = t.active.nonzero(as_tuple=True)
+    seen = (t.mask[row, step], t.confidence[row, step], t.time[step], None, t.allowed[row, step], 4, t.phase[row])
+    logits = policy(*seen).masked_fill(~t.allowed[row, step], -torch.inf)
+    best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    greedy = torch.where((logits > 0).any(1, keepdim=True), logits > 0, best)
+    assert torch.isfinite(logits[t.allowed[row, step]]).all()
+    assert torch.equal(greedy, t.actions[row, step])
+
+
+def test_the_packaged_block_model_solves_its_task() -> None:
+    """Cached, in one batch; the same alone."""
+    sampler, task = Sampler.from_pretrained("tiny-blocks", policy="threshold:0.9"), make_task("hops")
+    problems = task.problems(64, 5)
+    result = sampler.generate([problem.prompt for problem in problems])
+    assert sampler.model.attention == "block-causal"
+    assert sum(task.grade(p, text) for p, text in zip(problems, result.texts or [], strict=True)) >= 0.9 * 64
+    assert result.forwards is not None
+    assert torch.equal(result.forwards, result.steps)
+    assert result.steps.float().mean() < 9
+    assert sampler.generate(problems[3].prompt).texts == result.texts[3:4]
 
 
 def part(result: GenerationResult, row: int) -> GenerationResult:

@@ -222,7 +222,11 @@ def test_undefined_logits_are_an_error_that_names_the_rows() -> None:
         (lambda s: s.generate([[1, VOCAB]]), ValueError, r"prompts\[0, 1\] is 23, outside the vocabulary of 23"),
         (lambda s: s.generate([[1, -1]]), ValueError, "outside the vocabulary"),
         (lambda s: s.generate("text"), TypeError, "no tokenizer"),
-        (lambda s: s.generate([3.5]), TypeError, r"prompts\[0\] must be a string or a list of token ids, got float"),
+        (
+            lambda s: s.generate([3.5]),
+            TypeError,
+            r"prompts\[0\] must be a string, messages or a list of token ids, got float",
+        ),
         (lambda s: s.generate(torch.ones(2, 3)), TypeError, "prompts must be int64 of shape"),
         (lambda s: s.generate([[1] * 120]), ValueError, "prompt of 120 tokens .* exceeds the model's context of 128"),
         (lambda s: s.generate([[1]], max_tokens=10), TypeError, r"unknown SamplerConfig fields \['max_tokens'\]"),
@@ -238,7 +242,7 @@ def test_undefined_logits_are_an_error_that_names_the_rows() -> None:
             "shape of prompts",
         ),
         (lambda s: s.generate(None), TypeError, "prompts must be a string.*got NoneType"),
-        (lambda s: s.generate([[True]]), TypeError, r"prompts\[0\] must be a string or a list of token ids"),
+        (lambda s: s.generate([[True]]), TypeError, r"prompts\[0\] must be a string, messages or a list of token ids"),
         (lambda s: s.generate([[2**70]]), ValueError, r"prompts\[0\] has 1180591620717411303424, which is no token id"),
         (
             lambda s: s.generate(torch.ones(1, 3, dtype=torch.int64), attention_mask=[[1, 1, 1]]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from unmask.benchmarking.timing import Comparison
 from unmask.models import Transformer, TransformerConfig
 from unmask.models.kv_cache import KVWindow
 from unmask.sampling import Sampler, SamplerConfig
+
+if TYPE_CHECKING:
+    from unmask.models.quantization import Scheme
 
 PROMPT, LENGTH, PER_STEP = 128, 32, 2
 VOCAB, MASK = 151_936, 151_669
@@ -164,3 +169,42 @@ def blocks(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
     model = random_sdar(*((2, 512, 4, 1536) if quick else (28, 2048, 16, 6144)), device)
     for block in (4, 32):
         yield compared(model, block, anew=quick)
+
+
+@torch.no_grad()
+def in_few_bits(model: Transformer, scheme: Scheme) -> Transformer:
+    """A copy of ``model`` whose layers' matrices are quantised as ``load_model(..., quantization=scheme)`` does it."""
+    from unmask.models.quantization import Quantizer
+
+    quantizer, copied = Quantizer(scheme, model.device, model.dtype), copy.deepcopy(model)
+    for name, p in list(copied.named_parameters()):
+        if quantizer.takes(name, p):
+            owner, _, leaf = name.rpartition(".")
+            setattr(copied.get_submodule(owner), leaf, quantizer.matrix(name, p))
+    return copied
+
+
+def quantization(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
+    """Generations with int8 weights, where torchao is, beside bfloat16. Tokens may differ; only time counts."""
+    if find_spec("torchao") is None:
+        return
+    model = random_sdar(*((2, 512, 4, 1536) if quick else (28, 2048, 16, 6144)), device)
+    models = {"bfloat16": model, "int8": in_few_bits(model, "int8")}
+    if device.type == "cpu":
+        models["int8-dynamic"] = in_few_bits(model, "int8-dynamic")
+    for block in (4, 32):
+        config = SamplerConfig(LENGTH, block, stop_at_eos=False, seed=0)
+        prompt = torch.randint(0, MASK, (1, PROMPT), generator=torch.Generator().manual_seed(block)).to(device)
+        samplers = {}
+        for name, one in models.items():
+            one.block_length = block
+            samplers[name] = Sampler(one, None, f"confidence:{LENGTH // PER_STEP}", config)
+        c = model.config
+        yield Comparison(
+            "quantization",
+            f"blocks of {block}, prompt {PROMPT}, L = {LENGTH}, {c.num_layers} layers of {c.hidden_size}",
+            {name: partial(sampler.generate, prompt) for name, sampler in samplers.items()},
+            lambda got, want: None,
+            baseline="bfloat16",
+            counts={name: {"tokens": LENGTH, "forwards": LENGTH // PER_STEP} for name in samplers},
+        )

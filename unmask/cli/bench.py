@@ -25,7 +25,8 @@ class Bench(Command):
     REST = "suites"
 
     suites: Positional[tuple[str, ...]] = ()
-    """Which of topk_confidence, policy_forward, step, blocks, generation, rollouts, lm_head, graphs; none: all."""
+    """Which of topk_confidence, policy_forward, step, blocks, quantization, generation, rollouts, lm_head, graphs.
+    None: all."""
     device: str = "cpu"
     """cpu or cuda."""
     threads: PositiveInt | None = None

@@ -53,11 +53,13 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
         alpha: Tensor | float | None = None,
         allowed: Tensor | None = None,
         block_length: int | None = None,
+        phase: Tensor | None = None,
     ) -> Tensor:
         """Differentiable logits (B, L).
 
         A policy with ``context="block"`` takes ``mask`` and ``confidence`` for the block itself, unless ``allowed``
-        (B, L) bool and ``block_length`` say which block of a longer buffer is active in each row. The logits outside
+        (B, L) bool and ``block_length`` say which block of a longer buffer is active in each row; ``phase`` (B,) int64
+        is where in a block the buffer begins, None: at its start. The logits outside
         of that block are then -inf. With ``context="full"`` these two have no effect.
 
         Args:
@@ -68,10 +70,12 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 
         Raises ValueError for a wrong shape or dtype, a missing alpha, or an alpha for an unconditioned policy.
         """
-        if self.config.context == "full" or allowed is None or block_length is None or block_length >= mask.shape[1]:
+        if self.config.context == "full" or allowed is None or block_length is None:
             return super().forward(mask, confidence, time, alpha)
-        block = _Block(allowed, block_length)
-        valid = block.inside if mask.shape[1] % block_length else None
+        if phase is None and block_length >= mask.shape[1]:
+            return super().forward(mask, confidence, time, alpha)
+        block = _Block(allowed, block_length, phase)
+        valid = block.inside if phase is not None or mask.shape[1] % block_length else None
         logits = super().forward(block.cut(mask), block.cut(confidence), time, alpha, valid)
         return block.spread(logits)
 
@@ -79,10 +83,11 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     def decide(self, observation: Observation) -> Decision:
         """Logits (B, L) float32 of one step, -inf where nothing is allowed."""
         o, confidence = observation, observation.drawn
-        whole = self.config.context == "full" or o.block_length >= o.length
-        ragged = not whole and o.length % o.block_length != 0  # the keys behind a shorter last block must be hidden
+        whole = self.config.context == "full" or (o.phase is None and o.block_length >= o.length)
+        # The keys outside of a shorter first or last block must be hidden.
+        ragged = not whole and (o.phase is not None or o.length % o.block_length != 0)
         if ragged or not self._kernel_takes(o.mask.device):
-            logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length)
+            logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length, o.phase)
             return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
         condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
         if whole:
@@ -201,14 +206,14 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
 class _Block:
     """The active block of each row of a buffer: that of the first ``allowed`` position (block 0 if there is none)."""
 
-    def __init__(self, allowed: Tensor, block_length: int) -> None:
+    def __init__(self, allowed: Tensor, block_length: int, phase: Tensor | None = None) -> None:
         length = allowed.shape[1]
         positions = torch.arange(length, device=allowed.device)
         first = torch.where(allowed, positions, length).amin(dim=1, keepdim=True) % length  # (B, 1)
-        self.start = first - first % block_length
+        self.start = first - (first if phase is None else first + phase[:, None]) % block_length
         index = self.start + torch.arange(block_length, device=allowed.device)  # (B, BL)
-        self.inside = index < length
-        self.index = index.clamp_max(length - 1)
+        self.inside = (index >= 0) & (index < length)
+        self.index = index.clamp(0, length - 1)
         self.back = positions - self.start  # (B, L) position within the block
         self.active = (self.back >= 0) & (self.back < block_length)
 

@@ -273,10 +273,8 @@ class Sampler:
             raise ValueError(f"{what} is for models whose tokens see no later block, but {name} is bidirectional")
         elif config.cache in ("prefix", "dual") and not getattr(self.model, "supports_cache", False):
             split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
-            raise ValueError(
-                f'cache="{config.cache}" needs a model that keeps keys and values, which {name}'
-                f'{split} does not; use cache="none"'
-            )
+            text = f'cache="{config.cache}" needs a model that keeps keys and values, which {name}{split} does not'
+            raise ValueError(f'{text}; use cache="none"')
         if "attention" in self.policy.needs and not shows_attention(self.model, config):
             raise ValueError(
                 f"policy {self.policy.spec} reads attention, which only native bidirectional models show, and not "

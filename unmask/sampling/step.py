@@ -136,7 +136,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         draw_step=state.draw_step,
         length=state.length,
         block_length=state.block_length,
-        phase=state.phase,
+        phase=state.phase if state.grid else None,
         horizon=state.horizon,
         uniform=action_draws(state) if "uniform" in policy.needs else None,
         alpha=state.alpha,

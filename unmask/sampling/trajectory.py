@@ -27,6 +27,10 @@ class Trajectory:
     :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1."""
     active: Tensor
     """(N, S) bool: the row took this step."""
+    phase: Tensor | None = None
+    """(N,) int64: where in a block the buffer begins; None: at its start."""
+    horizon: int = 0
+    """Tokens of the whole completion, the unit of time; 0: L."""
 
     @property
     def actions(self) -> Tensor:
@@ -35,9 +39,10 @@ class Trajectory:
 
     @property
     def time(self) -> Tensor:
-        """(S,) float32: steps taken before, divided by L."""
+        """(S,) float32: steps taken before, divided by the tokens of the completion, at most 1."""
         count, length = self.mask.shape[1:]
-        return torch.arange(count, device=self.mask.device, dtype=torch.float32) / length
+        steps = torch.arange(count, device=self.mask.device, dtype=torch.float32)
+        return (steps / (self.horizon or length)).clamp_max(1.0)
 
 
 class Recorder:
@@ -78,6 +83,8 @@ class Recorder:
             confidence=lay_out(confidence, 0.0),
             rank=lay_out(rank, -1),
             active=lay_out(took, False),
+            phase=state.phase.clone() if state.grid else None,
+            horizon=state.horizon,
         )
 
 
@@ -100,8 +107,8 @@ def join(parts: Sequence[tuple[Tensor, int, Trajectory]], num_rows: int, length:
     whole = empty(num_rows, steps, length, first.confidence.shape[-1], first.mask.device)
     for rows, missing, part in parts:
         count = part.mask.shape[1]
-        for name, value in vars(part).items():
-            target = getattr(whole, name)
+        for name in ("mask", "allowed", "confidence", "rank", "active"):
+            target, value = getattr(whole, name), getattr(part, name)
             if name == "active":
                 target[rows, :count] = value
             else:

@@ -153,7 +153,8 @@ class Learner:
         """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from."""
         block_length = self.config.block_length or self.config.max_completion_length
         alpha = rollouts.alpha[part.rollout] if self.policy.conditioned else None
-        logits = self.policy(part.mask, part.confidence, part.time, alpha, part.allowed, block_length).float()
+        where = (part.allowed, block_length, part.phase)
+        logits = self.policy(part.mask, part.confidence, part.time, alpha, *where).float()
         actions = ordered_actions(part) if isinstance(self.distribution, DPLS) else part.rank >= 0
         return self.distribution.log_prob(actions, logits, part.allowed), logits
 

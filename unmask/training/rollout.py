@@ -52,15 +52,19 @@ class Samples:
     """(M,) float32: steps taken before, divided by L."""
     rollout: Tensor
     """(M,) int64: the rollout of each step."""
+    phase: Tensor | None = None
+    """(M,) int64: where in a block the buffer begins; None: at its start."""
 
     def take(self, index: Tensor) -> Samples:
         """The steps at ``index`` (K,) int64, or where it is True (M,) bool."""
-        return Samples(**{name: value[index] for name, value in vars(self).items()})
+        taken: dict[str, Any] = {n: None if v is None else v[index] for n, v in vars(self).items()}
+        return Samples(**taken)
 
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
         """Several sets of steps as one."""
-        return Samples(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+        known = [name for name, value in vars(parts[0]).items() if value is not None]
+        return Samples(**{name: torch.cat([vars(part)[name] for part in parts]) for name in known})
 
 
 class WideView(Wrapper):
@@ -184,4 +188,5 @@ def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool =
         rank=trajectory.rank[row, step],
         time=trajectory.time[step],
         rollout=rollout[row],
+        phase=None if trajectory.phase is None else trajectory.phase[row],
     )
