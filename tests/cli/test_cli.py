@@ -83,8 +83,8 @@ def test_what_nobody_expected_is_one_line_too(
 
 def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("cEaCfBeGgD:a=\n\nbCaBcDdEgF:a=\n")
-    by_file = run("generate", "--json", "--file", "prompts.txt", cwd=tmp_path)
-    by_pipe = run("generate", "--json", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
+    by_file = run("generate", "--json", "--seed", "1", "--file", "prompts.txt", cwd=tmp_path)
+    by_pipe = run("generate", "--json", "--seed", "1", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
     assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
     assert by_file.stdout == by_pipe.stdout
     assert len(by_file.stdout.splitlines()) == 2

@@ -15,10 +15,13 @@ from torch import Tensor
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.policies import Threshold
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
+from unmask.policies.options import split_options, with_options
 from unmask.sampling.graphs import CudaCapture, StepGraphs, batch_bucket
 
 RULES = ["threshold:0.5", "confidence:8", "random:8", "margin:8", "entropy:8", "factor:1", "entropy-bound:0.5"]
-POLICIES = [*RULES, "entropy-threshold:0.5", "klass:0.5,0.1", "learned", "learned block"]
+OPTIONS = ["threshold:0.5,window=3,spacing=2,hold-eos", "threshold:0.3,decay=0.1,edit=0.2,post=2", "learned,hold-eos"]
+POLICIES = [*RULES, "entropy-threshold:0.5", "klass:0.5,0.1", "learned", "learned block", *OPTIONS]
+POLICIES += ["dawn:0.8,0.5,0.3,0.1,0.5,hold-eos", "dapd:0.1,0.3"]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], *([i, i + 1] for i in range(14))]  # 17 rows, padded to 18
 
 
@@ -47,7 +50,7 @@ def learned(**config: Any) -> Policy:
 def make(device: torch.device, policy: Any = "threshold:0.5", **config: Any) -> tuple[Sampler, Counted]:
     """A sampler that captures, and what it captures with."""
     if isinstance(policy, str) and policy.startswith("learned"):
-        policy = learned(context="block" if "block" in policy else "full")
+        policy = with_options(learned(context="block" if "block" in policy else "full"), split_options(policy)[1])
     settings = {"max_new_tokens": 16, "block_length": 4, "stop_at_eos": False, "cuda_graphs": None, "seed": 0} | config
     model = random_model().to(device)
     sampler = Sampler(model, policy=policy, config=SamplerConfig(**settings))

@@ -126,6 +126,7 @@ class Evaluate(Command):
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
         """All rows the command line asks for. Whatever could be wrong with them is found here, before any work."""
         from unmask.evaluation.sweep import ONE_BY_ONE, Job, further, named_policies, variants
+        from unmask.sampling.forward import shows_attention
         from unmask.sampling.prompts import with_chat_template
         from unmask.sampling.sampler import Sampler
 
@@ -140,7 +141,7 @@ class Evaluate(Command):
             raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
         asked = given(self.decoding, SamplerConfig)
         base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
-        if not base.shows_attention(base.config):
+        if not shows_attention(base.model, base.config):
             policies = [(name, p) for name, p in policies if "attention" not in p.needs or name in self.policies]
         names = {"model": self.loading.model}
         loaded = {"dtype": self.loading.dtype, "quantization": self.loading.quantization}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FEW_ROUNDS = 16
+"""So many rounds of :func:`independent` take less time than looking whether anything still changes."""
+
 
 def comparable(score: Tensor, allowed: Tensor) -> Tensor:
     """``score`` (B, L) with -inf where not ``allowed``, and the lowest finite number where it is NaN.
@@ -52,8 +55,8 @@ def independent(chosen: Tensor, score: Tensor, conflict: Tensor, rounds: int) ->
     """(B, L) bool: of ``chosen``, from the highest score on, each that has no conflict with one taken before.
 
     ``conflict`` (1 or B, L, L) bool is symmetric; its diagonal does not count. ``rounds`` bounds how many positions of
-    a row are chosen: after n rounds the first n of them are decided. On CUDA all are run, so nothing waits for the
-    device.
+    a row are chosen: after n rounds the first n of them are decided. All are run unless they are many and on the CPU,
+    so nothing waits for a device.
     """
     score, index = comparable(score, chosen), torch.arange(score.shape[1], device=score.device)
     high, low = score[:, :, None], score[:, None, :]
@@ -62,6 +65,6 @@ def independent(chosen: Tensor, score: Tensor, conflict: Tensor, rounds: int) ->
     taken = chosen
     for _ in range(rounds):
         before, taken = taken, chosen & ~(torch.bmm(blocks, taken[..., None].float())[..., 0] > 0)
-        if chosen.device.type == "cpu" and taken.equal(before):
+        if rounds > FEW_ROUNDS and chosen.device.type == "cpu" and taken.equal(before):
             break
     return taken

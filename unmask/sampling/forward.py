@@ -140,6 +140,12 @@ def model_attention(model: Any) -> str:
     return str(getattr(model, "attention", "bidirectional"))
 
 
+def shows_attention(model: Any, config: SamplerConfig) -> bool:
+    """Whether policies may read the attention of ``model``."""
+    shown = getattr(model, "shows_attention", False) and model_attention(model) == "bidirectional"
+    return bool(shown) and config.cache not in ("prefix", "dual")
+
+
 class SeenStates:
     """Statistics of the latest ``capacity`` canvases, so that rollouts with equal canvases share a forward.
 

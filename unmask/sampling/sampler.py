@@ -17,7 +17,7 @@ from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
 from unmask.sampling.canvas import blocks_of, check_blocks, room_for
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention
+from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention, shows_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
 from unmask.sampling.loop import Step, StepRecord, decode
@@ -273,22 +273,15 @@ class Sampler:
             raise ValueError(f"{what} is for models whose tokens see no later block, but {name} is bidirectional")
         elif config.cache in ("prefix", "dual") and not getattr(self.model, "supports_cache", False):
             split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
-            raise ValueError(
-                f'cache="{config.cache}" needs a model that keeps keys and values, which {name}'
-                f'{split} does not; use cache="none"'
-            )
-        if "attention" in self.policy.needs and not self.shows_attention(config):
+            text = f'cache="{config.cache}" needs a model that keeps keys and values, which {name}{split} does not'
+            raise ValueError(f'{text}; use cache="none"')
+        if "attention" in self.policy.needs and not shows_attention(self.model, config):
             raise ValueError(
                 f"policy {self.policy.spec} reads attention, which only native bidirectional models show, and not "
                 f'with a cache of keys: got {name} ({kind}) with cache="{config.cache}"'
             )
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
             raise ValueError(f"cuda_graphs=True is not possible, as {reason}; None uses graphs where they are possible")
-
-    def shows_attention(self, config: SamplerConfig) -> bool:
-        """Whether policies may read the model's attention."""
-        shown = getattr(self.model, "shows_attention", False) and model_attention(self.model) == "bidirectional"
-        return bool(shown) and config.cache not in ("prefix", "dual")
 
     def why_no_graphs(self, config: SamplerConfig) -> str | None:
         """The reason why steps cannot be captured, None if they can; see :mod:`unmask.sampling.graphs`."""
