@@ -43,12 +43,12 @@ class Push(Command):
 
     def run(self) -> int:
         from unmask.evaluation.results import read_csv
-        from unmask.policies.learned import Policy
+        from unmask.policies.registry import load_policy
         from unmask.training.record import told
 
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {self.folder}")
-        policy = Policy.from_pretrained(self.folder)
+        policy = load_policy(self.folder)
         training, base_model = told(self.folder, self.training, self.base_model)
         details: dict[str, Any] = {"base_model": base_model, "training": training, "license": self.license}
         details["datasets"] = self.datasets

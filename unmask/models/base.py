@@ -61,6 +61,11 @@ class ModelBase(nn.Module):
         return True
 
     @property
+    def embedding(self) -> Tensor | None:
+        """(V, H): the token embedding, which some policies read; None if there is none to be had."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         return self.input_device or next(self.parameters()).device
 

@@ -82,6 +82,11 @@ class MaskedLM(ModelBase):
         if not all(hasattr(model, name) for name in self.head_names):
             self.head_names = ()
 
+    @property
+    def embedding(self) -> Tensor | None:
+        find: Any = getattr(self.model, "get_input_embeddings", None)
+        return None if find is None else find().weight
+
     def forward(
         self,
         input_ids: Tensor,

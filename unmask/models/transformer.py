@@ -147,6 +147,10 @@ class Transformer(ModelBase):
         return all(module.grouped for module in self.modules() if isinstance(module, Mixture))
 
     @property
+    def embedding(self) -> Tensor:
+        return self.embed.weight
+
+    @property
     def device(self) -> torch.device:
         return self.input_device or self.embed.weight.device
 

@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmask.policies import distributions  # noqa: I001
     from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-    from unmask.policies.config import PolicyConfig
+    from unmask.policies.config import PolicyConfig, SetPolicyConfig
     from unmask.policies.heuristics import (
         ConfidenceSteps, EntropyBound, EntropySteps, EntropyThreshold, Factor, Heuristic, Klass, MarginSteps,
         RandomSteps, Threshold,
     )  # fmt: skip
     from unmask.policies.learned import Policy
-    from unmask.policies.registry import HEURISTICS, make_policy
+    from unmask.policies.registry import HEURISTICS, load_policy, make_policy
+    from unmask.policies.set_policy import SetPolicy
 
 _HOME = {
     **dict.fromkeys(("Decision", "Observation", "UnmaskingPolicy"), "base"),
-    **dict.fromkeys(("HEURISTICS", "make_policy"), "registry"),
+    **dict.fromkeys(("HEURISTICS", "load_policy", "make_policy"), "registry"),
     "Policy": "learned",
-    "PolicyConfig": "config",
+    **dict.fromkeys(("PolicyConfig", "SetPolicyConfig"), "config"),
+    "SetPolicy": "set_policy",
 }
 
 __all__ = [
     "HEURISTICS", "ConfidenceSteps", "Decision", "EntropyBound", "EntropySteps", "EntropyThreshold", "Factor",
-    "Heuristic", "Klass", "MarginSteps", "Observation", "Policy", "PolicyConfig", "RandomSteps", "Threshold",
-    "UnmaskingPolicy", "distributions", "make_policy",
+    "Heuristic", "Klass", "MarginSteps", "Observation", "Policy", "PolicyConfig", "RandomSteps",
+    "SetPolicy", "SetPolicyConfig", "Threshold", "UnmaskingPolicy", "distributions", "load_policy", "make_policy",
 ]  # fmt: skip
 
 

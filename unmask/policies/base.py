@@ -64,6 +64,8 @@ class Observation:
     """(B, L) bool: committed positions that may be revised in this step; None unless the policy ``edits``."""
     stop_ids: tuple[int, ...] = ()
     """Ids that end a completion."""
+    bias: Tensor | None = None
+    """(B, L) float32, added to the logits of the positions in a learned policy that selects; None: nothing."""
     region: Tensor | None = None
     """(B, L) bool: all masked positions of the active block, where ``allowed`` is narrower; None: ``allowed``."""
 
@@ -129,6 +131,10 @@ class UnmaskingPolicy(ABC):
     def decoding(self) -> dict[str, Any]:
         """The SamplerConfig fields that the policy was made for; empty for most rules."""
         return {}
+
+    def attach(self, model: Any) -> None:
+        """Take what the policy reads of the language model, when a Sampler is made; ValueError if it does not fit."""
+        return None
 
     def condition(self, alpha: Tensor) -> Tensor | None:
         """Compute from ``alpha`` (U,) float32 what all steps share, (U, C) float32; None if there is nothing.

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from unmask.models.sources import packaged_models
-from unmask.policies.config import PolicyConfig
+from unmask.policies.config import PolicyConfig, SetPolicyConfig
 
-TAGS = ("unmask", "unmasking-policy", "masked-diffusion", "diffusion-language-model", "arxiv:2512.09106")
+TAGS = ("unmask", "unmasking-policy", "masked-diffusion", "diffusion-language-model")
+PAPER = "arxiv:2512.09106"
+"""A further tag of policies of the kind described there."""
 COLUMNS = ("task", "policy", "block_length", "length", "accuracy", "nfe", "tpf")
 """Required in a row of results. ``alpha``, ``policy_scale`` and the ``_se`` of the last three are optional."""
 
@@ -21,7 +23,7 @@ EXAMPLE_PROMPTS = {"tiny": "cEaCfBeGgD:a="}
 
 
 def policy_card(
-    config: PolicyConfig,
+    config: PolicyConfig | SetPolicyConfig,
     repo_id: str,
     base_model: str | None = None,
     results: Sequence[Mapping[str, Any]] = (),
@@ -55,10 +57,10 @@ def policy_card(
             f"got {base_model!r}"
         )
     parts = [
-        f"---\n{metadata(base_model if not packaged else None, license, datasets)}\n---",
+        f"---\n{metadata(base_model if not packaged else None, license, datasets, tags(config))}\n---",
         f"# {repo_id.rpartition('/')[2]}",
         description(config, base_model),
-        "## Use\n\n" + usage(repo_id, base_model, packaged, prompt),
+        "## Use\n\n" + usage(repo_id, base_model, packaged, prompt, isinstance(config, SetPolicyConfig)),
         "## Policy\n\n" + shape(config, training or {}),
     ]
     if results:
@@ -73,7 +75,11 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
 
 
-def metadata(base_model: str | None, license: str, datasets: Sequence[str]) -> str:
+def tags(config: PolicyConfig | SetPolicyConfig) -> list[str]:
+    return [*TAGS, *([PAPER] if isinstance(config, PolicyConfig) else [])]
+
+
+def metadata(base_model: str | None, license: str, datasets: Sequence[str], tags: Sequence[str] = TAGS) -> str:
     """The front matter in YAML, without the enclosing lines."""
     try:
         from huggingface_hub import ModelCardData
@@ -85,16 +91,21 @@ def metadata(base_model: str | None, license: str, datasets: Sequence[str]) -> s
         base_model=base_model,
         datasets=list(datasets) or None,
         pipeline_tag="text-generation",
-        tags=list(TAGS),
+        tags=list(tags),
     )
     return str(data.to_yaml()).strip()
 
 
-def description(config: PolicyConfig, base_model: str | None) -> str:
+def description(config: PolicyConfig | SetPolicyConfig, base_model: str | None) -> str:
     where = {None: "", 0: " It was trained for full diffusion (the whole buffer is one block)."}.get(
         config.trained_block_length, f" It was trained for blocks of {config.trained_block_length} tokens."
     )
     model = f"`{base_model}`" if base_model else "a masked diffusion language model"
+    if isinstance(config, SetPolicyConfig):
+        return (
+            f"A set policy for {model}: a small transformer that reads the proposed tokens and, in each denoising "
+            f"step, picks one position after another while all that it picked is likely to survive together.{where}"
+        )
     return (
         f"An unmasking policy for {model}: a small transformer that reads the model's confidences and decides which "
         "masked positions to fill in each denoising step, after [Learning Unmasking Policies for Diffusion Language "
@@ -102,11 +113,12 @@ def description(config: PolicyConfig, base_model: str | None) -> str:
     )
 
 
-def usage(repo_id: str, base_model: str | None, packaged: bool, prompt: str | None) -> str:
+def usage(repo_id: str, base_model: str | None, packaged: bool, prompt: str | None, is_set: bool = False) -> str:
     """A program that runs as it stands, on the base model if that is known."""
     policy = json.dumps(repo_id)
     if base_model is None:
-        code = f"from unmask import Policy\n\npolicy = Policy.from_pretrained({policy})\nprint(policy.config)"
+        name, home = ("SetPolicy", "unmask.policies") if is_set else ("Policy", "unmask")
+        code = f"from {home} import {name}\n\npolicy = {name}.from_pretrained({policy})\nprint(policy.config)"
     elif packaged or prompt is not None:
         question = json.dumps(prompt or EXAMPLE_PROMPTS.get(base_model, ""))
         code = (
@@ -128,18 +140,20 @@ def usage(repo_id: str, base_model: str | None, packaged: bool, prompt: str | No
     return f"```python\n{code}\n```"
 
 
-def shape(config: PolicyConfig, training: Mapping[str, Any]) -> str:
+def shape(config: PolicyConfig | SetPolicyConfig, training: Mapping[str, Any]) -> str:
     """A table of the configuration, with the task and alpha of training if they are known."""
     blocks = {None: "any", 0: "full diffusion"}.get(config.trained_block_length, str(config.trained_block_length))
-    if config.alpha_conditioned:
-        alpha = f"an input, {config.default_alpha:g} by default"
+    if isinstance(config, SetPolicyConfig):
+        tokens = "an embedding of its own" if config.embedding_size is None else "the model's embedding"
+        own = {"risk (alpha)": f"an input, {config.default_risk:g} by default", "tokens": tokens}
     else:
-        alpha = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
+        fixed = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
+        alpha = f"an input, {config.default_alpha:g} by default" if config.alpha_conditioned else fixed
+        own = {"context": {"full": "the whole buffer", "block": "the active block"}[config.context], "alpha": alpha}
     lines = {
         "block length": blocks,
         **({"task": code(training["task"])} if "task" in training else {}),
-        "context": {"full": "the whole buffer", "block": "the active block"}[config.context],
-        "alpha": alpha,
+        **own,
         "confidences per position": config.num_confidences,
         "hidden size, heads, feed-forward": f"{config.hidden_size}, {config.num_heads}, {config.ffn_size}",
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range, require
 
@@ -73,3 +75,38 @@ class PolicyConfig(Config):
         if self.trained_actions is not None:
             settings["actions"] = ACTIONS_IN_USE[self.trained_actions]
         return settings
+
+
+class SetPolicyConfig(Config):
+    """Shape of a set policy and how it decodes."""
+
+    vocab_size: PositiveInt
+    """V, of the language model."""
+    embedding_size: PositiveInt | None = None
+    """Width of the language model's own embedding, of which the network reads a projection; None: the network has an
+    embedding of its own, for small vocabularies."""
+    num_confidences: PositiveInt = 5
+    """k: how many of the largest probabilities per position are read."""
+    hidden_size: PositiveInt = 64
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 2
+    ffn_size: PositiveInt = 256
+    sure: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Predicted probability above which a proposal is picked at no cost."""
+    max_runs: PositiveInt = 12
+    """Runs of the network in one step, at most. On CUDA, where nothing waits for the device, exactly."""
+    default_risk: NonNegative = 0.05
+    """The risk where none is asked for."""
+    trained_block_length: Count | None = None
+    """Tokens per block in training, 0 for full diffusion; None: several. It is a Sampler's default."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            f"hidden_size must be a multiple of 2 * num_heads={2 * self.num_heads}, got {self.hidden_size}",
+        )
+
+    def decoding(self) -> dict[str, Any]:
+        """The SamplerConfig fields of training; "greedy", as no action is drawn."""
+        blocks = self.trained_block_length
+        return {"actions": "greedy", **({} if blocks is None else {"block_length": blocks or None})}

@@ -1,6 +1,6 @@
 """Reading and writing policies: a folder with ``config.json`` and ``model.safetensors``.
 
-Two formats are read. Ours, which is also what is written, stores every field of :class:`PolicyConfig` and tensors under
+Two formats are read. Ours, which is also what is written, stores every field of the configuration and tensors under
 the module's parameter names. The published reference format prefixes the names with ``base_policy.``, adds a buffer
 ``inv_freq``, and says nothing about shapes in its configuration: sizes come from the tensors.
 """
@@ -28,7 +28,6 @@ from unmask.policies.network import PolicyNetwork
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-MODEL_TYPE = "unmask-policy"
 FORMAT_VERSION = 1
 
 PUBLISHED_PREFIX = "base_policy."
@@ -79,19 +78,24 @@ def _download(repo_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def save(folder: str | os.PathLike[str], network: PolicyNetwork) -> None:
+def save(folder: str | os.PathLike[str], network: Any) -> None:
     """Write ``network`` to ``folder`` (made if needed) in float32; each file is replaced in one piece."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
-    config = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **network.config.to_dict()}
+    config = {"model_type": network.model_type, "format_version": FORMAT_VERSION, **network.config.to_dict()}
     text = json.dumps(config, indent=2) + "\n"
     write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor]]:
-    """Configuration and float32 tensors, under the module's names, of a checkpoint of either format.
+def model_type(folder: Path) -> str:
+    """The kind of policy in ``folder`` by its configuration; "" if that says nothing. Errors as for :func:`load`."""
+    return str(_read_config(folder / CONFIG_FILE).get("model_type", ""))
+
+
+def load(folder: str | os.PathLike[str], kind: type[Any] = PolicyNetwork) -> tuple[Any, dict[str, Tensor]]:
+    """Configuration and float32 tensors, under the module's names, of a checkpoint of either format for a ``kind``.
 
     Raises FileNotFoundError for a missing folder or file, CheckpointError for one that is damaged or does not fit.
     """
@@ -105,12 +109,12 @@ def load(folder: str | os.PathLike[str]) -> tuple[PolicyConfig, dict[str, Tensor
         if any(name.startswith(PUBLISHED_PREFIX) for name in tensors):
             config, tensors = _published(values, tensors, path)
         else:
-            config = _own_config(values)
+            config = _own_config(values, kind)
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-    _check_tensors(config, tensors, path)
+    _check_tensors(config, tensors, path, kind)
     return config, {name: t.to(torch.float32) for name, t in tensors.items()}
 
 
@@ -133,14 +137,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
 
 
-def _own_config(values: dict[str, Any]) -> PolicyConfig:
+def _own_config(values: dict[str, Any], kind: type[Any]) -> Any:
     values = dict(values)
-    model_type, version = values.pop("model_type", None), values.pop("format_version", None)
-    if model_type != MODEL_TYPE:
-        raise ValueError(f"model_type must be {MODEL_TYPE!r}, got {model_type!r}")
+    found, version = values.pop("model_type", None), values.pop("format_version", None)
+    if found != kind.model_type:
+        raise ValueError(f"model_type must be {kind.model_type!r}, got {found!r}")
     if version != FORMAT_VERSION:
         raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version!r}")
-    return PolicyConfig.from_dict(values)
+    return kind.config_type.from_dict(values)
 
 
 def _published(
@@ -192,10 +196,10 @@ def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
         raise CheckpointError(f"{path}: {name} is not that of a rotary embedding with base 10000")
 
 
-def _check_tensors(config: PolicyConfig, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_tensors(config: Any, tensors: dict[str, Tensor], path: Path, kind: type[Any]) -> None:
     # Only the shapes are needed, but the first use of the meta device imports for seconds.
     with torch.random.fork_rng(devices=[]):
-        expected = {name: t.shape for name, t in PolicyNetwork(config).state_dict().items()}
+        expected = {name: t.shape for name, t in kind(config).state_dict().items()}
     problems = []
     if missing := sorted(set(expected) - set(tensors)):
         problems.append(f"missing tensors: {', '.join(missing)}")

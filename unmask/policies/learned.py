@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +9,13 @@ from torch import Tensor
 
 from unmask import ops
 from unmask.ops.policy_forward import unsupported_sizes
-from unmask.policies import files
-from unmask.policies.base import Decision, Observation, UnmaskingPolicy, tensor_addresses
-from unmask.policies.card import policy_card
+from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork
+from unmask.policies.pretrained import Pretrained
 
 
-class Policy(PolicyNetwork, UnmaskingPolicy):
+class Policy(PolicyNetwork, Pretrained):
     """A trainable unmasking policy (arXiv 2512.09106).
 
     ``policy(mask, confidence, time, alpha=None)`` returns differentiable logits (B, L); :meth:`decide` computes the
@@ -30,7 +26,6 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     """
 
     graph_safe = True
-    learned = True
     full_context = True  # a block policy, too, reads the confidences of positions already unmasked
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
@@ -159,48 +154,6 @@ class Policy(PolicyNetwork, UnmaskingPolicy):
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed copy: a copied or pickled policy packs its own."""
         return {**self.__dict__, "_packed": None, "_packed_key": None}
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | os.PathLike[str], device: str | torch.device = "cpu", revision: str | None = None
-    ) -> Policy:
-        """A policy from a local folder, a packaged name or a hub id, in our format or the published reference's.
-
-        Raises FileNotFoundError for a missing policy or file, CheckpointError for one that is damaged or does not fit.
-        """
-        config, tensors = files.load(files.resolve(name, revision))
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-            policy = cls(config)
-        policy.load_state_dict(tensors)
-        return policy.to(device).eval()
-
-    def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, with ``card``, ``README.md`` to ``folder``."""
-        files.save(folder, self)
-        if card is not None:
-            Path(folder, "README.md").write_text(card, encoding="utf-8")
-
-    def card(self, repo_id: str, **details: Any) -> str:
-        """A model card for the hub; ``details`` are those of :func:`unmask.policies.card.policy_card`."""
-        return policy_card(self.config, repo_id, **details)
-
-    def push_to_hub(
-        self, repo_id: str, private: bool = False, commit_message: str = "Upload policy", **details: Any
-    ) -> str:
-        """Upload to the Hugging Face hub and return the commit's address.
-
-        ``details`` are those of :meth:`card`. Raises ImportError without ``huggingface_hub``, ValueError for a detail
-        that does not fit, before anything is uploaded.
-        """
-        try:
-            from huggingface_hub import HfApi
-        except ImportError as error:
-            raise ImportError("push_to_hub needs huggingface_hub: `pip install huggingface_hub`") from error
-        api, card = HfApi(), self.card(repo_id, **details)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, card)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 
 class _Block:

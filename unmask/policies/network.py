@@ -56,6 +56,8 @@ class PolicyNetwork(nn.Module):
     Parameter names are those of the published checkpoints (without their ``base_policy.`` prefix).
     """
 
+    config_type = PolicyConfig
+    model_type = "unmask-policy"
     frequencies: Tensor
     rotary: Tensor
     alpha_frequencies: Tensor

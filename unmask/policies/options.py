@@ -129,7 +129,7 @@ class WithOptions(Wrapper):
         seen = o if self.options.window is None else replace(o, allowed=region & (rank < self.options.window))
         if self.options.decay:
             factor = (-self.options.decay * rank.to(torch.float32)).clamp_min(-MOST_DECAY)
-            seen = seen if self.learned else decayed(seen, factor.exp())
+            seen = replace(seen, bias=factor) if self.learned else decayed(seen, factor.exp())
         decision = self.inner.decide(replace(seen, region=region))
         revise = self.revised(o) if self.options.edits else decision.revise
         if decision.select is None:

@@ -6,13 +6,18 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmask.policies import dependence as dependence  # registers its rules
+from unmask.policies import files
 from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import HEURISTICS as HEURISTICS
 from unmask.policies.heuristics import Heuristic
 from unmask.policies.options import USAGE, split_options, with_options
 from unmask.policies.schedules import BlockSteps as BlockSteps  # which registers the rules of that module
+
+if TYPE_CHECKING:
+    from unmask.policies.pretrained import Pretrained
 
 EDITING = {"llada2.1": "0.95,0.9,16", "diffusers": "0.7,0.5,16", "sglang": "0.5,0,16"}
 """Presets of "edit:M2T,T2T[,POST]": the numbers of LLaDA2.1's own code, of diffusers and of SGLang."""
@@ -50,7 +55,7 @@ def make_policy(spec: str) -> UnmaskingPolicy:
     learned policy: a local folder, a packaged name, or a hub id ("user/name"). Either may be followed by options:
     "threshold:0.9,hold-eos,window=8", see :mod:`unmask.policies.options`. "edit:M2T,T2T[,POST]" is
     "threshold:M2T,edit=T2T,post=POST", and ``EDITING`` has names for some of these numbers. Raises ValueError for an
-    unknown name or wrong numbers, and the errors of :meth:`unmask.policies.learned.Policy.from_pretrained`.
+    unknown name or wrong numbers, and the errors of :func:`load_policy`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"policy: expected a str, got {type(spec).__name__}")
@@ -81,14 +86,22 @@ def bare_policy(spec: str) -> UnmaskingPolicy:
     is_place = os.sep in spec or "/" in spec or Path(spec).expanduser().is_dir()
     if not spec or (colon and not is_place):
         raise ValueError(_unknown(spec, name))
-    from unmask.policies.learned import Policy
-
     try:
-        return Policy.from_pretrained(spec)
+        return load_policy(spec)
     except FileNotFoundError:
         if is_place:
             raise
         raise ValueError(_unknown(spec, name)) from None
+
+
+def load_policy(name: str | os.PathLike[str], device: str = "cpu", revision: str | None = None) -> Pretrained:
+    """A learned policy of whatever kind; see :meth:`unmask.policies.pretrained.Pretrained.from_pretrained`."""
+    from unmask.policies.learned import Policy
+    from unmask.policies.set_policy import SetPolicy
+
+    folder = files.resolve(name, revision)
+    kind = SetPolicy if files.model_type(folder) == SetPolicy.model_type else Policy
+    return kind.from_pretrained(folder, device)
 
 
 def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:

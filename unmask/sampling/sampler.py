@@ -79,6 +79,7 @@ class Sampler:
         """Captured steps, made for the first generation that uses them and kept for later ones."""
         if isinstance(self.policy.bare, torch.nn.Module):
             self.policy.bare.to(model.device)
+        self.policy.bare.attach(model)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without captured steps, which cannot be copied."""

@@ -115,6 +115,8 @@ def unsuitable(
             )
         if "alpha" in given and not policy.conditioned:
             return f"is not conditioned on alpha, got alpha={given['alpha']}"
+    elif rule.learned:
+        return "is a set policy, which reads the tokens of the whole buffer, but the engine gives it one block"
     elif pointless := [key for key in LEARNED_ONLY if key in given]:
         return f"has no use for {', '.join(pointless)}"
     if isinstance(rule, FixedSteps):
