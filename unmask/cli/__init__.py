@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)} (unmask --help)"
         print(f"unmask: {f'unknown command {first!r}' if first else 'no command given'}; {hint}", file=sys.stderr)
         return 2
+    if words[:2] == ["train", "set"]:
+        first, words = "train_set", words[1:]
     return run(first, [word for word in words[1:] if word != "--debug"], debug="--debug" in words)
 
 
@@ -69,8 +71,8 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
 
     keep_freed_memory()
     try:
-        command = getattr(import_module(f"unmask.cli.{name}"), name.capitalize())
-        return int(parse(command, arguments, f"unmask {name}").run())
+        command = getattr(import_module(f"unmask.cli.{name}"), name.title().replace("_", ""))
+        return int(parse(command, arguments, f"unmask {name.replace('_', ' ')}").run())
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -37,6 +38,7 @@ class Train(Command):
       unmask train quickstart alpha=10 output_dir=runs/fast
       unmask train quickstart --resume                 go on after the last checkpoint
       unmask train --list                              the packaged configurations
+      unmask train set quickstart                      a set policy, without a grader; see unmask train set --help
       unmask plot runs/quickstart                      draw the training curves
       accelerate launch -m unmask train llada-full     several devices
     """
@@ -72,22 +74,13 @@ class Train(Command):
 def train(config: TrainerConfig, threads: int | None) -> None:
     """Run the Trainer under a progress bar, with a line per logged iteration."""
     import torch
-    from rich.console import Console
 
     from unmask.training.trainer import Trainer
 
     if threads is not None:
         torch.set_num_threads(threads)
     trainer = Trainer(config)
-    console = Console(stderr=True)
-    with progress_bar(console=console, disable=not trainer.processes.is_main) as progress:
-        bar = progress.add_task("training", total=config.iterations)
-
-        def on_log(iteration: int, values: dict[str, float]) -> None:
-            progress.update(bar, completed=iteration)
-            progress.console.print(line(iteration, values), highlight=False, soft_wrap=True)
-
-        policy = trainer.train(on_log)
+    policy = report(trainer, config.iterations, line, trainer.processes.is_main)
     if not trainer.processes.is_main:
         return
     print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
@@ -95,7 +88,21 @@ def train(config: TrainerConfig, threads: int | None) -> None:
     print(f"try it: {trial(config)}")
 
 
-def trial(config: TrainerConfig) -> str:
+def report(trainer: Any, iterations: int, line: Callable[[int, dict[str, float]], str], shown: bool = True) -> Any:
+    """The policy that ``trainer`` trains, under a progress bar with a ``line`` for what it logs."""
+    from rich.console import Console
+
+    with progress_bar(console=Console(stderr=True), disable=not shown) as progress:
+        bar = progress.add_task("training", total=iterations)
+
+        def on_log(iteration: int, values: dict[str, float]) -> None:
+            progress.update(bar, completed=iteration)
+            progress.console.print(line(iteration, values), highlight=False, soft_wrap=True)
+
+        return trainer.train(on_log)
+
+
+def trial(config: Any) -> str:
     """A command that decodes with the trained policy; it brings its blocks and how it draws actions."""
     words = ["unmask", "generate", "--policy", f"{config.output_dir}/policy"]
     if config.model != "tiny":  # which has prompts of its own

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unmask.config import Config
 from unmask.files import write_atomically
-from unmask.policies.learned import Policy
-from unmask.training.config import TrainerConfig
+from unmask.policies.pretrained import Pretrained
 from unmask.training.record import learned_from
 
-POLICY, OPTIMIZER, STATE = "policy", "optimizer.safetensors", "state.json"
+POLICY, OPTIMIZER, STATE, TENSORS = "policy", "optimizer.safetensors", "state.json", "tensors.safetensors"
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 _NAME = re.compile(r"step-(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -45,18 +46,25 @@ def checkpoints(output_dir: Path) -> list[Path]:
 def save(
     output_dir: Path,
     iteration: int,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    config: TrainerConfig,
+    policy: Pretrained,
+    optimizer: Optimizers,
+    config: Config,
     state: Mapping[str, Any],
     keep: int,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint after ``iteration`` iterations and delete all but the ``keep`` newest."""
+    """Write the checkpoint after ``iteration`` iterations and delete all but the ``keep`` newest.
+
+    ``state`` goes to a JSON file, ``tensors`` are what else the run needs.
+    """
     folder = output_dir / "checkpoints" / f"step-{iteration:06d}"
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial / POLICY)
     write_atomically(partial / OPTIMIZER, lambda path: save_file(optimizer_tensors(optimizer), path))
+    if tensors is not None:
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        write_atomically(partial / TENSORS, lambda path: save_file(whole, path))
     content = {"iteration": iteration, "config": config.to_dict(), **state}
     (partial / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (*partial.rglob("*"), partial):  # the files, then their folders
@@ -90,9 +98,7 @@ def find(output_dir: Path, resume: bool | str) -> Path | None:
     return None
 
 
-def resume(
-    output_dir: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig
-) -> dict[str, Any] | None:
+def resume(output_dir: Path, policy: Pretrained, optimizer: Optimizers, config: Any) -> dict[str, Any] | None:
     """Restore policy and optimizer from the checkpoint that ``config`` asks for; returns its state, None if none.
 
     If the last checkpoint is asked for and cannot be read, the one before it is used, with a warning.
@@ -113,21 +119,22 @@ def resume(
             logger.warning("%s; going on from %s", error, found.name)
 
 
-def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, config: TrainerConfig) -> dict[str, Any]:
-    """Restore policy and optimizer in place and return the state, with its "iteration".
+def load(folder: Path, policy: Pretrained, optimizer: Optimizers, config: Config) -> dict[str, Any]:
+    """Restore policy and optimizer in place and return the state, with its "iteration" and "tensors".
 
     Raises DamagedCheckpoint if a file cannot be read, before any change, and ValueError if settings differ.
     """
     state = read_state(folder)
     try:
         tensors = load_file(folder / OPTIMIZER)
-        weights = Policy.from_pretrained(folder / POLICY).state_dict()
+        weights = type(policy).from_pretrained(folder / POLICY).state_dict()
+        further = load_file(folder / TENSORS) if (folder / TENSORS).exists() else {}
     except (ValueError, OSError, SafetensorError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
     check_same_run(state["config"], config, folder)
     restore_optimizer(optimizer, tensors, folder)
     policy.load_state_dict(weights)
-    return state
+    return {**state, "tensors": further}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -139,7 +146,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
 
 
-def check(output_dir: Path, config: TrainerConfig) -> None:
+def check(output_dir: Path, config: Any) -> None:
     """Raise the errors of :func:`resume` about folder and settings, before a model is loaded."""
     found = find(output_dir, config.resume_from_checkpoint)
     if found is not None:
@@ -147,10 +154,10 @@ def check(output_dir: Path, config: TrainerConfig) -> None:
             check_same_run(read_state(found)["config"], config, found)
 
 
-def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path) -> None:
+def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
     try:
-        then = learned_from(TrainerConfig.from_dict(saved).to_dict())
+        then = learned_from(type(config).from_dict(saved).to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {folder} is of a run whose settings are not valid here: {error}") from error
     now = learned_from(config.to_dict())
@@ -161,22 +168,37 @@ def check_same_run(saved: Mapping[str, Any], config: TrainerConfig, folder: Path
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as flat named tensors."""
-    entries = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(v).contiguous() for i, entry in entries.items() for name, v in entry.items()}
+def parts_of(optimizer: Optimizers) -> list[tuple[int, torch.optim.Optimizer]]:
+    """Each optimizer with the number of its first parameter among those of all."""
+    parts, first = [], 0
+    for part in optimizer if isinstance(optimizer, Sequence) else [optimizer]:
+        parts.append((first, part))
+        first += sum(len(group["params"]) for group in part.param_groups)
+    return parts
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def optimizer_tensors(optimizer: Optimizers) -> dict[str, Tensor]:
+    """The optimizers' per-parameter state as flat named tensors."""
+    tensors: dict[str, Tensor] = {}
+    for first, part in parts_of(optimizer):
+        for i, entry in part.state_dict()["state"].items():
+            tensors |= {f"{first + i}.{name}": torch.as_tensor(v).contiguous() for name, v in entry.items()}
+    return tensors
+
+
+def restore_optimizer(optimizer: Optimizers, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The reverse of :func:`optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    expected = sum(len(group["params"]) for group in optimizer.param_groups)
+    counts = [(first, part, sum(len(g["params"]) for g in part.param_groups)) for first, part in parts_of(optimizer)]
+    expected = sum(count for _, _, count in counts)
     if state and len(state) != expected:
         raise ValueError(f"checkpoint {folder}: the optimizer has {expected} parameters, the file {len(state)}")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for first, part, count in counts:
+        own = {i - first: entry for i, entry in state.items() if first <= i < first + count}
+        part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
 
 
 def _flush(path: Path) -> None:

@@ -28,34 +28,35 @@ EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
 
-def packaged_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+def packaged_configs(folder: Path = CONFIGS) -> list[str]:
+    """Names of the configurations that come with the package; ``folder`` is that of their kind."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def find_config(name: str | Path) -> Path:
+def find_config(name: str | Path, folder: Path = CONFIGS) -> Path:
     """The file ``name``, or the packaged configuration of that name."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    if str(name) in packaged_configs():
-        return CONFIGS / f"{name}.yaml"
-    raise FileNotFoundError(f"no configuration file {str(name)!r}; packaged ones are {', '.join(packaged_configs())}")
+    known = packaged_configs(folder)
+    if str(name) in known:
+        return folder / f"{name}.yaml"
+    raise FileNotFoundError(f"no configuration file {str(name)!r}; packaged ones are {', '.join(known)}")
 
 
-def read_layers(name: str | Path, above: Sequence[Path] = ()) -> list[Layer]:
+def read_layers(name: str | Path, above: Sequence[Path] = (), folder: Path = CONFIGS) -> list[Layer]:
     """The layers of the configuration ``name``: those of the one that its key ``extends`` names, then its own.
 
     ``extends`` is a file, relative to this one, or a packaged name. ``above``: the files that extend this one.
     Raises FileNotFoundError for a missing configuration, ValueError if it is no mapping or extends itself.
     """
     beside = above[-1].parent / name if above else Path(name)
-    file = beside if beside.is_file() else find_config(name)
+    file = beside if beside.is_file() else find_config(name, folder)
     if file in above:
         raise ValueError(f"{file}: extends itself")
     values = read_yaml(file)
     extended = values.pop("extends", None)
-    return [*(read_layers(str(extended), (*above, file)) if extended else ()), (str(file), values)]
+    return [*(read_layers(str(extended), (*above, file), folder) if extended else ()), (str(file), values)]
 
 
 def from_layers(kind: type[Kind], layers: Sequence[Layer]) -> Kind:

@@ -1,0 +1,229 @@
+"""The SetTrainer: label what survives, fit the network to it, again. No answers, graders or rewards."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.commit import package_commit
+from unmask.files import locked
+from unmask.models.loading import load_model, load_tokenizer
+from unmask.policies.set_policy import SetPolicy
+from unmask.pretraining.optimizer import Muon
+from unmask.sampling.prompts import text_ids, with_chat_template
+from unmask.tasks import make_task
+from unmask.tasks.base import Task
+from unmask.training import checkpoint
+from unmask.training.interrupt import StopSignals, leave
+from unmask.training.metrics import METRICS, Averages, MetricsLog
+from unmask.training.record import training_record, write_config, write_training
+from unmask.training.set_config import SetTrainerConfig
+from unmask.training.sets import SetCollector, Tried
+
+OWN_EMBEDDING = 4096
+"""Vocabularies up to this size get an embedding of the policy's own, larger ones a projection of the model's."""
+
+
+class SetTrainer:
+    """Trains a set policy on a frozen language model.
+
+    Example::
+
+        policy = SetTrainer(SetTrainerConfig.from_yaml("quickstart")).train()
+
+    Every argument but ``config`` replaces what the config names.
+    """
+
+    def __init__(
+        self,
+        config: SetTrainerConfig,
+        model: Any = None,
+        tokenizer: Any = None,
+        task: Task | None = None,
+        policy: SetPolicy | None = None,
+    ) -> None:
+        if not isinstance(config, SetTrainerConfig):
+            raise TypeError(f"config must be a SetTrainerConfig, got {config!r}")
+        self.config, self.output = config, Path(config.output_dir)
+        given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
+        self.replaced = [name for name, value in given.items() if value is not None]
+        checkpoint.check(self.output, config)
+        self.prompts = Prompts(config, task)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model if model is not None else load_model(config.model, device, config.dtype)
+        self.model.requires_grad_(False).eval()
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
+        self.tokenizer = with_chat_template(
+            tokenizer, config.chat_template, config.system_prompt, self.prompts.instructions
+        )
+        self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
+        self.collector = SetCollector(self.model, self.tokenizer, self.policy, config)
+        matrices = [p for p in self.policy.layers.parameters() if p.ndim == 2]
+        chosen = set(map(id, matrices))
+        rest = [p for p in self.policy.parameters() if id(p) not in chosen]
+        self.optimizers = (
+            torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            Muon(matrices, lr=config.muon_learning_rate, weight_decay=0.01),
+        )
+        self.rounds: list[Tried] = []
+        """Of the latest rounds."""
+        self.iteration = 0
+
+    def _make_policy(self) -> SetPolicy:
+        c = self.config
+        if c.init_policy is not None:
+            return SetPolicy.from_pretrained(c.init_policy)
+        vocab, table = self.model.vocab_size, getattr(self.model, "embedding", None)
+        width = None if table is None or vocab <= OWN_EMBEDDING else table.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(c.seed)
+            return SetPolicy(c.policy_config(vocab, width))
+
+    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None) -> SetPolicy:
+        """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
+
+        Writes config.yaml, metrics.jsonl, checkpoints/ and policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the
+        round, with a checkpoint. Raises FileExistsError if the folder holds another run, ValueError if its settings
+        differ, BlockingIOError if one is writing there now, FloatingPointError if training diverged,
+        KeyboardInterrupt or SystemExit after a signal.
+        """
+        with locked(self.output / METRICS, wait=False), StopSignals() as signals:
+            stopped_by = self._train(signals, on_log or (lambda iteration, values: None))
+        if stopped_by:
+            leave(stopped_by)
+        return self.policy.eval()
+
+    def _train(self, signals: StopSignals, on_log: Callable[[int, dict[str, float]], None]) -> int:
+        """Train to the end or to a signal; returns the signal's number, 0 for none."""
+        c = self.config
+        self._resume()
+        write_config(self.output, c.to_dict())
+        log, averages, stopped_by = MetricsLog(self.output / METRICS, self.iteration), Averages(), 0
+        while self.iteration < c.iterations and not stopped_by:
+            averages.add(self.step())
+            stopped_by = signals.received
+            ends = bool(stopped_by) or self.iteration == c.iterations
+            if self.iteration % c.logging_steps == 0 or ends:
+                values = averages.take()
+                log.write(self.iteration, values)
+                on_log(self.iteration, values)
+            if self.iteration % c.save_steps == 0 or ends:
+                self._save()
+        if self.iteration < c.iterations:
+            return stopped_by
+        self.policy.save_pretrained(self.output / "policy")
+        record = training_record(c.to_dict(), self.iteration, 1, self.replaced, package_commit())
+        write_training(self.output / "policy", record)
+        return 0
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint that the config asks for, if there is one."""
+        state = checkpoint.resume(self.output, self.policy, self.optimizers, self.config)
+        if state is None:
+            return
+        self.iteration = state["iteration"]
+        by_round: dict[int, dict[str, Tensor]] = {}
+        for key, value in state["tensors"].items():
+            number, _, name = key.partition(".")
+            by_round.setdefault(int(number), {})[name] = value.to(self.model.device)
+        self.rounds = [Tried.of(by_round[number]) for number in sorted(by_round)]
+
+    def _save(self) -> None:
+        c = self.config
+        tensors = {f"{i}.{name}": value for i, part in enumerate(self.rounds) for name, value in part.tensors().items()}
+        checkpoint.save(self.output, self.iteration, self.policy, self.optimizers, c, {}, c.save_total_limit, tensors)
+
+    def step(self) -> dict[str, float]:
+        """One round: decodes, labels, updates. Returns its metrics."""
+        began = time.perf_counter()
+        c = self.config
+        prompts = self.prompts.take(self.iteration * c.num_prompts, c.num_prompts)
+        ids = [text_ids(self.tokenizer, prompt) for prompt in prompts]
+        if c.max_prompt_length is not None:
+            ids = [row[-c.max_prompt_length :] for row in ids]
+        tried, metrics = self.collector.collect(ids, self.iteration)
+        self.rounds = [*self.rounds, tried][-c.kept_iterations :]
+        collected = time.perf_counter()
+        metrics |= self.update()
+        metrics["seconds_rollouts"], metrics["seconds_update"] = collected - began, time.perf_counter() - collected
+        self.iteration += 1
+        return metrics
+
+    def update(self) -> dict[str, float]:
+        """Several passes over rounds drawn from those kept; the mean loss, and that of the model's probabilities."""
+        c, losses, priors = self.config, [], []
+        rng = random.Random(f"update/{c.seed}/{self.iteration}")
+        draws = torch.Generator().manual_seed(rng.getrandbits(62))
+        for optimizer, rate in zip(self.optimizers, (c.learning_rate, c.muon_learning_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * c.pace(self.iteration)
+        for _ in range(c.num_iterations):
+            for part in rng.sample(self.rounds, min(c.replayed_iterations, len(self.rounds))):
+                count = len(part.picked)
+                order = torch.randperm(count, generator=draws).to(part.picked.device)
+                for index in order.chunk(-(-count // c.minibatch_size)):
+                    loss, prior = self._fit(part, index)
+                    losses.append(loss)
+                    priors.append(prior)
+        return {"loss": sum(losses) / len(losses), "model_loss": sum(priors) / len(priors)}
+
+    def _fit(self, part: Tried, index: Tensor) -> tuple[float, float]:
+        """One step of the optimizers on the states at ``index``; returns the loss and the model's own."""
+        inputs, valid = part.inputs.take(index), part.valid[index]
+        target = part.survived[index].float()
+        logits = self.policy(inputs, part.picked[index])
+        loss = F.binary_cross_entropy_with_logits(logits[valid], target[valid])
+        self.policy.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm, error_if_nonfinite=False)
+        value = loss.item()
+        if not value < float("inf"):
+            raise FloatingPointError(f"the loss became {value}: training has diverged; begin anew with lower rates")
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return value, F.binary_cross_entropy_with_logits(inputs.prior[valid], target[valid]).item()
+
+
+class Prompts:
+    """The endless stream of a run's prompts: a task's training problems, or the lines of a file in shuffled epochs."""
+
+    def __init__(self, config: SetTrainerConfig, task: Task | None) -> None:
+        """Raises FileNotFoundError or ValueError for a file without prompts, and the errors of the task."""
+        self.seed, self.texts = config.seed, [] if config.prompts is None else read_prompts(Path(config.prompts))
+        self.task: Task | None = None
+        if config.prompts is None or task is not None:
+            self.task = task if task is not None else make_task(config.task, **config.task_options)
+        self.instructions = True if self.task is None else self.task.instructions
+        self.take(0, 1)
+
+    def take(self, first: int, count: int) -> list[str]:
+        """``count`` prompts from number ``first`` on."""
+        if self.task is not None:
+            return [problem.prompt for problem in self.task.training_problems(self.seed, first, count)]
+        return [self._of_file(number) for number in range(first, first + count)]
+
+    def _of_file(self, number: int) -> str:
+        epoch, place = divmod(number, len(self.texts))
+        order = list(range(len(self.texts)))
+        random.Random(f"prompts/{self.seed}/{epoch}").shuffle(order)
+        return self.texts[order[place]]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a file: one per line, or in a .jsonl file the "prompt" of the object in each line."""
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"prompts: {path} has none")
+    if path.suffix != ".jsonl":
+        return lines
+    try:
+        return [str(json.loads(line)["prompt"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'prompts: {path} needs one JSON object with a "prompt" per line: {error!r}') from None
