@@ -24,7 +24,7 @@ ALLOWED = {
     "policies": BASE,
     "sampling": BASE | {"policies"},
     "evaluation": DECODING,
-    "training": JUDGING,
+    "training": JUDGING | {"pretraining"},
     "integrations": JUDGING,
     "pretraining": {"files", "models", "tasks", "commit"},
     "benchmarking": DECODING | {"commit"},

@@ -137,6 +137,8 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),
         (["train", "quickstart", "max_steps=1"], "max_steps is now called iterations"),
         (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
+        (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: quickstart"),
+        (["train", "set", "quickstart", "sure=1"], "unknown SetTrainerConfig fields ['sure']"),
         (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
         (["generate", "aBbC:a=", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
         (["evaluate", "--task", "sum"], "unknown task 'sum'"),

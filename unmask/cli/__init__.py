@@ -85,7 +85,7 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
         message = " ".join(str(error).split())
         if not isinstance(error, (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)):
             message = f"{type(error).__name__}: {message} (--debug shows where)"
-        print(f"unmask {name}: {printable(message)}", file=sys.stderr)
+        print(f"unmask {name.replace('_', ' ')}: {printable(message)}", file=sys.stderr)
         return 2
 
 

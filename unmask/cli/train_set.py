@@ -35,7 +35,7 @@ class TrainSet(Command):
       unmask train set quickstart                      minutes on one core
       unmask train set quickstart prompts=prompts.txt output_dir=runs/mine
       unmask train set quickstart --resume             go on after the last checkpoint
-      unmask evaluate --policies set=runs/set/policy --alphas 0.02 0.1 0.3 --regimes full
+      unmask evaluate --policies set=runs/set/policy,hold-eos --alphas 0.01 0.05 0.2 --regimes full
     """
 
     REST = "settings"
@@ -66,7 +66,7 @@ class TrainSet(Command):
         policy = report(trainer, config.iterations, line)
         print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
         print(f"policy: {config.output_dir}/policy")
-        print(f"try it: {trial(config)}")
+        print(f"try it: {trial(config, ',hold-eos')}")
         return 0
 
 

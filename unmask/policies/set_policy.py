@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.ops.reference.policy_forward import rotary_frequencies
 from unmask.ops.reference.select_set import select_set, set_logits
 from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import SetPolicyConfig
-from unmask.policies.network import rotary_frequencies
 from unmask.policies.pretrained import Pretrained
 
 LEAST = 1e-4

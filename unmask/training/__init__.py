@@ -1,4 +1,4 @@
-"""Training unmasking policies by reinforcement learning. Pure formulas: ``rewards`` and ``grpo``."""
+"""Training unmasking policies: by reinforcement learning (its formulas: ``rewards``, ``grpo``), or sets by survival."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmask.training import grpo, rewards
     from unmask.training.config import TrainerConfig
+    from unmask.training.set_config import SetTrainerConfig
+    from unmask.training.set_trainer import SetTrainer
     from unmask.training.trainer import Trainer
 
-_HOME = {"Trainer": "trainer", "TrainerConfig": "config"}
+_HOME = {
+    "SetTrainer": "set_trainer", "SetTrainerConfig": "set_config", "Trainer": "trainer", "TrainerConfig": "config",
+}  # fmt: skip
 
-__all__ = ["Trainer", "TrainerConfig", "grpo", "rewards"]
+__all__ = ["SetTrainer", "SetTrainerConfig", "Trainer", "TrainerConfig", "grpo", "rewards"]
 
 
 def __getattr__(name: str) -> Any:

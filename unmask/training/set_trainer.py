@@ -218,7 +218,7 @@ class Prompts:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file: one per line, or in a .jsonl file the "prompt" of the object in each line."""
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"prompts: {path} has none")
     if path.suffix != ".jsonl":
