@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,34 @@ def test_generation_with_the_exact_cache(folders: dict[str, Path], scheme: str) 
 def test_what_cannot_be_is_named(folders: dict[str, Path], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(folders["llada"], **arguments)
+
+
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+from unmask import load_model
+
+def resident(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+load_model(sys.argv[1], dtype=torch.bfloat16, quantization="int8")
+before = resident("VmRSS")
+load_model(sys.argv[2], dtype=torch.bfloat16, quantization="int8")
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of a process")
+def test_loading_peaks_at_the_quantised_size_and_a_shard(tmp_path: Path) -> None:
+    """Matrices of 128 million parameters: 256 MB in bfloat16, 128 in int8, in files of 16."""
+    sizes = {"hidden": 1024, "mlp": 4096, "inner": 1024, "head": 64, "layers": 8}
+    big = write_checkpoint("sdar", tmp_path / "big", torch.bfloat16, shards=16, **sizes)
+    small = write_checkpoint("sdar", tmp_path / "small", torch.bfloat16)
+    stored = sum(file.stat().st_size for file in big.glob("*.safetensors")) / 2**20
+    assert stored > 200
+    run = [sys.executable, "-c", PEAK, str(small), str(big)]
+    peak = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert stored / 2 < peak < stored / 2 + 90, "one matrix in float32 takes 16 MB, several times"
 
 
 def test_masked_lms_are_not_quantised(tmp_path: Path) -> None:

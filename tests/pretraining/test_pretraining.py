@@ -15,7 +15,7 @@ from torch import nn
 from unmask import Sampler, load_model
 from unmask.models.tokenizer import CharTokenizer
 from unmask.pretraining.config import RECIPES
-from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, make_tokenizer, pretrain
+from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, make_tokenizer, open_ends, pretrain
 from unmask.pretraining.optimizer import Muon, orthogonalize
 
 SMALL = dataclasses.replace(RECIPES["tiny"], hidden_size=32, num_layers=1, num_heads=2, batch_size=8, steps=6, warmup=2)
@@ -60,6 +60,27 @@ def test_loss_is_one_over_t_weighted_cross_entropy(tmp_path: Path) -> None:
     losses = [diffusion_loss(model, recipe, group, rng).item() / (256 * 24) for _ in range(6)]
     expected = torch.tensor(float(tokenizer.vocab_size)).log().item()
     assert sum(losses) / 6 == pytest.approx(expected, rel=0.05)
+
+
+def test_open_ends_are_masked_from_a_place_in_the_text_on(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(LITTLE, open_share=0.5)
+    model = build_model(recipe, make_tokenizer(recipe, tmp_path))
+    rows, text = 4000, 10
+    response = torch.full((rows, 16), 7).index_fill(1, torch.arange(text, 16), int(model.eos_token_id or 0))
+    before, weight = torch.rand(rows, 16) < 0.5, torch.full((rows, 16), 2.0)
+    after, weights = open_ends(response, model, recipe, before, weight, torch.Generator().manual_seed(0))
+    opened = (weights == 1).any(dim=1)
+    assert opened.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(after[~opened], before[~opened])
+    end = (weights[opened] == 1).long().argmax(dim=1)
+    assert set(end.tolist()) == set(range(text + 1))
+    place = torch.arange(16)
+    assert after[opened][place >= end[:, None]].all()
+    shown = (after[opened] != before[opened]) & (place < end[:, None])
+    cut = (place + 1).mul(shown).amax(dim=1)  # all before it is shown
+    assert not (after[opened] & (place < cut[:, None])).any()
+    assert torch.equal(shown, before[opened] & (place < cut[:, None]))
+    assert 0.25 < (cut[end == text] > 0).float().mean() < 0.5
 
 
 def test_orthogonalize_gives_singular_values_near_one() -> None:

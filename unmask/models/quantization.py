@@ -6,7 +6,9 @@ and routers keep their dtype, because they are a small part of the work and deci
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 from typing import Any, Literal
 
 import torch
@@ -28,6 +30,10 @@ FEW = 8
 """Rows up to which torch's product with int8 weights was faster than to convert the weights first, on a CPU."""
 GROUPS = (128, 64, 32)
 """Inputs that share a scale and a zero point in int4; the first that divides their number."""
+
+
+RELEASE = getattr(ctypes.CDLL(None), "malloc_trim", lambda keep: None) if os.name == "posix" else lambda keep: None
+"""Gives freed memory back to the system, with glibc."""
 
 
 class Int8OnCPU(Int8Tensor):
@@ -128,4 +134,6 @@ class Quantizer:
 
     def matrices(self, name: str, value: Tensor) -> list[nn.Parameter]:
         """The same of one matrix (out, in), or of each in a stack (experts, out, in)."""
-        return [self.matrix(name, part) for part in (value if value.ndim == 3 else value[None])]
+        made = [self.matrix(name, part) for part in (value if value.ndim == 3 else value[None])]
+        RELEASE(0)  # what was made lies between what was rounded, in pieces too small for the next matrix
+        return made

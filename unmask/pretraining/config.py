@@ -49,6 +49,8 @@ class Recipe:
     """The task from step ``last_from`` on; None: ``task``."""
     last_from: int = 0
     min_mask_ratio: float = 0.02
+    open_share: float = 0.0
+    """Share of the responses that are masked from a random place in their text on, as decoding leaves them."""
     grad_clip: float = 1.0
     group_rows: int = 64
     """Rows of a batch that go through the model together, padded to the longest prompt among them."""
@@ -123,6 +125,7 @@ RECIPES = {
         last_task=little(story=5, parcel=4, line=3, letters=3, latin=3, grid=3, quiz=4, form=2, gaps=1),
         last_from=2000,
         min_mask_ratio=0.1,
+        open_share=0.5,
         group_rows=32,
         bf16=True,
         seed=4,

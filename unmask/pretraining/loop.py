@@ -2,7 +2,8 @@
 
 Response tokens are masked with a ratio t, and the cross entropy on them is weighted 1 / t (Nie et al., "Large
 Language Diffusion Models", eq. 3). Ratios are stratified over the batch, which reduces gradient noise. Of a
-block-causal model one block of each response is masked, drawn evenly and weighted by their number.
+block-causal model one block of each response is masked, drawn evenly and weighted by their number. Ratios alone never
+show a model what decoding from left to right does, a text whose end is open: a recipe can ask for a share of those.
 """
 
 from __future__ import annotations
@@ -91,12 +92,32 @@ def diffusion_loss(model: Transformer, recipe: Recipe, group: Group, rng: torch.
         first, count = blocks[:, :1], blocks[:, -1:] - blocks[:, :1] + 1
         masked[:, -buffer:] &= blocks == first + (torch.rand((rows, 1), generator=rng) * count).long()
         weight = weight * count
+    if recipe.open_share:
+        masked[:, -buffer:], weight = open_ends(tokens[:, -buffer:], model, recipe, masked[:, -buffer:], weight, rng)
     canvas = tokens.masked_fill(masked, model.mask_token_id)
     # On a CPU the plain attention is faster to differentiate than the fused one, at these lengths.
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         logits = model(canvas, group.attention, positions=masked.flatten().nonzero()[:, 0])
     losses = F.cross_entropy(logits.float(), tokens[masked], reduction="none")
     return (losses * weight[masked[:, -buffer:]]).sum()
+
+
+def open_ends(
+    response: Tensor, model: Transformer, recipe: Recipe, masked: Tensor, weight: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``masked`` and ``weight`` (rows, buffer), changed in a share of the rows to those of a text with an open end.
+
+    Everything from a random place in the text on is masked, with weight 1. In half of these rows all before another
+    random place is shown.
+    """
+    share, end, cut = torch.rand((3, len(response), 1), generator=rng)
+    text = response.ne(model.eos_token_id or 0).sum(dim=1, keepdim=True)
+    end = (end * (text + 1)).long()
+    cut = ((2 * cut - 1) * (end + 1)).long()
+    place, chosen = torch.arange(response.shape[1]), share < recipe.open_share
+    hidden = place >= end
+    masked = torch.where(chosen, hidden | (masked & (place >= cut)), masked)
+    return masked, torch.where(chosen & hidden, 1.0, weight)
 
 
 def build_model(recipe: Recipe, tokenizer: CharTokenizer | WordTokenizer) -> Transformer:
