@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "complete prompts and watch the buffer fill in",
     "train": "learn an unmasking policy by reinforcement learning",
     "evaluate": "accuracy against forwards, policy by policy",
+    "calibrate": "the forwards of a learned policy at each value of its dial",
     "plot": "draw accuracy over forwards, or training curves",
     "push": "upload a learned policy to the hub, with a model card",
     "bench": "what each operation costs here, against eager code",

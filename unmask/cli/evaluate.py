@@ -12,7 +12,7 @@ from pydantic import Field
 from unmask.cli import printable
 from unmask.cli.options import EvaluatedDecoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
-from unmask.config import Count, NonNegative, PositiveInt
+from unmask.config import Count, NonNegative, Positive, PositiveInt
 from unmask.files import check_writable
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import Task, make_tasks, options_of
@@ -52,6 +52,8 @@ class Evaluate(Command):
     """Block lengths."""
     alphas: tuple[NonNegative, ...] = ()
     """Asked of policies that are conditioned on alpha; none: their own."""
+    targets: tuple[Positive, ...] = ()
+    """Forwards asked of calibrated learned policies; none: as they are."""
     scales: Annotated[tuple[NonNegative, ...], Some] = (1.0,)
     """Policy scales (beta) of learned policies."""
     task: Annotated[tuple[str, ...], Some] = ("hops",)
@@ -139,8 +141,12 @@ class Evaluate(Command):
         phrasings = [[(name, task.phrased(name)) for name in self.templates] or [("", task)] for task in tasks]
         if self.alphas and not any(policy.conditioned for _, policy in policies):
             raise ValueError("--alphas was given, but none of the policies is conditioned on alpha")
+        if self.targets and not any(policy.dial for _, policy in policies):
+            raise ValueError("--targets was given, but none of the policies is learned")
         asked = given(self.decoding, SamplerConfig)
-        base = self.loading.sampler("threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None})
+        base = self.loading.sampler(
+            "threshold:0.9", {**asked, "block_length": self.regimes[0], "alpha": None, "target_nfe": None}
+        )
         if not shows_attention(base.model, base.config):
             policies = [(name, p) for name, p in policies if "attention" not in p.needs or name in self.policies]
         names = {"model": self.loading.model}
@@ -151,7 +157,7 @@ class Evaluate(Command):
             tokenizer = with_chat_template(base.tokenizer, how.chat_template, how.system_prompt, task.instructions)
             own = [f"{name}={value}" for name, value in sorted(options_of(task.name, options).items())]
             for (template, asking), regime, (label, policy) in product(phrased, self.regimes, policies):
-                for chosen in variants(policy, self.alphas, self.scales, asked):
+                for chosen in variants(policy, self.alphas, self.scales, asked, self.targets):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
                     sampler.check_config(config)

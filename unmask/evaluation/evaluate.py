@@ -22,6 +22,7 @@ from unmask.evaluation.metrics import mean, standard_error
 from unmask.files import locked, write_atomically
 from unmask.policies.options import split_options
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.dials import dial_for
 from unmask.sampling.loop import StepRecord
 from unmask.sampling.prompts import Prompts, describe_prompts
 from unmask.sampling.result import GenerationResult
@@ -252,6 +253,8 @@ def identity(
     """The fields of a row that say what was evaluated; rows that agree in them are the same measurement."""
     config, names, policy = sampler.config.updated(overrides), names or {}, sampler.policy
     alpha = policy.default_alpha if config.alpha is None else config.alpha
+    if config.target_nfe is not None and policy.dial == "alpha":
+        alpha = dial_for(policy, config)
     return {
         "model": names.get("model", type(sampler.model).__name__),
         "task": task.name,
@@ -279,6 +282,7 @@ def weights_digest(policy: Any) -> str:
     described: Any = str(config)
     if is_dataclass(config) and not isinstance(config, type):
         described = {k: v for k, v in asdict(config).items() if k not in NEW_FIELDS or v is not None}
+        described.pop("calibration", None)  # what is known of a policy does not change it
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

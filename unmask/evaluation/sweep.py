@@ -34,7 +34,7 @@ ONE_BY_ONE = "top-k:1,hold-eos"
 HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
 FURTHER = (
     "dtype", "quantization", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh",
-    "deterministic",
+    "deterministic", "target_nfe",
 )  # fmt: skip
 """Settings without a column that a row depends on."""
 
@@ -94,6 +94,8 @@ def rows_of(output: Path | None) -> list[Evaluation]:
 def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:
     """The settings without a column that a row depends on, as text."""
     notes = {name: asked[name] for name in FURTHER if asked.get(name) is not None}
+    if config.target_nfe is not None:
+        notes["target_nfe"] = config.target_nfe
     if config.policy_temperature != SamplerConfig.policy_temperature:  # given, or that of the training
         notes["policy_temperature"] = config.policy_temperature
     return " ".join(f"{name}={notes[name]}" for name in FURTHER if name in notes)
@@ -113,13 +115,20 @@ def split_label(text: str) -> tuple[str, str]:
 
 
 def variants(
-    policy: UnmaskingPolicy, alphas: Sequence[float], scales: Sequence[float], given: Mapping[str, Any]
+    policy: UnmaskingPolicy,
+    alphas: Sequence[float],
+    scales: Sequence[float],
+    given: Mapping[str, Any],
+    targets: Sequence[float] = (),
 ) -> Iterator[dict[str, Any]]:
-    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas and scales.
+    """The overrides of the sampler's config to evaluate ``policy`` with: its target NFEs, or its alphas and scales.
 
     A learned policy decodes as it was trained, except for the settings ``given``.
     """
     trained = {name: value for name, value in policy.decoding.items() if name not in given}
+    if targets and policy.dial is not None:
+        yield from ({**trained, "target_nfe": target} for target in targets)
+        return
     own: Sequence[float | None] = (alphas or [given.get("alpha")]) if policy.conditioned else [None]
     for alpha in own:
         for scale in scales if policy.learned else [1.0]:

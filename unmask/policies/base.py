@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Observation:
     """Ids that end a completion."""
     bias: Tensor | None = None
     """(B, L) float32, added to the logits of the positions in a learned policy that selects; None: nothing."""
+    shift: Tensor | None = None
+    """(B, 1) float32, added to the logits that a policy whose ``dial`` is "shift" returns; None: nothing."""
     region: Tensor | None = None
     """(B, L) bool: all masked positions of the active block, where ``allowed`` is narrower; None: ``allowed``."""
 
@@ -120,6 +122,8 @@ class UnmaskingPolicy(ABC):
     """Whether it is conditioned on the trade-off alpha, a number >= 0 for each row."""
     default_alpha: float = 0.0
     """The alpha that a conditioned policy uses when none is given."""
+    dial: Literal["alpha", "shift"] | None = None
+    """What sets its speed where forwards are asked for: alpha, or a shift of its logits; None: nothing."""
     edits: bool = False
     """Whether it may revise committed tokens; then candidates and confidences are computed for these, too."""
     max_post: int = 0
@@ -174,8 +178,8 @@ class Wrapper(UnmaskingPolicy):
     """A policy around another one, whose every part it passes on; subclasses change some."""
 
     PASSED = (
-        "num_confidences", "needs", "full_context", "graph_safe", "learned", "conditioned", "default_alpha", "edits",
-        "max_post", "everywhere", "attention_layers",
+        "num_confidences", "needs", "full_context", "graph_safe", "learned", "conditioned", "default_alpha", "dial",
+        "edits", "max_post", "everywhere", "attention_layers",
     )  # fmt: skip
 
     def __init__(self, inner: Any) -> None:

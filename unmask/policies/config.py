@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range, require
+from unmask.policies.calibration import Curves
 
 ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
 """Actions of training, and those of decoding with the same policy, which commit at least one token per step."""
@@ -44,6 +45,8 @@ class PolicyConfig(Config):
     """tau in training, by which logits are divided. It is a Sampler's default in the same way."""
     trained_actions: Literal["bernoulli", "dpls"] | None = None
     """How actions were drawn in training. A Sampler draws them so by default, but at least one per step."""
+    calibration: Curves = ()
+    """Forwards at several shifts of the logits, for ``target_nfe``."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False
@@ -99,6 +102,8 @@ class SetPolicyConfig(Config):
     """The risk where none is asked for."""
     trained_block_length: Count | None = None
     """Tokens per block in training, 0 for full diffusion; None: several. It is a Sampler's default."""
+    calibration: Curves = ()
+    """Forwards at several risks, for ``target_nfe``."""
 
     def __post_init__(self) -> None:
         require(

@@ -26,6 +26,7 @@ class Policy(PolicyNetwork, Pretrained):
     """
 
     graph_safe = True
+    dial = "shift"
     full_context = True  # a block policy, too, reads the confidences of positions already unmasked
 
     def __init__(self, config: PolicyConfig | None = None) -> None:
@@ -77,19 +78,23 @@ class Policy(PolicyNetwork, Pretrained):
     @torch.no_grad()
     def decide(self, observation: Observation) -> Decision:
         """Logits (B, L) float32 of one step, -inf where nothing is allowed."""
-        o, confidence = observation, observation.drawn
+        logits = self._logits(observation)
+        return Decision(logits=logits if observation.shift is None else logits + observation.shift)
+
+    def _logits(self, o: Observation) -> Tensor:
+        confidence = o.drawn
         whole = self.config.context == "full" or (o.phase is None and o.block_length >= o.length)
         # The keys outside of a shorter first or last block must be hidden.
         ragged = not whole and (o.phase is not None or o.length % o.block_length != 0)
         if ragged or not self._kernel_takes(o.mask.device):
             logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length, o.phase)
-            return Decision(logits=logits.float().masked_fill(~o.allowed, float("-inf")))
+            return logits.float().masked_fill(~o.allowed, float("-inf"))
         condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
         if whole:
-            return Decision(logits=self._fused(o.mask, confidence, o.time, condition, o.allowed))
+            return self._fused(o.mask, confidence, o.time, condition, o.allowed)
         block = _Block(o.allowed, o.block_length)
         logits = self._fused(block.cut(o.mask), block.cut(confidence), o.time, condition, block.cut(o.allowed))
-        return Decision(logits=block.spread(logits))
+        return block.spread(logits)
 
     @torch.no_grad()
     def condition(self, alpha: Tensor) -> Tensor | None:

@@ -85,6 +85,7 @@ class SetPolicy(Pretrained):
     config_type = SetPolicyConfig
     model_type = "unmask-set-policy"
     conditioned = graph_safe = True
+    dial = "alpha"
     frequencies: Tensor
     places: Tensor
 

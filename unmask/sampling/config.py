@@ -32,6 +32,9 @@ class SamplerConfig(Config):
     "bernoulli", "greedy" (probability above one half, else the highest) or "dpls" (dynamic Plackett-Luce)."""
     alpha: NonNegative | None = None
     """Speed/accuracy trade-off for a policy that is conditioned on it; None: the policy's default."""
+    target_nfe: Positive | None = None
+    """Forwards per completion that a calibrated learned policy is to take on average; None: as the policy is.
+    `unmask calibrate` measures a policy in another setting."""
     seed: Seed | None = None
     """Seed of every draw; None draws a fresh one. Draws are keyed by it and by a row's number in the call, so that they
     do not depend on the device or on other rows."""

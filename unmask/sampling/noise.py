@@ -113,6 +113,7 @@ class Canvases:
         self.canvas.draw_step.copy_(state.steps)
         self.canvas.position.fill_(first)
         self.canvas.alpha, self.canvas.condition, self.canvas.seed = state.alpha, state.condition, state.seed
+        self.canvas.shift = state.shift
         self.canvas.horizon, self.canvas.max_steps, self.canvas.end_ids = state.horizon, 2**31 - 1, state.end_ids
 
     def decide(self, tokens: Tensor, sampled: Tensor, logits: Tensor, done: Tensor) -> tuple[Observation, Tensor]:

@@ -17,6 +17,7 @@ from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
 from unmask.sampling.canvas import blocks_of, check_blocks, room_for
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.dials import set_dials
 from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention, shows_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
@@ -31,7 +32,7 @@ from unmask.sampling.prompts import (
     with_chat_template,
 )
 from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
-from unmask.sampling.state import POISONED, RUNNING, State, condition_of
+from unmask.sampling.state import POISONED, RUNNING, State
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trajectory import Recorder
 
@@ -147,9 +148,10 @@ class Sampler:
         Blocks count from a row's first token, and the last may be shorter; blocks without masks are skipped; end of
         sequence does not stop a row.
         """
-        if "max_new_tokens" in overrides:
-            raise ValueError("max_new_tokens does not apply to infill, which fills the holes of input_ids")
-        config = self.settled({**overrides, "stop_at_eos": False})
+        for name in ("max_new_tokens", "target_nfe"):
+            if overrides.get(name) is not None:
+                raise ValueError(f"{name} does not apply to infill, which fills the holes of input_ids")
+        config = self.settled({**overrides, "stop_at_eos": False, "target_nfe": None})
         self.check_config(config)
         if getattr(self.model, "seeded", False) or self.on_canvases:
             raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
@@ -232,15 +234,7 @@ class Sampler:
         state.seed = torch.full((1,), config.seed or 0, dtype=torch.int64, device=device)
         if sequence is not None:
             state.sequence.copy_(sequence)
-        if self.policy.conditioned:
-            if alpha is None:
-                asked = float(self.policy.default_alpha if config.alpha is None else config.alpha)
-                alpha = torch.full(state.steps.shape, asked, dtype=torch.float32, device=device)
-            state.alpha = alpha
-            with torch.no_grad():
-                state.condition = condition_of(self.policy, state.alpha)
-        elif config.alpha is not None:
-            raise ValueError(f"alpha={config.alpha} was given, but the policy is not conditioned on alpha")
+        set_dials(state, self.policy, config, alpha)
         return state
 
     @property

@@ -50,6 +50,8 @@ class State(ops_state.State):
     """(1,) int64 on the device, the seed of every draw."""
     alpha: Tensor | None = None
     """(N,) float32: the alpha of each row; None for unconditioned policies."""
+    shift: Tensor | None = None
+    """(N, 1) float32, added to a learned policy's logits; None: nothing."""
     condition: Tensor | None = None
     """(N, C) float32: what the policy's ``condition`` computes from ``alpha``, the same in all steps."""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class State(ops_state.State):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with one entry per row, by field name."""
-        for name in ("tokens", "mask", "allowed", "rows", "editable", "attention", "alpha", "condition"):
+        for name in ("tokens", "mask", "allowed", "rows", "editable", "attention", "alpha", "shift", "condition"):
             value = getattr(self, name)
             if value is not None:
                 yield name, value
@@ -85,16 +87,3 @@ def positions_from(first: Tensor, width: int, length: int) -> Tensor:
     """(N, width) int64 positions from ``first`` (N,) on, clamped to a buffer of ``length``."""
     offsets = torch.arange(width, device=first.device)
     return (first[:, None] + offsets).clamp(0, length - 1)
-
-
-def condition_of(policy: Any, alpha: Tensor) -> Tensor | None:
-    """(N, C): the condition that ``policy`` computes from ``alpha`` (N,), or None.
-
-    A matrix product over another number of rows may round differently. So each distinct value is computed by itself,
-    and a row gets the same condition in any batch.
-    """
-    values, inverse = alpha.unique(return_inverse=True)
-    parts = [policy.condition(value[None]) for value in values]
-    if not parts or parts[0] is None:
-        return None
-    return torch.cat(parts)[inverse]

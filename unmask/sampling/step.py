@@ -141,6 +141,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         uniform=action_draws(state) if "uniform" in policy.needs else None,
         alpha=state.alpha,
         condition=state.condition,
+        shift=state.shift,
         memory=state.memory,
         tokens=keep(state.buffer),
         editable=editable(state, policy),

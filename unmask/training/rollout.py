@@ -117,8 +117,7 @@ class Collector:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The prompts' tokens, cut to the last ``max_prompt_length`` of each."""
-        ids, longest = [text_ids(self.sampler.tokenizer, p) for p in prompts], self.config.max_prompt_length
-        return ids if longest is None else [row[-longest:] for row in ids]
+        return encode(self.sampler.tokenizer, prompts, self.config.max_prompt_length)
 
     def _decode(
         self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int
@@ -190,3 +189,9 @@ def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool =
         rollout=rollout[row],
         phase=None if trajectory.phase is None else trajectory.phase[row],
     )
+
+
+def encode(tokenizer: Any, prompts: Sequence[str], longest: int | None) -> list[list[int]]:
+    """The tokens of ``prompts``, cut to the last ``longest`` of each; None: whole."""
+    ids = [text_ids(tokenizer, prompt) for prompt in prompts]
+    return ids if longest is None else [row[-longest:] for row in ids]

@@ -88,6 +88,10 @@ class SetTrainerConfig(Config):
     max_grad_norm: Positive = 1.0
     seed: Count = 0
 
+    calibration_prompts: Count = 0
+    """Prompts decoded at 15 risks when the run ends, in each of its settings, with and without hold-eos, so that
+    ``target_nfe`` can be asked for; 0: none."""
+
     logging_steps: PositiveInt = 1
     """Rounds averaged in a line of the log."""
     save_steps: PositiveInt = 10

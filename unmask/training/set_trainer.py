@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.commit import package_commit
+from unmask.evaluation.calibrate import measure_curve
 from unmask.files import locked
 from unmask.models.loading import load_model, load_tokenizer
+from unmask.policies.calibration import calibrated
+from unmask.policies.options import Options, with_options
 from unmask.policies.set_policy import SetPolicy
 from unmask.pretraining.optimizer import Muon
-from unmask.sampling.prompts import text_ids, with_chat_template
+from unmask.sampling.config import SamplerConfig
+from unmask.sampling.prompts import with_chat_template
+from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
 from unmask.tasks.base import Task
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals, leave
 from unmask.training.metrics import METRICS, Averages, MetricsLog
 from unmask.training.record import training_record, write_config, write_training
+from unmask.training.rollout import encode
 from unmask.training.set_config import SetTrainerConfig
 from unmask.training.sets import SetCollector, Tried
 
@@ -119,10 +126,26 @@ class SetTrainer:
                 self._save()
         if self.iteration < c.iterations:
             return stopped_by
+        if c.calibration_prompts:
+            self._calibrate(c.calibration_prompts)
         self.policy.save_pretrained(self.output / "policy")
         record = training_record(c.to_dict(), self.iteration, 1, self.replaced, package_commit())
         write_training(self.output / "policy", record)
         return 0
+
+    def _calibrate(self, count: int) -> None:
+        """Note the policy's forwards at each risk in all settings of the run, on ``count`` further prompts."""
+        c, first = self.config, self.config.iterations * self.config.num_prompts
+        ids = encode(self.tokenizer, self.prompts.take(first, count), c.max_prompt_length)
+        curves = []
+        for length, blocks, temperature in product(c.max_completion_length, c.block_length, c.temperature):
+            asked = {"max_new_tokens": length, "block_length": blocks, "temperature": temperature, "actions": "greedy"}
+            for options in (Options(), Options(hold_eos=True)):
+                policy = with_options(self.policy, options)
+                sampler = Sampler(self.model, self.tokenizer, policy, SamplerConfig())
+                source = f"{count} prompts of {self.prompts.source}"
+                curves.append(measure_curve(sampler, ids, {**asked, "seed": 0}, source))
+        self.policy.config = calibrated(self.policy.config, tuple(curves))
 
     def _resume(self) -> None:
         """Go on from the checkpoint that the config asks for, if there is one."""
@@ -146,10 +169,7 @@ class SetTrainer:
         began = time.perf_counter()
         c = self.config
         prompts = self.prompts.take(self.iteration * c.num_prompts, c.num_prompts)
-        ids = [text_ids(self.tokenizer, prompt) for prompt in prompts]
-        if c.max_prompt_length is not None:
-            ids = [row[-c.max_prompt_length :] for row in ids]
-        tried, metrics = self.collector.collect(ids, self.iteration)
+        tried, metrics = self.collector.collect(encode(self.tokenizer, prompts, c.max_prompt_length), self.iteration)
         self.rounds = [*self.rounds, tried][-c.kept_iterations :]
         collected = time.perf_counter()
         metrics |= self.update()
@@ -200,6 +220,7 @@ class Prompts:
         self.task: Task | None = None
         if config.prompts is None or task is not None:
             self.task = task if task is not None else make_task(config.task, **config.task_options)
+        self.source = config.task if config.prompts is None else Path(config.prompts).name
         self.instructions = True if self.task is None else self.task.instructions
         self.take(0, 1)
 

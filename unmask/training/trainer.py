@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from unmask.commit import package_commit
+from unmask.evaluation.calibrate import measure_curve
 from unmask.evaluation.evaluate import decode_problems, grade
 from unmask.files import locked
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
 from unmask.sampling.prompts import with_chat_template
@@ -189,8 +191,18 @@ class Trainer:
                 self._save(output)
         if self.iteration < c.iterations:
             return stopped_by
+        if c.calibration_prompts and self.processes.is_main:
+            self._calibrate(c.calibration_prompts)
         self._save_policy(output / "policy")
         return 0
+
+    def _calibrate(self, count: int) -> None:
+        """Note the policy's forwards at each shift of its logits, on ``count`` held-out prompts."""
+        problems = self.problems.validation or self.problems.take(self.next_problem, count)
+        sampler = Sampler(self.model, self.tokenizer, self.policy, self.config.eval_config())
+        prompts = self.collector.encode([problem.prompt for problem in problems[:count]])
+        curve = measure_curve(sampler, prompts, {"seed": 0}, f"{len(prompts)} prompts of {self.task.name}")
+        self.policy.config = calibrated(self.policy.config, (curve,))
 
     def _resume(self, output: Path) -> None:
         """Go on from the checkpoint that the config asks for, if there is one."""

@@ -1,0 +1,61 @@
+"""Measure how many forwards a policy takes at each value of its dial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from unmask.policies.calibration import RANGES, Curve, between
+from unmask.sampling.dials import curve_of, set_dials
+from unmask.sampling.sampler import Sampler
+
+POINTS = 15
+"""Values of the dial: its ends, then again and again the middle of the two whose forwards differ most."""
+ROWS = 256
+"""Prompts decoded side by side, at most."""
+
+
+def measure_curve(
+    sampler: Sampler,
+    prompts: Sequence[Any],
+    overrides: Mapping[str, Any] | None = None,
+    source: str = "",
+    on_value: Callable[[float, float], None] = lambda dial, nfe: None,
+) -> Curve:
+    """Decode ``prompts`` at :data:`POINTS` values of the policy's dial, and return the mean NFE at each.
+
+    ``overrides`` replace fields of the sampler's config. ``on_value`` is told each value and its NFE. Raises ValueError
+    for a policy without a dial, and for no prompts.
+    """
+    policy = sampler.policy
+    if policy.dial is None:
+        raise ValueError(f"calibration is for learned policies, but {policy.spec} is a rule")
+    if not prompts:
+        raise ValueError("prompts is empty: calibration needs some")
+    config = sampler.settled({**(overrides or {}), "target_nfe": None, "record": False})
+    config = config.updated({"max_batch_size": min(config.max_batch_size or ROWS, ROWS)})
+    nfe: dict[float, float] = {}
+
+    def measure(value: float) -> None:
+        state = sampler.prepare(list(prompts), None, config)
+        alpha = torch.full_like(state.steps, value, dtype=torch.float32)
+        if policy.dial == "alpha":
+            set_dials(state, policy, config, alpha)
+        else:
+            set_dials(state, policy, config, None, shift=value)
+        for _ in sampler.steps(state, config):
+            pass
+        nfe[value] = state.steps.float().mean().item()
+        on_value(value, nfe[value])
+
+    for value in RANGES[policy.dial]:
+        measure(value)
+    while len(nfe) < POINTS:
+        known = sorted(nfe)
+        low, high = max(pairwise(known), key=lambda pair: abs(math.log(nfe[pair[0]] / nfe[pair[1]])))
+        measure(between(low, high, 0.5))
+    return curve_of(policy, config, dict(sorted(nfe.items())), source)
