@@ -122,9 +122,8 @@ def read_rows(file: str) -> Iterator[Any]:
             raise ValueError(f"{file}:{number} is not valid JSON: {error}") from None
         found = [row[key] for key in ("prompt", "messages") if key in row] if isinstance(row, dict) else []
         if len(found) != 1 or not (isinstance(found[0], str) if "prompt" in row else are_messages(found[0])):
-            raise ValueError(
-                f'{file}:{number} must have either "prompt", a text, or "messages", a list, got {line[:80]}'
-            )
+            wanted = '"prompt", a text, or "messages", a list of objects'
+            raise ValueError(f"{file}:{number} must have either {wanted}, got {line[:80]}")
         yield found[0]
 
 

@@ -104,11 +104,10 @@ class View:
         rooms = needs if self.whole else shares(needs, room)
         for row, part, height in zip(rows, parts, rooms, strict=True):
             yield from self.draw(row, part, height)
-        if len(rows) < len(self.completions):
-            hidden = [done for row, done in enumerate(self.finished) if row not in rows]
-            yield Text(f"and {len(hidden)} more prompts, {sum(hidden)} of them finished", "dim")
-        elif not self.whole:
-            yield Text(LEGEND, "dim", no_wrap=True, overflow="ellipsis")
+        hidden = [done for row, done in enumerate(self.finished) if row not in rows]
+        note = f"and {len(hidden)} more prompts, {sum(hidden)} of them finished" if hidden else LEGEND
+        if not self.whole:
+            yield Text(note, "dim", no_wrap=True, overflow="ellipsis")
 
     def window(self, count: int) -> range:
         """``count`` rows, of which the first is the first that is not finished, if enough follow."""
