@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from rich.console import Console
@@ -14,10 +14,12 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from unmask.cli import printable
-from unmask.cli.live import View, watch
 from unmask.cli.options import Decoding, Loading
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
+
+if TYPE_CHECKING:
+    from unmask.cli.live import View
 
 MISTAKES = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)
 """What ends an answer and not the chat."""
@@ -126,6 +128,8 @@ class Conversation:
         An answer that Ctrl-C stopped is what stands before its first mask; without any, the message is forgotten, too.
         Raises ValueError if the message is too long by itself.
         """
+        from unmask.cli.live import View, watch
+
         turns = self.fitting([*self.turns, {"role": "user", "content": text}])
         view, stopped = View(self.sampler, [""]), False
         events = self.sampler.stream(self.messages(turns))
