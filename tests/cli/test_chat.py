@@ -6,6 +6,8 @@ import io
 import os
 import pty
 import select
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -159,28 +161,32 @@ def test_a_model_without_a_template(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_in_a_terminal(folder: str) -> None:
     """The canvas is drawn while it fills, Ctrl-C stops that, and the chat goes on to its end."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        words = [folder, "--max-new-tokens", "64", "--policy", "confidence:64", "--delay", "0.2"]
-        os.execv(sys.executable, [sys.executable, "-m", "unmask", "chat", *words])
+    ours, theirs = pty.openpty()
+    words = [folder, "--max-new-tokens", "64", "--policy", "confidence:64", "--delay", "0.2"]
+    command = [sys.executable, "-m", "unmask", "chat", *words]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
     shown, end = "", time.monotonic() + 60
 
     def until(text: str) -> None:
         nonlocal shown
         while text not in shown:
             assert time.monotonic() < end, shown
-            if select.select([terminal], [], [], 1)[0]:
-                shown += os.read(terminal, 65536).decode(errors="replace")
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 65536).decode(errors="replace")
         shown = shown.partition(text)[2]
 
-    until("/help lists commands")
-    until("> ")
-    os.write(terminal, b"Hi\n")
-    until("░░░░")
-    until(" 2 forwards")
-    os.write(terminal, b"\x03")
-    until("tokens per forward")
-    until("> ")
-    os.write(terminal, b"/quit\n")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+    try:
+        until("/help lists commands")
+        until("> ")
+        os.write(ours, b"Hi\n")
+        until("░░░░")
+        until(" 2 forwards")
+        process.send_signal(signal.SIGINT)
+        until("tokens per forward")
+        until("> ")
+        os.write(ours, b"/quit\n")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        os.close(ours)

@@ -161,7 +161,7 @@ def test_a_tokenizer_of_ones_own_and_none(tmp_path: Path) -> None:
         Sampler.from_pretrained("tiny", tokenizer=str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="revision='x' goes with a hub id"):
         Sampler.from_pretrained("tiny", revision="x")
-    with pytest.raises(RuntimeError, match="device 99"):
+    with pytest.raises(RuntimeError, match="device '?99"):
         Sampler.from_pretrained("tiny", device_map=99)
 
 

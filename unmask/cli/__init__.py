@@ -39,6 +39,8 @@ options:
 first steps:
   unmask generate                      watch the packaged model fill its buffer
   unmask generate "cEaCfBeG:a="        complete a prompt of your own
+  unmask chat MODEL                    talk with an instruction-tuned model
+  unmask models                        what is packaged, and settings of the families
   unmask train quickstart              train a policy in a few minutes
   unmask evaluate --problems 200       accuracy against forwards, policy by policy
   unmask info                          what was built and what this machine has"""

@@ -169,10 +169,12 @@ def watch(view: View, events: Any, console: Console, delay: float) -> None:
 
     What is drawn vanishes at the end, also after an exception.
     """
-    with closing(events), Live(console=console, auto_refresh=False, transient=True) as live:
-        for event in events:
-            view.update(event)
-            live.update(view, refresh=True)
-            time.sleep(delay)
-    view.settle()
-    view.whole = True
+    try:
+        with closing(events), Live(console=console, auto_refresh=False, transient=True) as live:
+            for event in events:
+                view.update(event)
+                live.update(view, refresh=True)
+                time.sleep(delay)
+    finally:
+        view.settle()
+        view.whole = True
