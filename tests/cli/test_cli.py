@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmask import __version__
+from unmask import Sampler, __version__, load_model
 from unmask.benchmarking.timing import Comparison
 from unmask.cli import COMMANDS, main, printable
 from unmask.cli.generate import Generate
 from unmask.cli.parsing import given, parse
 from unmask.evaluation.results import read_csv
+from unmask.models.presets import PRESETS
+from unmask.policies.heuristics import HEURISTICS
 from unmask.sampling.config import SamplerConfig
+from unmask.testing import write_checkpoint
 from unmask.training.config import TrainerConfig
 
 
@@ -104,6 +107,36 @@ def test_options_reach_the_sampler() -> None:
         24, None, temperature=1.0, cache="dual", cache_refresh=4, deterministic=True, stop_at_eos=False
     )
     assert given(parse(Generate, [], "").decoding, SamplerConfig) == {}
+
+
+def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = str(write_checkpoint("llada", tmp_path / "llada")), tmp_path / "prompts.jsonl"
+    messages = [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]
+    path.write_text(json.dumps({"prompt": "Hi", "id": 3}) + "\n\n" + json.dumps({"messages": messages}) + "\n")
+    words = ["--prompts", str(path), "--model", model, "--max-new-tokens", "8", "--system-prompt", "Rhyme."]
+    assert main(["generate", *words, "--json"]) == 0
+    text, chat = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (text["prompt"], chat["messages"]) == ("Hi", messages)
+    assert text["completion"] == chat["completion"], "a text is the user's message"
+    assert main(["generate", *words]) == 0
+    assert capsys.readouterr().out.startswith(f"Hi\n{printable(text['completion'])}\n  ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "rows.jsonl:2 is not valid JSON"),
+        ("[]", 'rows.jsonl:2 must have either "prompt", a text, or "messages", a list of objects, got []'),
+        ('{"prompt": 3}', 'rows.jsonl:2 must have either "prompt"'),
+        ('{"prompt": "a", "messages": []}', 'rows.jsonl:2 must have either "prompt"'),
+        ('{"messages": [{"role": "user"}]}', "prompts[1] must be messages with texts as role and content"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "the CharTokenizer has no chat template"),
+    ],
+)
+def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "aB:a="}\n' + line + "\n")
+    assert main(["generate", "--prompts", str(tmp_path / "rows.jsonl")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
@@ -260,6 +293,53 @@ def test_info_names_versions_and_instruction_set(capsys: pytest.CaptureFixture[s
     assert info["unmask"] == "0.1.0"
     assert info["CPU instruction set"] in ("portable", "avx2", "avx512")
     assert "tiny" in info["packaged models"]
+
+
+def test_models_says_what_is_packaged_and_what_a_folder_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny-blocks  666,240 (F32, 2.66 MB); block-causal; --max-new-tokens 24 --block-length 4" in printed
+    assert all(preset.models in printed for preset in PRESETS)
+    folder = write_checkpoint("llada2", tmp_path / "LLaDA2.1-mini", torch.bfloat16)
+    assert main(["models", str(folder), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    model = load_model(folder)
+    count = sum(p.numel() for p in model.parameters()) + sum(b.numel() for n, b in model.named_buffers() if "bias" in n)
+    assert about["parameters"].startswith(f"{count:,} (BF16")
+    assert about["family"] == "llada2_moe, LLaDA2.1"
+    assert (about["attention"], about["block length"], about["chat template"]) == ("block-causal", 32, "yes")
+    assert (about["mask id"], about["stop ids"]) == (f"{model.mask_token_id} <|mask|>", "400 <|endoftext|>")
+    options = about["recommended"].split()
+    assert options[-2:] == ["--policy", "edit:0.7,0.5,16"]
+    sampler = parse(Generate, ["a", "--model", str(folder), *options], "").loading.sampler(options[-1], {})
+    assert sampler.config == Sampler.from_pretrained(str(folder)).config, "what it prints can be given"
+    encoder = write_checkpoint("modernbert", tmp_path / "modernbert")
+    assert main(["models", str(encoder)]) == 0
+    assert "masked language model through transformers" in capsys.readouterr().out
+    assert main(["models", str(tmp_path)]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+
+
+def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policies", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert {name.partition(":")[0] for name in about["rules"]} == HEURISTICS.keys()
+    assert about["rules"]["klass:CONF[,KL]"].endswith("CONF a number from 0 to 1; KL a number >= 0 (0.01 if left out)")
+    assert all(len(text) > 20 for text in about["rules"].values())
+    options = about["options, behind any policy"]
+    assert {"hold-eos", *(f"{name}=" for name in ("window", "decay", "spacing", "edit"))} == {
+        name.partition("=")[0] + "=" * ("=" in name) for name in options
+    }
+    assert about["packaged learned"].keys() == {"tiny", "tiny-blocks"}
+    assert main(["policies"]) == 0
+    assert all(name in capsys.readouterr().out for name in ("tiny-blocks",))
+    assert main(["policies", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "unmask-policy, 92,097 parameters, full diffusion" in printed
+    assert main(["policies", "nothing-here"]) == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

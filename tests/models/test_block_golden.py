@@ -113,4 +113,5 @@ def test_attributes(name: str, attention: str, blocks: Any, ids: Any, seeded: bo
     model = load_model(GOLDEN / name)
     assert (model.attention, model.block_length, model.sub_block_length) == (attention, *blocks)
     assert (model.mask_token_id, model.eos_token_id, model.stop_ids, model.seeded) == (*ids, ids[1:], seeded)
-    assert model.generation_defaults == {"block_length": blocks[0], "sub_block_length": blocks[1], "policy": policy}
+    wanted = {"block_length": blocks[0], "sub_block_length": blocks[1], "policy": policy, "temperature": 0.0}
+    assert model.generation_defaults.items() >= wanted.items()

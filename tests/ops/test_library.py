@@ -78,8 +78,14 @@ _USE = """
 import sys
 from pathlib import Path
 sources, *sites = sys.argv[1:]
-installed = [p for p in sys.path[1:] if not any(Path(p, "unmask").glob("_C.*"))]
-sys.path = [sources, *installed, *sites]
+others = Path(sources, "others")  # what is installed beside a compiled unmask
+others.mkdir(exist_ok=True)
+for folder in [p for p in sys.path[1:] if any(Path(p, "unmask").glob("_C.*"))]:
+    sys.path.remove(folder)
+    for path in Path(folder).iterdir():
+        if not path.name.startswith("unmask") and not (others / path.name).exists():
+            (others / path.name).symlink_to(path)
+sys.path = [sources, *sys.path[1:], str(others), *sites]
 import torch
 from unmask.ops import build_info, topk_confidence
 print([topk_confidence(torch.eye(3)).token.flatten().tolist() for _ in range(2)], build_info()["cpu_isa"])

@@ -16,7 +16,14 @@ from unmask import Sampler, SamplerConfig, Trainer, TrainerConfig
 from unmask.evaluation import evaluate
 from unmask.models import load_model, load_tokenizer
 from unmask.models.loading import packaged_models
-from unmask.sampling.prompts import ChatTokenizer, describe_prompts, text_ids, with_chat_template
+from unmask.sampling.prompts import (
+    ChatTokenizer,
+    describe_prompts,
+    encode_prompts,
+    end_of_turn,
+    text_ids,
+    with_chat_template,
+)
 from unmask.tasks import GSM8K, Hops
 from unmask.testing import write_checkpoint
 
@@ -66,6 +73,33 @@ def test_a_text_with_its_own_bos_gets_no_second() -> None:
     assert text_ids(Tokenizer(), "") == [1]
     Tokenizer.bos_token_id = None
     assert text_ids(Tokenizer(), "<s>a") == [1, 1, 97]
+
+
+def test_a_system_prompt_goes_before_messages_without_one(llada: Path) -> None:
+    chat = ChatTokenizer(load_tokenizer(llada), "Be brief.")
+    asked = [{"role": "user", "content": "Hi"}]
+    told = [{"role": "system", "content": "Rhyme."}, *asked]
+    shown = [
+        chat.decode(encode_prompts([prompt], None, chat, 0)[0][0].tolist(), False) for prompt in ("Hi", asked, told)
+    ]
+    assert shown[0] == shown[1] == chat.decode(chat.encode("Hi"), False)
+    assert "Be brief." in shown[0]
+    assert "Be brief." not in shown[2]
+    assert "Rhyme." in shown[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [("llada", "<|eot_id|>"), ("sdar", "<|im_end|>"), ("llada2", "<|role_end|>"), ("modernbert", None)],
+)
+def test_an_answer_ends_with_its_turn(kind: str, ends: str | None, tmp_path: Path) -> None:
+    sampler = Sampler.from_pretrained(str(write_checkpoint(kind, tmp_path)), "sequential:8")
+    turn = end_of_turn(sampler.tokenizer)
+    assert sampler.tokenizer.convert_ids_to_tokens(turn) == ends if ends else turn is None
+    assert sampler.stop_ids[-1] == (turn or sampler.model.eos_token_id)
+    assert len({*sampler.stop_ids}) == len(sampler.stop_ids)
+    sampler.tokenizer.chat_template = None
+    assert end_of_turn(sampler.tokenizer) is None
 
 
 def test_who_decides(llada: Path) -> None:
@@ -127,7 +161,7 @@ def test_a_tokenizer_of_ones_own_and_none(tmp_path: Path) -> None:
         Sampler.from_pretrained("tiny", tokenizer=str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="revision='x' goes with a hub id"):
         Sampler.from_pretrained("tiny", revision="x")
-    with pytest.raises(RuntimeError, match="device 99"):
+    with pytest.raises(RuntimeError, match="device '?99"):
         Sampler.from_pretrained("tiny", device_map=99)
 
 
@@ -142,7 +176,8 @@ def test_a_tokenizer_of_ones_own_and_none(tmp_path: Path) -> None:
         ({"cE:c=", "cEaC:a="}, "prompts must be .* got set"),
         ({"cE:c=": 1}.keys(), "prompts must be .* got dict_keys"),
         ([b"ab"], r"prompts\[0\] must be .* got bytes"),
-        ([{"role": "user"}], r"prompts\[0\] must be .* got dict"),
+        ([{"role": "user"}], r"prompts\[0\] must be messages with texts as role and content, got {'role': 'user'}"),
+        (["a", [{"role": "user", "content": None}]], r"prompts\[1\] must be messages with texts"),
         ([{"role": "user", "content": "a"}], "the CharTokenizer has no chat template"),
     ],
 )
@@ -163,6 +198,7 @@ def test_a_sampler_decodes_messages(llada: Path) -> None:
     for sampler in (plain, chat):
         assert sampler.generate(messages).completions.equal(shown.completions)
         assert sampler.generate([messages, messages]).completions.equal(shown.completions.expand(2, -1))
+        assert len([*sampler.stream([messages])]) == int(sampler.generate(messages).steps)
 
 
 @pytest.fixture

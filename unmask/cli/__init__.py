@@ -12,13 +12,18 @@ from importlib import import_module
 COMMANDS = {
     "generate": "complete prompts and watch the buffer fill in",
     "train": "learn an unmasking policy by reinforcement learning",
+    "chat": "talk with a model and watch its answers fill in",
     "evaluate": "accuracy against forwards, policy by policy",
     "calibrate": "the forwards of a learned policy at each value of its dial",
     "plot": "draw accuracy over forwards, or training curves",
     "push": "upload a learned policy to the hub, with a model card",
     "bench": "what each operation costs here, against eager code",
+    "models": "what is packaged, which families load, what a model's folder holds",
+    "policies": "all rules and options, what a policy's folder holds",
     "info": "what was built and what this machine has",
 }
+MODULES = {"models": "info", "policies": "info"}
+"""Where a command is, if not in the module of its name."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 HELP = """usage: unmask [-h] [--version] COMMAND ...
 
@@ -35,6 +40,8 @@ options:
 first steps:
   unmask generate                      watch the packaged model fill its buffer
   unmask generate "cEaCfBeG:a="        complete a prompt of your own
+  unmask chat MODEL                    talk with an instruction-tuned model
+  unmask models                        what is packaged, and settings of the families
   unmask train quickstart              train a policy in a few minutes
   unmask evaluate --problems 200       accuracy against forwards, policy by policy
   unmask info                          what was built and what this machine has"""
@@ -72,7 +79,7 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
 
     keep_freed_memory()
     try:
-        command = getattr(import_module(f"unmask.cli.{name}"), name.title().replace("_", ""))
+        command = getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))
         return int(parse(command, arguments, f"unmask {name.replace('_', ' ')}").run())
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()

@@ -7,11 +7,12 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from unmask.cli import printable
 from unmask.cli.options import Decoding, Loading, Prompting
@@ -22,14 +23,15 @@ from unmask.sampling.config import SamplerConfig
 class Generate(Command):
     """Complete prompts with a masked diffusion language model.
 
-    In a terminal the buffer is drawn as it fills, one line per prompt; elsewhere only the results are printed. Prompts
-    come from the command line, from --file or from a pipe. Without any, a few problems of the packaged model's task
+    In a terminal the buffers are drawn as they fill; elsewhere only the results are printed. Prompts come from the
+    command line, from --file, from --prompts or from a pipe. Without any, a few problems of the packaged model's task
     are drawn.
 
     examples:
       unmask generate "cEaCfBeG:a=" --policy threshold:0.7
       unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
       unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
+      unmask generate --prompts questions.jsonl --model GSAI-ML/LLaDA-8B-Instruct --device cuda --json
       echo "bCaBcDfEdG:a=" | unmask generate --json
     """
 
@@ -39,6 +41,9 @@ class Generate(Command):
     """Prompts to complete."""
     file: str | None = None
     """Read prompts from a file, one per line; - for standard input."""
+    rows: Annotated[str | None, arg(name="prompts")] = None
+    """Read prompts from JSON lines, each with "prompt", a text, or "messages", a list of {"role": ..., "content": ...},
+    which need a chat template; - for standard input."""
     policy: str | None = None
     """Policy name, or folder of a learned one. None: the model's own, else threshold:0.9."""
     json: Flag = False
@@ -52,43 +57,79 @@ class Generate(Command):
     decoding: Decoding = Decoding()
 
     def run(self) -> int:
-        from unmask.sampling.prompts import with_chat_template
+        from unmask.sampling.prompts import ChatTokenizer, with_chat_template
 
+        prompts, how = self.read_prompts(), self.prompting
         sampler = self.loading.sampler(self.policy, given(self.decoding, SamplerConfig))
-        how = self.prompting
         sampler.tokenizer = with_chat_template(sampler.tokenizer, how.chat_template, how.system_prompt)
-        prompts = self.read_prompts()
         if self.json or self.plain or not sys.stdout.isatty():
             started = time.perf_counter()
             result = sampler.generate(prompts)
-            print_results(prompts, result, time.perf_counter() - started, self.json)
-        else:
-            from unmask.cli.live import watch
+            elapsed = time.perf_counter() - started
+            if self.json:
+                print_json(prompts, result)
+            else:
+                print_results(prompts, result, elapsed, "\n" if isinstance(sampler.tokenizer, ChatTokenizer) else "")
+            return 0
+        from rich.console import Console
+        from rich.text import Text
 
-            watch(sampler, prompts, delay=self.delay)
+        from unmask.cli.live import View, watch
+
+        console, view = Console(), View(sampler, [*map(shown, prompts)])
+        try:
+            watch(view, sampler.stream(prompts), console, self.delay)
+        finally:
+            if view.completions:
+                console.print(view, Text(view.summary(), "dim"))
         return 0
 
-    def read_prompts(self) -> list[str]:
+    def read_prompts(self) -> list[Any]:
         """Prompts from arguments, file, pipe, or else some of the demo task."""
-        if self.prompts and self.file:
-            raise ValueError("give prompts on the command line or with --file, not both")
-        if self.prompts:
-            return list(self.prompts)
-        lines: list[str] = []
-        if self.file == "-" or (self.file is None and has_piped_input()):
-            lines = sys.stdin.read().split("\n")
-        elif self.file is not None:
-            lines = Path(self.file).read_text(encoding="utf-8-sig").split("\n")
-        elif self.loading.model == "tiny":
+        if bool(self.prompts) + bool(self.file) + bool(self.rows) > 1:
+            raise ValueError("give prompts on the command line, with --file or with --prompts, not in several ways")
+        prompts: list[Any] = list(self.prompts)
+        if self.rows:
+            prompts = [*read_rows(self.rows)]
+        elif self.file or (not self.prompts and has_piped_input()):
+            prompts = [line for line in read_lines(self.file or "-") if line.strip()]
+        elif not prompts and self.loading.model == "tiny":
             from unmask.tasks.hops import Hops
 
-            lines = [problem.prompt for problem in Hops().problems(6, seed=7)]
-        prompts = [line for line in lines if line.strip()]
+            prompts = [problem.prompt for problem in Hops().problems(6, seed=7)]
         if not prompts:
             raise ValueError(
                 'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
             )
         return prompts
+
+
+def read_lines(file: str) -> list[str]:
+    """The lines of ``file``, of standard input for "-"; only line ends end them."""
+    return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")).split("\n")
+
+
+def read_rows(file: str) -> Iterator[Any]:
+    """The prompts in ``file``, texts and messages. Raises ValueError naming the line that has none."""
+    from unmask.sampling.prompts import are_messages
+
+    for number, line in enumerate(read_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}:{number} is not valid JSON: {error}") from None
+        found = [row[key] for key in ("prompt", "messages") if key in row] if isinstance(row, dict) else []
+        if len(found) != 1 or not (isinstance(found[0], str) if "prompt" in row else are_messages(found[0])):
+            wanted = '"prompt", a text, or "messages", a list of objects'
+            raise ValueError(f"{file}:{number} must have either {wanted}, got {line[:80]}")
+        yield found[0]
+
+
+def shown(prompt: Any) -> str:
+    """What is printed of a prompt: itself, or what the last of its messages says."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
 
 
 def has_piped_input() -> bool:
@@ -100,16 +141,18 @@ def has_piped_input() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def print_results(prompts: list[str], result: Any, elapsed: float, as_json: bool) -> None:
-    rows = zip(prompts, result.texts, result.steps.tolist(), result.tokens_per_forward.tolist(), strict=True)
-    for (prompt, text, steps, tpf), finished in zip(rows, result.finished.tolist(), strict=True):
-        if as_json:
-            row = {"prompt": prompt, "completion": text, "steps": steps}
-            row |= {"tokens_per_forward": round(tpf, 4), "finished": finished}
-            print(json.dumps(row))
-        else:
-            print(printable(f"{prompt}{text}"))
-            print(f"  {steps} forwards, {tpf:.2f} tokens per forward" + ("" if finished else ", unfinished"))
-    if not as_json:
-        tokens = int(result.filled.sum())
-        print(f"{len(prompts)} prompts, {tokens} tokens in {elapsed:.2f} s", file=sys.stderr)
+def print_json(prompts: list[Any], result: Any) -> None:
+    """One object per prompt."""
+    columns = (result.texts, result.steps, result.tokens_per_forward, result.finished)
+    for prompt, text, steps, rate, finished in zip(prompts, *columns, strict=True):
+        row = {"prompt" if isinstance(prompt, str) else "messages": prompt, "completion": text, "steps": int(steps)}
+        print(json.dumps(row | {"tokens_per_forward": round(float(rate), 4), "finished": bool(finished)}))
+
+
+def print_results(prompts: list[Any], result: Any, elapsed: float, between: str) -> None:
+    """Prompts and completions with ``between`` between them, and what they took."""
+    columns = (result.texts, result.steps, result.tokens_per_forward, result.finished)
+    for prompt, text, steps, rate, finished in zip(prompts, *columns, strict=True):
+        print(printable(f"{shown(prompt)}{between}{text}"))
+        print(f"  {steps} forwards, {rate:.2f} tokens per forward" + ("" if finished else ", unfinished"))
+    print(f"{len(prompts)} prompts, {int(result.filled.sum())} tokens in {elapsed:.2f} s", file=sys.stderr)

@@ -12,10 +12,9 @@ from unmask.models.config_values import Raw, read
 from unmask.models.qwen import Qwen2Config, weight_names
 from unmask.models.transformer import TransformerConfig
 
-__all__ = ["MODEL_TYPE", "POLICY", "read_config", "weight_names"]
+__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
 
 MODEL_TYPE = "Fast_dLLM_Qwen"
-POLICY = "threshold:0.9"
 SUB_BLOCK = 8
 """Upstream's ``small_block_size``, an argument of its generation."""
 

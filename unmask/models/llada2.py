@@ -17,8 +17,6 @@ from unmask.models.pieces import Names, Piece, feed_forward_names
 from unmask.models.transformer import Transformer, TransformerConfig
 
 MODEL_TYPE = "llada2_moe"
-POLICY = "threshold:0.95"
-"""Upstream's threshold for masked tokens."""
 
 OF_MIXTURE = (
     "num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group", "routed_scaling_factor"

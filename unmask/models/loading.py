@@ -14,6 +14,7 @@ from unmask.config import check_known
 from unmask.models import dream, fast_dllm, illada, llada, llada2, native, nemotron, placement, sdar, sdar_moe
 from unmask.models.base import ModelBase
 from unmask.models.overrides import Overrides
+from unmask.models.presets import family_defaults
 from unmask.models.sources import (
     CODE_FILES,
     CONFIG,
@@ -36,8 +37,8 @@ __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_
 FAMILIES: dict[str, Any] = {
     family.MODEL_TYPE: family for family in (native, llada, dream, illada, sdar, sdar_moe, llada2, fast_dllm, nemotron)
 }
-"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps a POLICY
-and what remains to be done when weights are read, finish."""
+"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps finish, which does
+what remains to be done when weights are read."""
 
 DIFFUSION_GEMMA = "diffusion_gemma"
 """Loaded by transformers' own class."""
@@ -89,26 +90,40 @@ def load_model(
         raise ValueError(f"quantization={changes.quantization!r} is for one device, got device_map={device_map!r}")
     patterns = CONFIG_FILES + WEIGHT_FILES + (CODE_FILES if trust_remote_code else ())
     folder = find_folder(name_or_path, revision, patterns)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}")
-    raw = read_json(folder / CONFIG)
-    kind = str(raw.get("model_type"))
-    refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
-    raw = changes.of(folder, raw, Path(name_or_path).expanduser().absolute().name)
-    config = read_config(FAMILIES[kind], folder, raw) if kind in FAMILIES and not has_experts(raw) else None
-    check_changes(changes, kind, folder, config)
+    kind, raw, config = read_folder(folder, str(name_or_path), changes, trust_remote_code)
     if kind == DIFFUSION_GEMMA:
         from unmask.models.diffusion_gemma import load_diffusion_gemma
 
         return load_diffusion_gemma(folder, raw, device, dtype, changes, device_map)
     if config is not None:
-        return load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
+        model = load_native(FAMILIES[kind], config, folder, raw, device, dtype, parts, changes.quantization)
+        model.generation_defaults = generation_defaults(folder, str(name_or_path), raw, config)
+        return model
     check_supported(folder, raw, trust_remote_code)
     find_shards(folder)
     from unmask.models.masked_lm import load_masked_lm
 
     tokenizer = functools.partial(load_tokenizer, folder)
     return load_masked_lm(folder, raw, device, dtype, tokenizer, changes, trust_remote_code, parts)
+
+
+def read_folder(
+    folder: Path, name: str, changes: Overrides, trust_remote_code: bool = False
+) -> tuple[str, dict[str, Any], TransformerConfig | None]:
+    """Model type, config.json with ``changes``, and the decoder's configuration, None where that is not ours.
+
+    ``name`` is what the folder was asked for by. Raises FileNotFoundError or ValueError for a folder that holds no
+    model, or one that would be decoded wrongly.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}")
+    raw = read_json(folder / CONFIG)
+    kind = str(raw.get("model_type"))
+    refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
+    raw = changes.of(folder, raw, Path(name).expanduser().absolute().name)
+    config = read_config(FAMILIES[kind], folder, raw) if kind in FAMILIES and not has_experts(raw) else None
+    check_changes(changes, kind, folder, config)
+    return kind, raw, config
 
 
 def check_changes(changes: Overrides, kind: str, folder: Path, config: TransformerConfig | None) -> None:
@@ -167,7 +182,6 @@ def load_native(
     if hasattr(family, "finish"):
         family.finish(model, raw)
     placement.dispatch(model, placed, weights)
-    model.generation_defaults = generation_defaults(family, folder, raw, config)
     return model.requires_grad_(False).eval()
 
 
@@ -181,12 +195,10 @@ def make_quantizer(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> 
     return Quantizer(scheme, device, dtype)
 
 
-def generation_defaults(family: Any, folder: Path, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
-    """Sampler settings: under ``generation_defaults`` in a checkpoint of this project, else the family's own."""
-    if family is not native:
-        policy = getattr(family, "POLICY", None)
-        blocks = {"block_length": config.block_length, "sub_block_length": config.sub_block_length}
-        return {} if policy is None else {**blocks, "policy": policy}
+def generation_defaults(folder: Path, name: str, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
+    """Sampler settings: under ``generation_defaults`` in a checkpoint of this project, else the family's preset."""
+    if raw["model_type"] != native.MODEL_TYPE:
+        return family_defaults(raw["model_type"], name, config)
     value = raw.get("generation_defaults", {})
     if not isinstance(value, dict):
         raise ValueError(f"{folder / CONFIG}: generation_defaults must be an object, got {value!r}")

@@ -15,8 +15,6 @@ from unmask.models.pieces import Names
 from unmask.models.transformer import TransformerConfig
 
 MODEL_TYPE = "nemotron_labs_diffusion"
-POLICY = "threshold:0.9"
-"""Upstream's threshold, which also commits a token of exactly this confidence."""
 
 
 class NemotronConfig(qwen.QwenConfig, kw_only=True):

@@ -9,11 +9,9 @@ from unmask.models.config_values import Raw, read
 from unmask.models.qwen import QwenConfig, weight_names
 from unmask.models.transformer import TransformerConfig
 
-__all__ = ["MODEL_TYPE", "POLICY", "read_config", "weight_names"]
+__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
 
 MODEL_TYPE = "sdar"
-POLICY = "threshold:0.85"
-"""Upstream's ``low_confidence_dynamic`` with its default threshold."""
 
 
 class SDARConfig(QwenConfig, kw_only=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from unmask.config import Count, PositiveInt, require
 from unmask.models.config_values import Raw, read
 from unmask.models.qwen import weight_names
-from unmask.models.sdar import POLICY, SDARConfig
+from unmask.models.sdar import SDARConfig
 from unmask.models.transformer import TransformerConfig
 
-__all__ = ["MODEL_TYPE", "POLICY", "read_config", "weight_names"]
+__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
 
 MODEL_TYPE = "sdar_moe"
 

@@ -45,6 +45,12 @@ class CheckpointError(ValueError):
     """A policy checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
 
+def packaged_policies() -> dict[str, Path]:
+    """Folders of the packaged policies by name (``_`` reads as ``-``)."""
+    folders = sorted(path.parent for path in Path(__file__).parent.glob(f"*/{CONFIG_FILE}"))
+    return {folder.name.replace("_", "-"): folder for folder in folders}
+
+
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Folder of a policy given as a local folder, the name of a packaged policy, or a Hugging Face hub id.
 
@@ -52,8 +58,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     Raises FileNotFoundError if there is no such policy, ImportError if the hub is needed without ``huggingface_hub``.
     """
     text, folder = os.fspath(name), Path(name).expanduser()
-    packaged = Path(__file__).parent / text.replace("-", "_")
-    if isinstance(name, str) and re.fullmatch(r"\w[\w-]*", text) and (packaged / CONFIG_FILE).is_file():
+    if isinstance(name, str) and (packaged := packaged_policies().get(text.replace("_", "-"))):
         return packaged
     if folder.is_dir():
         return folder

@@ -94,6 +94,12 @@ class Heuristic(UnmaskingPolicy):
     def example(cls) -> str:
         return f"{cls.name}:{','.join(f'{p.example:g}' for p in cls.parameters if p.default is None)}"
 
+    @classmethod
+    def ranges(cls) -> str:
+        """The parameters' ranges and defaults, in one line."""
+        ends = {p.name: "" if p.default is None else f" ({p.default:g} if left out)" for p in cls.parameters}
+        return "; ".join(f"{p.name} {p.range}{ends[p.name]}" for p in cls.parameters)
+
     def decide(self, observation: Observation) -> Decision:
         allowed = observation.allowed
         score = comparable(self.score(observation), allowed)

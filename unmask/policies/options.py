@@ -20,6 +20,7 @@ that the options allow. With ``hold-eos`` that is one that proposes no end of se
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,6 +42,9 @@ NUMBERS = {
     "post": Parameter("post", int, 0),
 }
 USAGE = "hold-eos, window=N, decay=R, spacing=N, edit=T2T, post=N, scope=all"
+ENTRY = re.compile(r"- ``(.+?)``: (.+?)(?=\n- |\n\n)", re.DOTALL)
+ABOUT = {name: " ".join(text.replace("``", "").split()) for name, text in ENTRY.findall(__doc__ or "")}
+"""What the options do, in the words above."""
 MOST_DECAY = 80.0
 """exp(-80) is a normal float32; scores further back are all multiplied by it."""
 

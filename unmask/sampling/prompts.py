@@ -21,7 +21,7 @@ class ChatTokenizer:
     """A tokenizer that encodes a text as a user's message in its chat template, followed by the answer's start.
 
     All else is the tokenizer's own. A Sampler with this in place of the tokenizer gets prompts as messages;
-    :func:`with_chat_template` decides.
+    :func:`with_chat_template` decides. The system prompt also goes before messages that begin with none.
     """
 
     def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
@@ -29,14 +29,16 @@ class ChatTokenizer:
         check_chat_template(tokenizer)
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
 
-    def messages(self, text: str) -> list[dict[str, str]]:
-        """``text`` as the user's message, after the system prompt if there is one."""
-        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return [*system, {"role": "user", "content": text}]
+    def messages(self, prompt: str | Messages) -> Messages:
+        """``prompt``, a text being the user's message, after the system prompt if there is one."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self.system_prompt is None or messages[0].get("role") == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
 
     def encode(self, text: str) -> list[int]:
         """Ids of the whole prompt. Raises ValueError if the template refuses it (some accept no system prompt)."""
-        return chat_ids(self.tokenizer, self.messages(text))
+        return chat_ids(self, self.messages(text))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The tokenizer's own."""
@@ -49,11 +51,12 @@ class ChatTokenizer:
 
 
 def check_chat_template(tokenizer: Any) -> None:
-    """Raise ValueError for a tokenizer without a chat template."""
+    """Raise ValueError for a tokenizer without a chat template, or none at all."""
     if not getattr(tokenizer, "chat_template", None):
+        what = "there is no tokenizer, and so" if tokenizer is None else f"the {type(tokenizer).__name__} has"
         raise ValueError(
-            f"the {type(tokenizer).__name__} has no chat template, which messages and chat_template=True need: the "
-            "model may not be made for instructions"
+            f"{what} no chat template, which messages and chat_template=True need: the model may not be made for "
+            "instructions"
         )
 
 
@@ -62,14 +65,34 @@ def chat_ids(tokenizer: Any, messages: Messages) -> list[int]:
 
     Raises ValueError if there is no template or it refuses them.
     """
+    check_chat_template(tokenizer)
+    if isinstance(tokenizer, ChatTokenizer):
+        messages = tokenizer.messages(messages)
+    return list(templated(tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def templated(tokenizer: Any, messages: Messages, **how: Any) -> Any:
+    """``messages`` in the chat template; ValueError with the template's words if it refuses them."""
     from jinja2 import TemplateError
 
-    check_chat_template(tokenizer)
-    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
     try:
-        return list(tokenizer.apply_chat_template(messages, **how))
+        return tokenizer.apply_chat_template(messages, **how)
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses {messages!r}: {error}") from None
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special token by which the chat template ends an answer, such as <|im_end|>; None if there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "goodbye"}]
+        _, _, behind = str(templated(tokenizer, said, tokenize=False)).rpartition("goodbye")
+    except ValueError:
+        return None
+    plain = tokenizer.tokenizer if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    known = getattr(plain, "added_tokens_decoder", {})
+    return next((i for i in plain.encode(behind, add_special_tokens=False) if i in known and known[i].special), None)
 
 
 def with_chat_template(
@@ -162,9 +185,9 @@ def as_lists(value: Any) -> Any:
 
 
 def are_messages(prompt: Any) -> TypeGuard[Messages]:
-    """Whether ``prompt`` is a conversation, in messages with a role and a content."""
+    """Whether ``prompt`` is a conversation: a list of messages, which :func:`encode_one` checks."""
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
-    return is_list and all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in prompt)
+    return is_list and all(isinstance(m, Mapping) for m in prompt)
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -180,6 +203,9 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
         return text_ids(tokenizer, prompt)
     if are_messages(prompt):
+        for message in prompt:
+            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                raise TypeError(f"prompts[{index}] must be messages with texts as role and content, got {message!r}")
         return chat_ids(tokenizer, prompt)
     ids = as_lists(prompt)
     if isinstance(ids, (list, tuple, range)) and all(hasattr(i, "__index__") and not isinstance(i, bool) for i in ids):

@@ -29,6 +29,7 @@ from unmask.sampling.prompts import (
     check_ids,
     check_tensor_prompts,
     encode_prompts,
+    end_of_turn,
     with_chat_template,
 )
 from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
@@ -239,9 +240,10 @@ class Sampler:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion."""
-        eos = self.model.eos_token_id
-        return tuple(getattr(self.model, "stop_ids", () if eos is None else (eos,)))
+        """Ids that end a completion: the model's, and the one that ends an answer in the chat template."""
+        eos, turn = self.model.eos_token_id, end_of_turn(self.tokenizer)
+        own = tuple(getattr(self.model, "stop_ids", () if eos is None else (eos,)))
+        return own if turn is None or turn in own else (*own, turn)
 
     @property
     def padding_id(self) -> int:
