@@ -99,6 +99,21 @@ def test_options_reach_the_task_they_name(options: dict[str, str]) -> None:
     assert make_task("gsm8k", path="x") == make_task("gsm8k", **{"gsm8k.path": "x"}) == GSM8K(path="x")
 
 
+def test_generated_tasks_take_turns() -> None:
+    task = make_task("story+line+letters", **{"line.max_people": 4})
+    problems = task.problems(7, seed=3)
+    assert [p.metadata["task"] for p in problems] == ["story", "line", "letters"] * 2 + ["story"]
+    assert [p.prompt for p in problems[1::3]] == [p.prompt for p in make_task("line", max_people=4).problems(2, seed=3)]
+    assert task.grade_all(problems, [p.response for p in problems]) == [1.0] * 7
+    assert task.grade_all(problems, [p.response for p in problems[::-1]]) != [1.0] * 7
+    assert task.training_problems(0, 0, 9)[4:7] == task.training_problems(0, 4, 3)
+    held = [task.held_out(f"key/{i}") for i in range(30)]
+    assert {p.metadata["task"] for p in held} == {"story", "line", "letters"}
+    stories = {p.prompt for p in held if p.metadata["task"] == "story"}
+    assert stories
+    assert not stories & {p.prompt for p in make_task("story").problems(2000, 0)}
+
+
 @pytest.mark.parametrize(
     ("names", "given", "message"),
     [

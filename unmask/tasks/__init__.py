@@ -17,7 +17,7 @@ from unmask.tasks.hops import Hops
 from unmask.tasks.humaneval import HumanEval
 from unmask.tasks.math500 import Math500
 from unmask.tasks.mbpp import MBPP
-from unmask.tasks.mixture import Mixture
+from unmask.tasks.mixture import Mixture, mixture
 from unmask.tasks.parts import Form, Gaps, Quiz
 from unmask.tasks.reasoning import Parcel, Story
 from unmask.tasks.sudoku import Sudoku
@@ -77,10 +77,7 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
     if len(set(parts)) > 1 and (vague := sorted(set(options) & set(OF_ONE))):
         raise ValueError(f"which task's {vague[0]}? Write {parts[0]}.{vague[0]}, as there are {', '.join(parts)}")
     tasks = {part: TASKS[part](**options_of(part, options)) for part in parts}
-    return [
-        tasks[name] if name in tasks else Mixture(tuple(tasks[part] for part in name.split("+")))  # type: ignore[misc]
-        for name in names
-    ]
+    return [tasks[name] if name in tasks else mixture([tasks[part] for part in name.split("+")]) for name in names]
 
 
 def imported(name: str) -> type[Task]:

@@ -67,6 +67,10 @@ class Task(ABC):
         rng = random.Random(f"{self.name}/{seed}")
         return [self.sample(rng) for _ in range(count)]
 
+    def held_out(self, key: str) -> Problem:
+        """A problem to choose configurations by: one of the test problems' kind, drawn with a key of its own."""
+        return self.sample(random.Random(key))
+
     def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
         """``count`` problems of an endless training stream from number ``first`` on, drawn unlike :meth:`problems`.
 

@@ -1,30 +1,34 @@
-"""Several tasks as one: their problems shuffled together, each graded by its own task."""
+"""Several tasks as one, each problem graded by its own: finite sets shuffled together, generated ones in turn."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
-from unmask.tasks.base import Problem
+from typing_extensions import Self
+
+from unmask.tasks.base import Problem, Task
 from unmask.tasks.finite import ProblemSet
 
 
 @dataclass(frozen=True)
-class Mixture(ProblemSet):
-    """The problems of all ``tasks``, which must have finite sets of them: "gsm8k+math" by name.
+class Several(Task):
+    """What mixtures have in common; ``metadata["task"]`` names a problem's task."""
 
-    Problems are drawn uniformly from the union; ``metadata["task"]`` names a problem's task.
-    """
-
-    tasks: tuple[ProblemSet, ...]
+    tasks: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        for task in self.tasks:
-            if not isinstance(task, ProblemSet):
-                raise ValueError(f"task {task.name!r} makes problems without end, so it cannot be part of a mixture")
         if len({task.name for task in self.tasks}) < max(2, len(self.tasks)):
             raise ValueError(f"a mixture needs several tasks of different names, got {self.name!r}")
+        finite = [isinstance(task, ProblemSet) for task in self.tasks]
+        if len(set(finite)) > 1:
+            pair = [self.tasks[finite.index(kind)].name for kind in (False, True)]
+            raise ValueError(
+                "task {!r} makes problems without end and {!r} has a finite set: they do not mix".format(*pair)
+            )
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -36,17 +40,17 @@ class Mixture(ProblemSet):
         """Whether the prompts of all tasks are instructions."""
         return all(task.instructions for task in self.tasks)
 
-    def phrased(self, template: str) -> Mixture:
-        return replace(self, tasks=tuple(task.phrased(template) for task in self.tasks))  # type: ignore[misc]
+    def phrased(self, template: str) -> Self:
+        return replace(self, tasks=tuple(task.phrased(template) for task in self.tasks))
 
-    def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
-        return joined(self, train)
+    def easier(self, progress: float) -> Self:
+        return replace(self, tasks=tuple(task.easier(progress) for task in self.tasks))
 
     def check_gradable(self, train: bool = False) -> None:
         for task in self.tasks:
             task.check_gradable(train)
 
-    def own(self, problem: Problem) -> ProblemSet:
+    def own(self, problem: Problem) -> Task:
         """The task that ``problem`` comes from."""
         return next(task for task in self.tasks if task.name == problem.metadata["task"])
 
@@ -66,10 +70,49 @@ class Mixture(ProblemSet):
         return self.own(problem).measures(problem, completion)
 
 
+@dataclass(frozen=True)
+class Mixture(Several, ProblemSet):
+    """The problems of all ``tasks``, which have finite sets of them, drawn uniformly: "gsm8k+math" by name."""
+
+    def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
+        return joined(self, train)
+
+
+@dataclass(frozen=True)
+class Turns(Several):
+    """Problems of ``tasks`` that make them without end, of each in turn: "story+line" by name."""
+
+    def sample(self, rng: random.Random) -> Problem:
+        task = rng.choice(self.tasks)
+        return noted(task.sample(rng), task)
+
+    def held_out(self, key: str) -> Problem:
+        task = random.Random(key).choice(self.tasks)
+        return noted(task.held_out(f"{key}/{task.name}"), task)
+
+    def problems(self, count: int, seed: int) -> list[Problem]:
+        each = -(-count // len(self.tasks))
+        sets = [[noted(p, task) for p in task.problems(each, seed)] for task in self.tasks]
+        return [problem for turn in zip(*sets, strict=True) for problem in turn][:count]
+
+    def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
+        drawn = []
+        for i in range(first, first + count):
+            task = self.tasks[i % len(self.tasks)]
+            drawn.append(noted(task.training_problems(seed, i // len(self.tasks), 1)[0], task))
+        return drawn
+
+
+def mixture(tasks: Sequence[Task]) -> Several:
+    """``tasks`` as one. Raises ValueError for two of the same name, and for finite and endless ones together."""
+    return (Mixture if all(isinstance(task, ProblemSet) for task in tasks) else Turns)(tuple(tasks))
+
+
+def noted(problem: Problem, task: Task) -> Problem:
+    """``problem`` with its task's name in its metadata."""
+    return replace(problem, metadata={**problem.metadata, "task": task.name})
+
+
 @lru_cache(maxsize=8)
 def joined(mixture: Mixture, train: bool) -> tuple[Problem, ...]:
-    return tuple(
-        replace(problem, metadata={**problem.metadata, "task": task.name})
-        for task in mixture.tasks
-        for problem in task.all_problems(train)
-    )
+    return tuple(noted(problem, task) for task in mixture.tasks for problem in task.all_problems(train))

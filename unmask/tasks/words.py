@@ -96,6 +96,9 @@ class WordedTask(Task):
         ends = {f"max_{r}": (getattr(self, f"min_{r}"), getattr(self, f"max_{r}")) for r in ranges}
         return replace(self, **{name: low + round((high - low) * progress) for name, (low, high) in ends.items()})
 
+    def held_out(self, key: str) -> Problem:
+        return replace(self, split="validation").sample(random.Random(key))
+
     def training_problems(self, seed: int, first: int, count: int) -> list[Problem]:
         task = self if self.split == "train" else replace(self, split="train")
         return super(WordedTask, task).training_problems(seed, first, count)

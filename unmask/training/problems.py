@@ -24,7 +24,7 @@ class TrainingProblems:
         self.validation: list[Problem] = []
         if not isinstance(task, ProblemSet):
             keys = (f"{task.name}/validation/{seed}/{i}" for i in range(count))
-            self.validation = [task.sample(random.Random(key)) for key in keys]
+            self.validation = [task.held_out(key) for key in keys]
         elif hold_out:
             everything = task.all_problems(train=True)
             if count >= len(everything):
