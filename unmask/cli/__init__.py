@@ -39,7 +39,7 @@ options:
 
 first steps:
   unmask generate                      watch the packaged model fill its buffer
-  unmask generate "cEaCfBeG:a="        complete a prompt of your own
+  unmask generate "Reverse the line: Tom, Ann, Eve."
   unmask chat MODEL                    talk with an instruction-tuned model
   unmask models                        what is packaged, and settings of the families
   unmask train quickstart              train a policy in a few minutes

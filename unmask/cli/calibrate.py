@@ -24,13 +24,13 @@ class Calibrate(Command):
     calibration of its own, which takes the time of 15 evaluations.
 
     examples:
-      unmask calibrate runs/set/policy,hold-eos --max-new-tokens 24 --block-length full
-      unmask generate --policy runs/set/policy,hold-eos --max-new-tokens 24 --block-length full --target-nfe 6
+      unmask calibrate runs/set/policy,hold-eos --model tiny --task hops --max-new-tokens 48
+      unmask generate --policy runs/set/policy,hold-eos --model tiny --max-new-tokens 48 --target-nfe 9
     """
 
     policy: Positional[str]
     """Folder, packaged name or hub id of the policy, with its options."""
-    task: str = "hops"
+    task: str = "line"
     """The task whose prompts are decoded. Nothing is graded."""
     task_options: tuple[str, ...] = ()
     """NAME=VALUE, fields of the task."""

@@ -28,11 +28,11 @@ class Generate(Command):
     are drawn.
 
     examples:
-      unmask generate "cEaCfBeG:a=" --policy threshold:0.7
+      unmask generate "Ann has 7 pears. She buys 5 more. How many pears does Ann have now?"
       unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
       unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
       unmask generate --prompts questions.jsonl --model GSAI-ML/LLaDA-8B-Instruct --device cuda --json
-      echo "bCaBcDfEdG:a=" | unmask generate --json
+      echo "Reverse the line: Tom, Ann, Eve." | unmask generate --json
     """
 
     REST = "prompts"
@@ -93,15 +93,21 @@ class Generate(Command):
             prompts = [*read_rows(self.rows)]
         elif self.file or (not self.prompts and has_piped_input()):
             prompts = [line for line in read_lines(self.file or "-") if line.strip()]
-        elif not prompts and self.loading.model == "tiny":
-            from unmask.tasks.hops import Hops
-
-            prompts = [problem.prompt for problem in Hops().problems(6, seed=7)]
+        elif not prompts:
+            prompts = demo_prompts(self.loading.model)
         if not prompts:
             raise ValueError(
                 'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
             )
         return prompts
+
+
+def demo_prompts(model: str) -> list[str]:
+    """Problems of what a packaged model was made for; none for another model."""
+    from unmask.tasks import make_task
+
+    tasks = {"little": ("story", "line", "letters", "grid", "quiz", "form"), "tiny": ("hops",) * 6}.get(model, ())
+    return [make_task(task).problems(i + 1, seed=7)[i].prompt for i, task in enumerate(tasks)]
 
 
 def read_lines(file: str) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Loading(Config):
     """The language model."""
 
-    model: str = "tiny"
+    model: str = "little"
     """Packaged name, local folder or hub id."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""

@@ -105,8 +105,8 @@ def report(trainer: Any, iterations: int, line: Callable[[int, dict[str, float]]
 def trial(config: Any, options: str = "") -> str:
     """A command that decodes with the trained policy; it brings its blocks and how it draws actions."""
     words = ["unmask", "generate", "--policy", f"{config.output_dir}/policy{options}"]
-    if config.model != "tiny":  # which has prompts of its own
-        words[2:2] = ["PROMPT", "--model", config.model]
+    prompt = [] if config.model in ("little", "tiny") else ["PROMPT"]  # these have prompts of their own
+    words[2:2] = [*prompt, "--model", config.model]
     return shlex.join(words)
 
 

@@ -18,7 +18,7 @@ PAPER = "arxiv:2512.09106"
 COLUMNS = ("task", "policy", "block_length", "length", "accuracy", "nfe", "tpf")
 """Required in a row of results. ``alpha``, ``policy_scale`` and the ``_se`` of the last three are optional."""
 
-EXAMPLE_PROMPTS = {"tiny": "cEaCfBeGgD:a="}
+EXAMPLE_PROMPTS = {"little": "Reverse the line: Tom, Ann, Eve.", "tiny": "cEaCfBeGgD:a="}
 """A prompt that a packaged model understands."""
 
 

@@ -54,8 +54,8 @@ class Sampler:
 
     Example::
 
-        sampler = Sampler.from_pretrained("tiny")
-        print(sampler.generate("cEaCfBeG:a=").texts)
+        sampler = Sampler.from_pretrained("little")
+        print(sampler.generate("Reverse the line: Tom, Ann, Eve.").texts)
     """
 
     def __init__(
