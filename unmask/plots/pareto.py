@@ -24,10 +24,6 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def regime_name(evaluation: Evaluation) -> str:
-    return "full diffusion" if evaluation.regime == "full" else f"blocks of {evaluation.regime}"
-
-
 def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe: float | None = None) -> None:
     """Draw all rows with their standard errors; the file's ending chooses the format. ``max_nfe`` ends the x axis.
 
@@ -40,14 +36,14 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    regimes = list(dict.fromkeys(map(regime_name, evaluations)))
+    regimes = list(dict.fromkeys(e.blocks for e in evaluations))
     rules = list(dict.fromkeys(e.family for e in evaluations if not e.learned))
     learned = list(dict.fromkeys(e.family for e in evaluations if e.learned))
     figure, panels = plt.subplots(
         1, len(regimes), figsize=(1.6 + 4.3 * len(regimes), 4.2), layout="constrained", sharey=True, squeeze=False
     )
     for axes, regime in zip(panels[0], regimes, strict=True):
-        rows = [e for e in evaluations if regime_name(e) == regime]
+        rows = [e for e in evaluations if e.blocks == regime]
         draw_rules(axes, [e for e in rows if not e.learned], rules)
         draw_learned(axes, [e for e in rows if e.learned], learned)
         axes.set(xlabel="forwards per sequence (NFE)", title=regime, ylim=(0, 1), xlim=(0, max_nfe))

@@ -72,6 +72,7 @@ class SetTrainer:
             tokenizer, config.chat_template, config.system_prompt, self.prompts.instructions
         )
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
+        self.policy.source = ""
         self.collector = SetCollector(self.model, self.tokenizer, self.policy, config)
         matrices = [p for p in self.policy.layers.parameters() if p.ndim == 2]
         chosen = set(map(id, matrices))

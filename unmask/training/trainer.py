@@ -88,6 +88,7 @@ class Trainer:
         )
         self.policy.to(self.model.device).train()
         self._note_training()
+        self.policy.source = ""
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.alpha_lr_multiplier),
             lr=config.learning_rate,
