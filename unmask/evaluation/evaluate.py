@@ -163,7 +163,7 @@ def evaluate(
     about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
     if completions is not None:
         save_completions(completions, about, each, result)
-    grades = grade(task, each, result)
+    grades = grade(task, each, result.texts or [])
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
         [mean(group) for group in groups(values, samples)]
@@ -209,9 +209,9 @@ def decode_problems(
     return sampler.result(state, config, counted(sampler.steps(state, config)))
 
 
-def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> list[float]:
+def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     """The grades of ``task``; ValueError if there is not one per completion, between 0 and 1."""
-    grades = task.grade_all(problems, result.texts or [])
+    grades = task.grade_all(problems, texts)
     if len(grades) != len(problems):
         raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
     if bad := [g for g in grades if not 0 <= g <= 1]:
