@@ -9,6 +9,7 @@ import pytest
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, TrainerConfig, evaluate
 from unmask.policies import make_policy
+from unmask.policies.calibration import Curve
 from unmask.policies.config import SetPolicyConfig
 from unmask.policies.registry import as_policy
 from unmask.policies.set_policy import SetPolicy
@@ -26,6 +27,10 @@ class Mine:
         (SamplerConfig(24, None, seed=0), "SamplerConfig(max_new_tokens=24, block_length=None, seed=0)"),
         (TrainerConfig(expert="threshold:0.9"), "TrainerConfig(expert='threshold:0.9', "),
         (SetPolicyConfig(vocab_size=40), "SetPolicyConfig(vocab_size=40)"),
+        (
+            Curve(24, 0, 0.0, "hold-eos", "", (0.0, 3.0), (8.5, 4.25)),
+            "Curve(max_new_tokens=24, full diffusion, temperature=0, hold-eos: NFE 4.25 to 8.50)",
+        ),
         (make_policy("klass:0.9,0.01"), "Klass('klass:0.9,0.01')"),
         (make_policy("edit:0.9,0.8,hold-eos"), "Threshold('threshold:0.9') with hold-eos,edit=0.8"),
         (as_policy(Mine()), "Adapted('Mine')"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from unmask.cli.generate import Generate
 from unmask.cli.options import Decoding, Loading, Prompting
@@ -32,6 +33,8 @@ class Trace(Command):
     """Prompts to complete."""
     file: str | None = None
     """Read prompts from a file, one per line; - for standard input."""
+    rows: Annotated[str | None, arg(name="prompts")] = None
+    """Read prompts from JSON lines, as `unmask generate --prompts` does."""
     policy: UseAppendAction[tuple[str, ...]] = ()
     """Policy name, or folder of a learned one; once for each. None: the model's own, else threshold:0.9."""
     output: Path = Path("trace.html")
@@ -46,7 +49,7 @@ class Trace(Command):
         from unmask.sampling.sampler import Sampler
 
         check_writable(self.output)
-        prompts = Generate(prompts=self.prompts, file=self.file, loading=self.loading).read_prompts()
+        prompts = Generate(prompts=self.prompts, file=self.file, rows=self.rows, loading=self.loading).read_prompts()
         asked = {**given(self.decoding, SamplerConfig), "record": True}
         policies = [make_policy(name) for name in self.policy]
         base = self.loading.sampler(None, {**asked, "alpha": None})

@@ -34,7 +34,9 @@ class Origin:
         """The origin of a generation that ``sampler`` ran with ``config`` to the end of ``state``."""
         policy, start = sampler.policy, state.start
         alpha = policy.default_alpha if config.alpha is None else config.alpha
-        label = policy.spec + (f", alpha {alpha:g}" if policy.conditioned else "")
+        dial = f"alpha {alpha:g}" if policy.conditioned else ""
+        dial = dial if config.target_nfe is None else f"target NFE {config.target_nfe:g}"
+        label = ", ".join(filter(None, (policy.spec, dial)))
         padding = torch.zeros_like(state.steps) if state.attention is None else (~state.attention[:, :start]).sum(dim=1)
         return cls(label, sampler.tokenizer, state.block_length, sampler.stop_ids, padding)
 
