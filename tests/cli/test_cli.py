@@ -459,7 +459,7 @@ def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_lines_of_the_training_log() -> None:
-    assert line({"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "expert accuracy 1  reward 0.25"
+    assert line({"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "reward 0.25"
     assert line({"reward": 0.0, "skipped": 1.0}) == "reward 0  skipped: no signal"
     assert line({"reward": 0.5, "skipped": 0.4}) == "reward 0.5  40% skipped: no signal"
     assert line({"imitation_loss": 2.5, "expert_accuracy": 1.0}) == "imitation loss 2.5  expert accuracy 1"

@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 
 COLUMNS = (
-    "imitation_loss", "expert_accuracy", "expert_nfe", "reward", "worth", "accuracy", "nfe", "unmask_probability",
-    "entropy", "zero_std_ratio", "rollouts_per_second",
+    "reward", "worth", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second",
 )  # fmt: skip
+IMITATION = ("imitation_loss", "expert_accuracy", "expert_nfe")
+"""Shown, too, of iterations that imitate."""
 SET_COLUMNS = (
     "loss", "model_loss", "survived", "states", "careful_nfe", "own_nfe", "seconds_rollouts", "seconds_update",
 )  # fmt: skip
@@ -55,7 +56,7 @@ def line(values: Mapping[str, float]) -> str:
     if "eval_reward" in values:
         reward, accuracy, nfe = (values[f"eval_{name}"] for name in ("reward", "accuracy", "nfe"))
         return f"held out: reward {reward:.3f}  accuracy {accuracy:.3f}  NFE {nfe:.2f}"
-    columns = SET_COLUMNS if "survived" in values else COLUMNS
+    columns = SET_COLUMNS if "survived" in values else (*IMITATION * ("imitation_loss" in values), *COLUMNS)
     shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in columns if name in values)
     skipped = values.get("skipped", 0.0)
     mark = "" if not skipped else "  skipped: no signal" if skipped == 1 else f"  {skipped:.0%} skipped: no signal"
