@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"config", "files"},
     "tasks": set(),
     "policies": BASE,
-    "sampling": BASE | {"policies"},
+    "sampling": BASE | {"policies", "plots"},
     "evaluation": DECODING,
     "training": JUDGING | {"pretraining"},
     "integrations": JUDGING,

@@ -65,7 +65,7 @@ class Config:
         __pydantic_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, kw_only: bool = False) -> None:
-        dataclass(frozen=True, kw_only=kw_only, config=CHECKS)(cls)
+        dataclass(frozen=True, kw_only=kw_only, repr=False, config=CHECKS)(cls)
         build = cls.__init__
 
         @functools.wraps(build)
@@ -76,6 +76,13 @@ class Config:
                 raise explained(error, cls) from None
 
         cls.__init__ = init  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The fields that are not at their defaults."""
+        made = {f.name: f.default_factory() for f in fields(self) if callable(f.default_factory)}
+        defaults = {f.name: f.default for f in fields(self)} | made
+        changed = (f"{n}={getattr(self, n)!r}" for n, value in defaults.items() if getattr(self, n) != value)
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

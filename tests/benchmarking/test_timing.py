@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from recorded_graphs import RecordedCapture
 
 CPU = torch.device("cpu")
-MACHINE, WATCH = Machine(bandwidth=1e9, rate=1e9), Stopwatch(CPU, budget=0.01)
+FOUND = {"GB/s over 1 MiB": 1.0, "GB/s over 256 MiB": 1.0, "GFLOP/s in float32": 1.0, "GFLOP/s in bfloat16": 4.0}
+MACHINE, WATCH = Machine(CPU, found=FOUND), Stopwatch(CPU, budget=0.01)
 
 
 def equal(got: Any, want: Any) -> None:
@@ -68,11 +69,21 @@ def test_limits_and_goals() -> None:
 
     assert bound(bytes_moved=10**9, flops=10**8) == ("memory", 1.0)
     assert bound(bytes_moved=10**9, flops=2 * 10**9) == ("arithmetic", 2.0)
+    assert bound(flops=2 * 10**9, dtype=torch.bfloat16) == ("arithmetic", 0.5), "products in 16 bits are faster"
     assert bound(floor="part") == ("part", 7.0)
     assert bound()[1] == 0
     judge = partial(judged, Timing("a", "b", "unmask", 12e-6, 30.0, limit_share=0.8))
     assert judge({"ratio": 25, "seconds": 1e-5}) == "25x reached, 10 µs missed"
     assert judge({"limit_share": 0.85, "seconds": 12e-6}) == "85% of the limit missed, 12 µs reached"
+
+
+def test_the_machine_is_measured_once_for_each_need() -> None:
+    machine = Machine(CPU)
+    machine.watch = Stopwatch(CPU, budget=0.0)
+    assert machine.bandwidth(3e6) == machine.bandwidth(2**21) > 1e7
+    assert machine.rate(torch.float32) == machine.rate(torch.float32) > 1e7
+    assert list(machine.found) == ["GB/s over 2 MiB", "GFLOP/s in float32"]
+    assert Machine(CPU, found={"GB/s over 256 MiB": 2.0}).bandwidth(1e12) == 2e9
 
 
 def test_rows_are_printed_and_written(tmp_path: Path) -> None:
@@ -83,7 +94,9 @@ def test_rows_are_printed_and_written(tmp_path: Path) -> None:
         Timing("step", "batch 4", "sum of logits", 0.001, None, None, "memory", 1.0),
         Timing("rollouts", "batch 64", "unmask", 3.0, 3.0, None, "arithmetic", 4.03, {"tokens": 123456}),
     ]
-    lines = "\n".join(timing.report(timings, Machine(12e9, 80e9))).splitlines()
+    lines = "\n".join(
+        timing.report(timings, Machine(CPU, found={"GB/s over 256 MiB": 12.0, "GFLOP/s in float32": 80.4}))
+    ).splitlines()
     assert [" ".join(line.split()) for line in lines if line.startswith("  ")] == [
         "unmask 2 ms 1.0x 80% of the limit, memory; goal 20x reached",
         "eager 50 ms 25.0x",
@@ -91,7 +104,7 @@ def test_rows_are_printed_and_written(tmp_path: Path) -> None:
         "sum of logits 1 ms",
         "unmask 3 s 1.0x 41,152 tokens/s; above the measured limit, arithmetic",
     ]
-    assert lines[-1].startswith("12.0 GB/s, 80 GFLOP/s")
+    assert lines[-1] == "12 GB/s over 256 MiB, 80.4 GFLOP/s in float32"
     assert [duration(s) for s in (1.234, 0.01234, 1.2e-5, 3.456e-9)] == ["1.23 s", "12.3 ms", "12 µs", "3.46 ns"]
     timing.write_csv(tmp_path / "new" / "rows.csv", timings, {"device": "here"})
     rows = list(csv.DictReader((tmp_path / "new" / "rows.csv").read_text(encoding="utf-8").splitlines()))

@@ -23,6 +23,7 @@ from unmask.policies.heuristics import HEURISTICS
 from unmask.sampling.config import SamplerConfig
 from unmask.testing import write_checkpoint
 from unmask.training.config import TrainerConfig
+from unmask.training.progress import line
 
 
 def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
@@ -162,7 +163,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["generate", "a", "--dtype", "int8"], "dtype must be 'float32', 'bfloat16' or 'float16', got 'int8'"),
         (["generate", "a", "--policy"], "Missing value for argument '--policy'"),
         (["trian"], "unmask: unknown command 'trian'; did you mean train?"),
-        ([], "unmask: no command given; commands are generate, train"),
+        ([], "unmask: no command given; commands are generate, trace, train"),
         (["push", "folder"], "REPO-ID"),
         (["plot"], "sources must be a list of at least 1"),
         (["train", "quickstart", "alpha=-1"], "unmask train: command line: alpha must be at least 0 or a list, got -1"),
@@ -421,9 +422,10 @@ def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFi
     from unmask.training.record import training_record, write_training
 
     settings = {"alpha": 0.25, "output_dir": str(tmp_path), "task": "hops"}
-    config = TrainerConfig.from_yaml("quickstart", settings).to_dict()
+    config = TrainerConfig.from_yaml("quickstart", settings)
+    part = {"from": 0, "processes": 2, "unmask": "0.1.0", "commit": "abc1234"}
     Policy.from_pretrained("tiny").save_pretrained(tmp_path)
-    write_training(tmp_path, training_record(config, 140, 2, [], "abc1234"))
+    write_training(tmp_path, training_record(config, 140, [part], {}, dtype="bfloat16"))
     command = ["push", str(tmp_path), "user/name", "--dry-run"]
     assert main(command) == 0
     card = (tmp_path / "README.md").read_text()
@@ -443,25 +445,25 @@ def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 2
     assert "training.json the policy was trained on tiny" in capsys.readouterr().err
     # What a program put in place of a setting is not told by that setting, nor is a folder of this machine.
-    write_training(tmp_path, training_record(config, 140, 1, ["task", "model"], ""))
+    older = {"config": config.to_dict(), "replaced": ["task", "model"], "iteration": 140, "processes": 1, "commit": ""}
+    write_training(tmp_path, older)
     assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 0
     card = (tmp_path / "README.md").read_text()
     training = json.loads(card.partition("```json\n")[2].partition("```")[0])
     assert not {"task", "model", "commit"} & set(training)
     assert training["replaced"] == ["task", "model"]
     assert "base_model: GSAI-ML/LLaDA-8B-Instruct" in card
-    write_training(tmp_path, training_record({**config, "model": str(tmp_path)}, 140, 1, [], ""))
+    write_training(tmp_path, training_record(config.updated({"model": str(tmp_path)}), 140, [part], {}))
     assert main(command) == 0
     assert str(tmp_path) not in (tmp_path / "README.md").read_text()
 
 
 def test_lines_of_the_training_log() -> None:
-    from unmask.cli.train import line
-
-    assert line(7, {"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "    7  reward 0.25"
-    assert line(7, {"reward": 0.0, "skipped": 1.0}) == "    7  reward 0  skipped: no signal"
-    assert line(10, {"reward": 0.5, "skipped": 0.4}) == "   10  reward 0.5  40% skipped: no signal"
-    assert line(3, {"imitation_loss": 2.5, "expert_accuracy": 1.0}) == "    3  imitation loss 2.5  expert accuracy 1"
+    assert line({"reward": 0.25, "expert_accuracy": 1.0, "skipped": 0.0}) == "reward 0.25"
+    assert line({"reward": 0.0, "skipped": 1.0}) == "reward 0  skipped: no signal"
+    assert line({"reward": 0.5, "skipped": 0.4}) == "reward 0.5  40% skipped: no signal"
+    assert line({"imitation_loss": 2.5, "expert_accuracy": 1.0}) == "imitation loss 2.5  expert accuracy 1"
+    assert line({"loss": 0.5, "survived": 0.25}) == "loss 0.5  survived 0.25"
 
 
 def test_training_ends_with_a_command_that_runs() -> None:

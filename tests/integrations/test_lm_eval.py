@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,17 @@ def over_orders(model: Any, context: list[int], target: list[int], behind: int =
             total += float(logits.log_softmax(0)[target[i]])
             tokens[len(context) + i] = target[i]
     return total / len(orders)
+
+
+def test_the_entry_point_is_the_model() -> None:
+    """It stands in the group that releases of the harness after 0.4.13 read, and loads as they load it."""
+    registry = pytest.importorskip("lm_eval.api.registry")
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition('[project.entry-points."lm_eval.models"]')[2].partition("\n[")[0]
+    (value,) = re.findall(r'^unmask = "(.*)"$', section, re.MULTILINE)
+    models = registry.Registry("model")
+    models.register("unmask", target=EntryPoint("unmask", value, "lm_eval.models"))
+    assert models.get("unmask") is registry.get_model("unmask")
 
 
 @pytest.mark.parametrize("continuation", ["a", "aC", "aCc", "D#Dc"])

@@ -26,14 +26,28 @@ def test_series_leave_out_what_is_missing_and_cut_off(tmp_path: Path) -> None:
     assert series(rows, "eval_reward") == ([0.0], [0.5])
 
 
-def test_figure_names_its_runs(tmp_path: Path) -> None:
+def test_figure_names_its_runs_and_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.rcParams["svg.fonttype"] = "none"
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
     run = write(tmp_path / "run", '{"step": 1, "reward": 0.1, "nfe": 9}\n{"step": 2, "reward": 0.3, "nfe": 7}\n')
+    (run / "config.yaml").write_text("task: hops\nmodel: /models/tiny\n")
     plot({"first": run, "second": run}, tmp_path / "curves.svg")
     drawn = (tmp_path / "curves.svg").read_text()
-    for text in ("first", "second", "reward", "forwards per rollout (NFE)", "iteration"):
+    for text in (
+        "first",
+        "second",
+        "reward",
+        "forwards per rollout (NFE)",
+        "iteration",
+        "training: hops with tiny; points",
+    ):
         assert text in drawn
+    assert "entropy" not in drawn, "a panel without numbers"
+    sets = write(tmp_path / "sets", '{"step": 1, "survived": 0.7, "loss": 0.3, "own_nfe": 4, "careful_nfe": 6}\n')
+    plot({"set": sets}, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "share of proposals that survive" in drawn
+    assert "reward" not in drawn
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
-"""Pareto fronts, and a figure that holds what it was given."""
+"""Accuracy over forwards: fronts, how families look, and figures that hold what they were given."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from unmask.evaluation.evaluate import Evaluation
-from unmask.plots.pareto import front, plot
+from unmask.plots.pareto import FILLS, front, labelled, limits, looks, note, plot, setting, subject
 
 ROW = Evaluation(
     "tiny", "hops", "threshold:0.9", 8, 24, "bernoulli-argmax", 4, 0, 0.75, 0.1, 5.5, 0.5, 2.0, 0.1, 1.5, {}
 )
+DIAL = replace(ROW, policy="dial", learned=True)
+RULES = ("random", "confidence", "margin", "entropy", "threshold", "factor", "entropy-bound", "klass", "dawn")
 
 
 def test_front_keeps_what_nothing_beats() -> None:
@@ -20,28 +22,67 @@ def test_front_keeps_what_nothing_beats() -> None:
     assert front([]) == []
 
 
-def test_plot_names_regimes_and_rules(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [ROW, dataclasses.replace(ROW, block_length=24, policy="factor:1", nfe=3.0)]
-    rows.append(dataclasses.replace(ROW, policy="dial:3", learned=True))
-    plot(rows, tmp_path / "front.svg", title="a title")
-    import matplotlib
+def test_nine_rules_look_different_and_their_options_alike() -> None:
+    names = [f"{rule}{options}" for rule in RULES for options in ("", ",hold-eos", ",window=8")]
+    rows = [replace(ROW, policy=name.replace(",", ":0.9,") if "," in name else f"{name}:0.9") for name in names]
+    styles = looks([*rows, DIAL])
+    assert next(iter(styles)) == "dial"
+    assert len({(look.color, look.marker) for look in styles.values() if not look.learned}) == 9
+    for rule in RULES:
+        variants = [styles[name] for name in names if name.partition(",")[0] == rule]
+        assert len({(look.color, look.marker) for look in variants}) == 1
+        assert [look.fill for look in variants] == list(FILLS[:3])
 
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text, so that it can be read back
-    plot(rows, tmp_path / "front.svg", title="a title")
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (0.9, 0.9), (0.31, 0.68)])
+def test_no_marker_is_cut_at_the_ends(values: tuple[float, float]) -> None:
+    low, high = limits([replace(ROW, accuracy=value) for value in values])
+    assert low < min(values) - 0.03 * (high - low)
+    assert high > max(values) + 0.03 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (ROW, "λ = 0.9"),
+        (replace(ROW, policy="klass:0.9,0.01,hold-eos,window=8"), "0.9, 0.01"),
+        (replace(ROW, policy="entropy-bound:1e-3"), "γ = 1e-3"),
+        (replace(DIAL, alpha=3.0), "α = 3"),
+        (replace(DIAL, policy="mine:seed 1"), ""),
+        (DIAL, ""),
+    ],
+)
+def test_settings_are_written_as_in_papers(row: Evaluation, text: str) -> None:
+    assert setting(row) == text
+
+
+def test_labels_are_few() -> None:
+    """Those of the ends of learned curves, and of the rules that no other beats."""
+    rules = [replace(ROW, policy=f"threshold:{v}", nfe=nfe, accuracy=v) for v, nfe in ((0.5, 2), (0.7, 4), (0.6, 5))]
+    dial = [replace(DIAL, alpha=float(a), nfe=9.0 - a) for a in (0, 1, 3)]
+    styles = looks([*rules, *dial])
+    assert [text for _, text in labelled([*rules, *dial], styles)] == ["α = 3", "α = 0", "λ = 0.5", "λ = 0.7"]
+
+
+def test_figure_says_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # text as text, so that it can be read back
+    rows = [ROW, replace(ROW, block_length=24, policy="factor:1", nfe=3.0), replace(ROW, policy="klass:0.9", nfe=30.0)]
+    rows.append(replace(DIAL, alpha=3.0, accuracy_se=float("nan")))
+    plot(rows, tmp_path / "front.svg", max_nfe=20)
     drawn = (tmp_path / "front.svg").read_text()
-    for text in (
-        "blocks of 8",
-        "full diffusion",
-        "threshold",
-        "factor",
-        "dial",
-        "a title",
-        "forwards per sequence (NFE)",
-    ):
+    texts = ("blocks of 8", "full diffusion", "threshold", "factor", "dial", "α = 3", "λ = 0.9", "hops with tiny")
+    for text in (*texts, "forwards per sequence (NFE)", note(rows, 1)):
         assert text in drawn
+    assert "klass" not in drawn
+    assert "1 settings with more forwards are not shown" in note(rows, 1)
+    plot(rows, tmp_path / "front.svg", title="a $title")
+    assert r"a $title" in (tmp_path / "front.svg").read_text()
+    assert subject([replace(ROW, model="/models/mine"), replace(ROW, task="sums")]) == "hops, sums with mine, tiny"
 
 
 def test_nothing_to_plot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no rows$"):
         plot([], tmp_path / "front.svg")
+    with pytest.raises(ValueError, match="no rows with at most 2 forwards"):
+        plot([ROW], tmp_path / "front.svg", max_nfe=2)

@@ -68,7 +68,9 @@ def test_sudoku_grades_any_solution_that_keeps_the_clues() -> None:
 
 
 def test_unknown_task_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown task 'sum'; known tasks are " + ", ".join(sorted(TASKS))):
+    with pytest.raises(
+        ValueError, match="unknown task 'sum'; did you mean sums.; known tasks are " + ", ".join(sorted(TASKS))
+    ):
         make_task("sum")
 
 
@@ -135,6 +137,19 @@ def test_a_task_of_ones_own_by_module_and_class(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("unmask.tasks.TASKS", {**TASKS})
     task = make_task("my_tasks:Echo", letter="b")
     assert (task.name, task.problems(2, 0)[1].answer) == ("echo", "b")
-    for bad, message in (("my_tasks:Problem", "must be a dataclass derived from"), ("my_task", "or module:Class")):
-        with pytest.raises(ValueError, match=message):
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    (tmp_path / "half.py").write_text(
+        MINE.replace("    name: str", "    title: str").replace("def grade", "def grades")
+    )
+    for bad, message in (
+        ("my_tasks:Problem", "must be a dataclass derived from"),
+        ("my_task", "or module:Class"),
+        ("my_tasks:Eco", f"{tmp_path / 'my_tasks.py'} has no 'Eco'; did you mean Echo?"),
+        ("my_task:Echo", f"cannot be imported: {tmp_path} has no module my_task, and none is installed"),
+        ("broken:Echo", "task 'broken:Echo' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("wrong:Echo", "cannot be imported: SyntaxError: "),
+        ("half:Echo", "task 'half:Echo' lacks grade, name"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
             make_task(bad)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from training_helpers import SETTINGS, OneOfMany, assert_same_policy, lines, mak
 import unmask
 from unmask import Policy, PolicyConfig
 from unmask.training import Trainer, TrainerConfig, checkpoint
+from unmask.training.record import run_part, training_record, with_part
+from unmask.training.set_config import SetTrainerConfig
 
 TESTS = Path(__file__).parent
 
@@ -185,9 +189,13 @@ def test_a_policy_says_how_it_was_trained(tmp_path: Path) -> None:
         config = unmask.Sampler(model, tokenizer, str(tmp_path / name)).config
         assert (config.block_length, config.policy_temperature, config.actions) == (8, 0.5, "dpls")
         record = json.loads((tmp_path / name / "training.json").read_text())
-        assert record["config"] == json.loads(json.dumps(make_config(tmp_path, eval_problems=4, **changes).to_dict()))
+        expected = json.loads(json.dumps(make_config(tmp_path, eval_problems=4, **changes).to_dict()))
+        del expected["model"], expected["quantization"]  # the model was given as an object
+        assert record["config"] == expected | {"dtype": "float32", "chat_template": False}
         assert (record["iteration"], record["processes"], record["unmask"]) == (1, 1, unmask.__version__)
-        assert record["replaced"] == ["model", "tokenizer"]
+        where = "unmask.models.{}".format
+        assert record["replaced"]["model"] == where("transformer:Transformer")
+        assert record["replaced"]["tokenizer"] == where("tokenizer:CharTokenizer")
     assert TrainerConfig.from_yaml(tmp_path / "config.yaml") == make_config(tmp_path, eval_problems=4, **changes)
     (tmp_path / "config.yaml").write_text("# mine\nalpha: 3\n")
     make_trainer(tmp_path, eval_problems=4, **changes, resume_from_checkpoint=True).train()
@@ -262,6 +270,90 @@ def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:
     assert len(set(seen["prompts"])) == 2
     assert seen["alpha"] == [1.0] * 8
     assert {"answer", "steps", "hops"} <= set(seen)
+
+
+def pays(completions: list[str], steps: list[int], **_: Any) -> list[float]:
+    return [float(count) for count in steps]
+
+
+def test_own_rewards_by_name_rule_evaluations_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    settings = {"eval_steps": 1, "eval_problems": 6, "iterations": 1, "alpha": 0.0, "imitation_steps": 0}
+    trainer = make_trainer(tmp_path, reward="test_trainer:pays", **settings)
+    assert [f.__name__ for f in trainer.reward_functions] == ["pays"]
+    metrics, held_out = trainer.step(), trainer.evaluate()
+    assert metrics["reward"] == metrics["worth"] == metrics["nfe"] > 1
+    assert held_out["eval_reward"] == held_out["eval_nfe"]
+    assert held_out["eval_accuracy"] <= 1
+    both = make_config(tmp_path, reward=["test_trainer:pays", "test_trainer:pays", "additive"])
+    assert (both.reward_functions, both.reward_rule) == (("test_trainer:pays",) * 2, "additive")
+    assert make_config(tmp_path).reward_rule == "multiplicative"
+
+
+def needs_more(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.0] * len(prompts)
+
+
+NUMBER = 7
+
+
+@pytest.mark.parametrize(
+    ("reward", "kind", "message"),
+    [
+        ("multiplicativ", ValueError, "reward must be multiplicative, additive, plain or module:function of your own, "
+         "got ['multiplicativ']; did you mean multiplicative?"),
+        (["plain", "additive"], ValueError, "reward must name at most one of"),
+        ([], ValueError, "and something, got ()"),
+        ("nowhere:brief", ValueError, "reward 'nowhere:brief' cannot be imported: "),
+        ("test_trainer:payz", ValueError, "has no 'payz'; did you mean pays?"),
+        ("test_trainer:needs_more", TypeError, "reward function needs_more must take prompts, completions and "
+         "**columns (answer, steps, length, alpha, hops, reasons), but got an unexpected keyword argument 'answer'"),
+        ("test_trainer:NUMBER", TypeError, "reward 7 must be a function, got int"),
+    ],
+)  # fmt: skip
+def test_wrong_rewards_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any, kind: type[Exception], message: str
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    monkeypatch.setattr("unmask.training.trainer.load_model", None)
+    with pytest.raises(kind, match=re.escape(message)):
+        Trainer(make_config(tmp_path, reward=reward))
+
+
+def test_training_json_tells_of_several_parts_and_of_files(tmp_path: Path) -> None:
+    parts = with_part([{"from": 0}], run_part(5, 2))
+    assert [part["from"] for part in parts] == [0, 5]
+    assert with_part(parts, run_part(9, 2)) == parts
+    config = SetTrainerConfig(prompts="mine.txt")
+    record = training_record(config, 9, parts, {"reward_functions": [pays]})
+    assert record["parts"][1] == {**run_part(5, 2), "from": 5}
+    assert not {"processes", "commit", "unmask"} & set(record)
+    assert record["replaced"] == {"reward_functions": [f"{__name__}:pays"]}
+    assert record["config"]["prompts"] == "mine.txt"
+    assert not {"task", "task_options"} & set(record["config"])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_progress_is_one_line_in_a_terminal_and_lines_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: live  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "60")
+    make_trainer(tmp_path / "shown", iterations=3, eval_steps=2, eval_problems=4).train()
+    text = stream.getvalue()
+    entries = ["0/3  held out", "1/3  reward 0", "2/3  reward 0", "2/3  held out", "3/3  reward 0", "3/3  held out"]
+    if live:
+        shown = [re.sub(" \\d:\\d\\d left ", "", part) for part in text.split("\r\x1b[K")[1:]]
+        assert [part.endswith("\n") for part in shown] == [True, False, False, True, False, True]
+        assert len(text.split("\r\x1b[K")[3]) == 59
+    else:
+        shown = text.splitlines()
+    assert [part[:13] for part in shown] == entries
+    stream.truncate(0)
+    make_trainer(tmp_path / "hidden", iterations=1).train(progress=False)
+    assert stream.getvalue() == ""
 
 
 def test_no_signal_no_update(tmp_path: Path) -> None:

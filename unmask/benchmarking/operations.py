@@ -100,6 +100,7 @@ def lm_head(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
                 partial(agree, tolerance=tolerance, tokens=0.9),
                 bytes_moved=weight.nbytes,
                 flops=2 * len(rows) * size * vocab,
+                dtype=dtype,
             )
 
 

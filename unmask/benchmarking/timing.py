@@ -45,6 +45,8 @@ class Comparison:
     """Least bytes that must pass through memory; 0 where memory is not what binds."""
     flops: float = 0
     """Floating-point operations that must be done."""
+    dtype: torch.dtype = torch.float32
+    """In which they are done."""
     floor: str | None = None
     """A contender that does a part of the work which nothing can save: its time is the limit."""
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -117,24 +119,38 @@ class Stopwatch:
         return taken
 
 
-@dataclass(frozen=True)
 class Machine:
-    """What the machine does at best, measured in the same run by the fastest call, whatever else runs on it."""
+    """What the machine does at best, by the fastest call, whatever else runs on it; measured when first asked for."""
 
-    bandwidth: float
-    """Bytes per second: on CUDA of a large copy (read + written), on the CPU of a sum over a large array (read)."""
-    rate: float
-    """Float32 operations per second of a large matrix product."""
+    SIZES = tuple(2**n for n in range(20, 29))
+    """Bytes of the arrays by which memory is measured: small ones stay in caches, which are faster."""
 
-    @classmethod
-    def measure(cls, device: torch.device, clock: str = "wall") -> Machine:
-        cuda, size = device.type == "cuda", 4096 if device.type == "cuda" else 1024
-        x = torch.randn(2**28 if cuda else 2**26, device=device)
+    def __init__(self, device: torch.device, clock: str = "wall", found: Mapping[str, float] | None = None) -> None:
+        self.device, self.watch = device, Stopwatch(device, clock, 0.3)
+        self.found = dict(found or {})
+        """What has been measured, by its name."""
+
+    def _best(self, name: str, work: float, call: Call) -> float:
+        """``work`` per second of ``call``."""
+        if name not in self.found:
+            self.found[name] = work / min(self.watch.samples({"": call})[""])
+        return self.found[name]
+
+    def bandwidth(self, size: float) -> float:
+        """Bytes per second over ``size`` bytes: on the CPU of a sum (read) over an array of about that size, on CUDA of
+        a copy (read + written) that no cache holds, as the benchmarks' own inputs."""
+        cuda = self.device.type == "cuda"
+        nearest = 2**30 if cuda else min(self.SIZES, key=lambda one: abs(one - size))
+        name = f"GB/s over {nearest >> 20} MiB"
+        x = torch.randn(nearest // 4 if name not in self.found else 0, device=self.device)
         y = torch.empty_like(x) if cuda else x
-        a, b = (torch.randn(size, size, device=device) for _ in range(2))
-        calls = {"memory": lambda: y.copy_(x) if cuda else x.sum(), "product": lambda: a @ b}
-        taken = Stopwatch(device, clock, 0.5).samples(calls)
-        return cls((1 + cuda) * x.nbytes / min(taken["memory"]), 2 * size**3 / min(taken["product"]))
+        return 1e9 * self._best(name, (1 + cuda) * x.nbytes / 1e9, lambda: y.copy_(x) if cuda else x.sum())
+
+    def rate(self, dtype: torch.dtype) -> float:
+        """Operations per second of a large matrix product in ``dtype``."""
+        size = 4096 if self.device.type == "cuda" else 1024
+        a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+        return 1e9 * self._best(f"GFLOP/s in {str(dtype)[6:]}", 2 * size**3 / 1e9, lambda: a @ b)
 
 
 def measure(
@@ -199,7 +215,9 @@ def binding(comparison: Comparison, machine: Machine, seconds: Mapping[str, floa
     """What binds, and the seconds it alone would take; 0 if nothing is known."""
     if comparison.floor is not None:
         return comparison.floor, seconds.get(comparison.floor, 0.0)
-    limits = {"memory": comparison.bytes_moved / machine.bandwidth, "arithmetic": comparison.flops / machine.rate}
+    moved, flops = comparison.bytes_moved, comparison.flops
+    limits = {"memory": moved / machine.bandwidth(moved) if moved else 0.0}
+    limits["arithmetic"] = flops / machine.rate(comparison.dtype) if flops else 0.0
     return max(limits.items(), key=lambda limit: limit[1])
 
 
@@ -248,8 +266,9 @@ def report(timings: Sequence[Timing], machine: Machine) -> Iterator[str]:
             factor = f"{t.seconds / ours:.1f}x" if ours and t.seconds and t.ratio else ""
             took = duration(t.seconds) if t.seconds else "-"
             yield f"  {t.contender:<20} {took:>9} {factor:>8}  {'; '.join(remarks(t))}".rstrip()
-    yield "\nA limit's share is the time that it alone would take over the time taken. Measured here:"
-    yield f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.rate / 1e9:.0f} GFLOP/s float32."
+    if machine.found:
+        yield "\nA limit's share is the time that it alone would take over the time taken. Measured here:"
+        yield ", ".join(f"{value:.3g} {name}" for name, value in machine.found.items())
 
 
 def remarks(t: Timing) -> Iterator[str]:

@@ -11,6 +11,7 @@ from importlib import import_module
 
 COMMANDS = {
     "generate": "complete prompts and watch the buffer fill in",
+    "trace": "write a page that plays a decoding step by step",
     "train": "learn an unmasking policy by reinforcement learning",
     "chat": "talk with a model and watch its answers fill in",
     "evaluate": "accuracy against forwards, policy by policy",

@@ -68,11 +68,11 @@ class Bench(Command):
             if self.output:  # as far as they go: whatever stops this later, these rows are kept
                 timing.write_csv(self.output, rows, info)
 
-        machine = timing.Machine.measure(device, clock)
+        machine = timing.Machine(device, clock)
         watch = timing.Stopwatch(device, clock, self.seconds)
         timings, failures = timing.measure(names, watch, machine, not self.full, keep)
         if self.json:
-            found = {"environment": info, "limits": asdict(machine), "timings": [asdict(t) for t in timings]}
+            found = {"environment": info, "limits": machine.found, "timings": [asdict(t) for t in timings]}
             print(json.dumps({**found, "failures": failures}, indent=1))
         else:
             print("\n".join(timing.report(timings, machine)))

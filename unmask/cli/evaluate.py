@@ -182,7 +182,9 @@ class Evaluate(Command):
 
 def aligned(table: str) -> str:
     """A table in Markdown with columns of one width each, for a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
     rows = [line[2:-2].split(" | ") for line in printable(table).splitlines()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     rows[1:2] = [["-" * width for width in widths]] if rows else []
-    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(set_cell_size, row, widths))} |" for row in rows)

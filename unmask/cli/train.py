@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from unmask.cli.options import progress_bar
 from unmask.cli.parsing import Command, Flag, given, options_of
 from unmask.config import Config, PositiveInt
 from unmask.training.config import TrainerConfig, find_config, packaged_configs
 from unmask.training.config_files import parse_pairs
-
-COLUMNS = ("reward", "accuracy", "nfe", "unmask_probability", "entropy", "zero_std_ratio", "rollouts_per_second")
-IMITATION = ("imitation_loss", "expert_accuracy", "expert_nfe")
 
 if TYPE_CHECKING:
 
@@ -72,7 +67,7 @@ class Train(Command):
 
 
 def train(config: TrainerConfig, threads: int | None) -> None:
-    """Run the Trainer under a progress bar, with a line per logged iteration."""
+    """Run the Trainer, and say what came out."""
     import torch
 
     from unmask.training.trainer import Trainer
@@ -80,26 +75,12 @@ def train(config: TrainerConfig, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     trainer = Trainer(config)
-    policy = report(trainer, config.iterations, line, trainer.processes.is_main)
+    policy = trainer.train()
     if not trainer.processes.is_main:
         return
     print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
     print(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
     print(f"try it: {trial(config)}")
-
-
-def report(trainer: Any, iterations: int, line: Callable[[int, dict[str, float]], str], shown: bool = True) -> Any:
-    """The policy that ``trainer`` trains, under a progress bar with a ``line`` for what it logs."""
-    from rich.console import Console
-
-    with progress_bar(console=Console(stderr=True), disable=not shown) as progress:
-        bar = progress.add_task("training", total=iterations)
-
-        def on_log(iteration: int, values: dict[str, float]) -> None:
-            progress.update(bar, completed=iteration)
-            progress.console.print(line(iteration, values), highlight=False, soft_wrap=True)
-
-        return trainer.train(on_log)
 
 
 def trial(config: Any, options: str = "") -> str:
@@ -108,15 +89,3 @@ def trial(config: Any, options: str = "") -> str:
     prompt = [] if config.model in ("little", "tiny") else ["PROMPT"]  # these have prompts of their own
     words[2:2] = [*prompt, "--model", config.model]
     return shlex.join(words)
-
-
-def line(iteration: int, values: dict[str, float]) -> str:
-    """One line of the log: an evaluation in bold, or iterations and whether there was anything to learn from."""
-    if "eval_reward" in values:
-        reward, accuracy, nfe = (values[f"eval_{name}"] for name in ("reward", "accuracy", "nfe"))
-        return f"[bold]{iteration:>5}  held out: reward {reward:.3f}  accuracy {accuracy:.3f}  NFE {nfe:.2f}[/bold]"
-    columns = (*IMITATION, *COLUMNS) if "imitation_loss" in values else COLUMNS
-    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in columns if name in values)
-    skipped = values.get("skipped", 0.0)
-    mark = "" if not skipped else "  skipped: no signal" if skipped == 1 else f"  {skipped:.0%} skipped: no signal"
-    return f"{iteration:>5}  {shown}{mark}"

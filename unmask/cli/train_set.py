@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from unmask.cli.parsing import Command, Flag, given, options_of
-from unmask.cli.train import report, trial
+from unmask.cli.train import trial
 from unmask.config import Config, PositiveInt
 from unmask.training.config_files import packaged_configs, parse_pairs
 from unmask.training.set_config import SETS, SetTrainerConfig
-
-COLUMNS = ("loss", "model_loss", "survived", "states", "careful_nfe", "own_nfe", "seconds_rollouts", "seconds_update")
 
 if TYPE_CHECKING:
 
@@ -63,14 +61,8 @@ class TrainSet(Command):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         trainer = SetTrainer(config)
-        policy = report(trainer, config.iterations, line)
+        policy = trainer.train()
         print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
         print(f"policy: {config.output_dir}/policy")
         print(f"try it: {trial(config, ',hold-eos')}")
         return 0
-
-
-def line(iteration: int, values: dict[str, float]) -> str:
-    """One line of the log."""
-    shown = "  ".join(f"{name.replace('_', ' ')} {values[name]:.3g}" for name in COLUMNS if name in values)
-    return f"{iteration:>5}  {shown}"

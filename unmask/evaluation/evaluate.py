@@ -50,7 +50,7 @@ NEW_FIELDS = frozenset({"trained_temperature", "trained_actions"})
 """Fields of a policy's configuration that are newer than digests, which leave them out where they are None."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """One row of results: a policy in a regime on a set of problems. Fields ending in _se are standard errors."""
 
@@ -95,6 +95,13 @@ class Evaluation:
     forwards: NonNegative | None = None
     """Mean of all forwards after the prompt's: NFE, and those that only revise or give a seed; None in older rows."""
 
+    def __repr__(self) -> str:
+        pairs = ((name.upper(), getattr(self, name), getattr(self, f"{name}_se")) for name in ("nfe", "tpf"))
+        numbers = [f"{name} {value:.2f} ± {error:.2f}" for name, value, error in pairs]
+        accuracy = f"accuracy {self.accuracy:.3f} ± {self.accuracy_se:.3f}"
+        where = f"{self.policy} on {self.task}, {self.blocks}"
+        return f"Evaluation({where}: {', '.join([accuracy, *numbers])}, {self.problems} problems)"
+
     def pass_at(self, k: int) -> tuple[float, float]:
         """The unbiased estimate of pass@k and its standard error; ValueError for too few samples."""
         values = [
@@ -107,6 +114,11 @@ class Evaluation:
         """The name of the rule or learned policy without its parameters, but with its options."""
         base, options = split_options(self.policy)
         return ",".join(filter(None, (base.split(":", 1)[0], options.text)))
+
+    @property
+    def blocks(self) -> str:
+        """The regime in words."""
+        return "full diffusion" if self.regime == "full" else f"blocks of {self.regime}"
 
     @property
     def regime(self) -> str:
@@ -151,7 +163,7 @@ def evaluate(
     about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
     if completions is not None:
         save_completions(completions, about, each, result)
-    grades = grade(task, each, result)
+    grades = grade(task, each, result.texts or [])
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
         [mean(group) for group in groups(values, samples)]
@@ -197,9 +209,9 @@ def decode_problems(
     return sampler.result(state, config, counted(sampler.steps(state, config)))
 
 
-def grade(task: Task, problems: Sequence[Problem], result: GenerationResult) -> list[float]:
+def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     """The grades of ``task``; ValueError if there is not one per completion, between 0 and 1."""
-    grades = task.grade_all(problems, result.texts or [])
+    grades = task.grade_all(problems, texts)
     if len(grades) != len(problems):
         raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
     if bad := [g for g in grades if not 0 <= g <= 1]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from unmask.plots.pareto import COLORS, literal
+from unmask.plots.pareto import COLORS, MARKER_SIZE, MARKERS, PAPER, literal
 
 PANELS = (
     ("reward", "eval_reward"),
@@ -16,8 +16,16 @@ PANELS = (
     ("entropy", None),
     ("zero_std_ratio", None),
 )
-"""Metrics drawn as a line, and those of held-out problems drawn as points."""
-TITLES = {"nfe": "forwards per rollout (NFE)", "zero_std_ratio": "share of groups without signal"}
+"""Metrics drawn as a line, and beside them those drawn as points."""
+SET_PANELS = (("loss", "model_loss"), ("survived", None), ("own_nfe", "careful_nfe"))
+"""Those of runs that train set policies."""
+TITLES = {
+    "nfe": "forwards per rollout (NFE)",
+    "zero_std_ratio": "share of groups without signal",
+    "loss": "loss (points: of the model's probabilities)",
+    "survived": "share of proposals that survive",
+    "own_nfe": "NFE (points: of the careful decode)",
+}
 
 
 def read_metrics(run: Path) -> list[dict[str, float | None]]:
@@ -44,29 +52,56 @@ def series(rows: Sequence[Mapping[str, float | None]], name: str) -> tuple[list[
     return [float(s) for s, _ in pairs if s is not None], [float(v) for _, v in pairs if v is not None]
 
 
+def subject(run: Path) -> str:
+    """The task, or the file of prompts, and the model of a run, from the config.yaml beside its metrics; "" without."""
+    path = (run if run.is_dir() else run.parent) / "config.yaml"
+    if not path.is_file():
+        return ""
+    import yaml
+
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return f"{config.get('prompts') or config.get('task')} with {Path(str(config.get('model'))).name}"
+
+
 def plot(runs: Mapping[str, Path], path: Path, title: str = "") -> None:
-    """Draw named runs. Raises ValueError without runs or lines, ImportError without matplotlib."""
+    """Draw named runs, a panel for each metric that one of them has.
+
+    Raises ValueError without runs or lines, ImportError without matplotlib.
+    """
     histories = {name: read_metrics(run) for name, run in runs.items()}
-    if not any(histories.values()):
+    known = {name for rows in histories.values() for row in rows for name in row}
+    kinds = (PANELS if known & {"reward", "eval_reward"} else ()) + (SET_PANELS if "survived" in known else ())
+    shown = [pair for pair in kinds if known & set(pair)]
+    if not shown:
         raise ValueError("nothing to plot: no metrics")
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
-    for panel, (name, held_out) in zip(axes.flat, PANELS, strict=True):
-        for i, (label, rows) in enumerate(histories.items()):
-            color = COLORS[i % len(COLORS)]
-            panel.plot(*series(rows, name), color=color, lw=1.3, label=literal(label))
-            if held_out:
-                panel.plot(*series(rows, held_out), "o", color=color, ms=4)
-        panel.set_title(TITLES.get(name, name.replace("_", " ")), fontsize=10)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in axes[1]:
-        panel.set_xlabel("iteration")
-    axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(literal(title) or "training: lines are rollouts, points are held-out problems", fontsize=11)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    with plt.rc_context(PAPER):
+        lines = -(-len(shown) // 3)
+        size = (9.6, 0.5 + 2.3 * lines)
+        figure, axes = plt.subplots(lines, 3, figsize=size, layout="constrained", sharex=True, squeeze=False)
+        for panel, (name, beside) in zip(axes.flat, shown, strict=False):
+            for i, rows in enumerate(histories.values()):
+                color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+                panel.plot(*series(rows, name), ".-", color=color, lw=1.3, ms=3)
+                points = series(rows, beside) if beside else ([], [])
+                panel.plot(*points, marker, color=color, ms=MARKER_SIZE, markeredgecolor="white")
+            panel.set_title(TITLES.get(name, name.replace("_", " ")))
+        for panel in axes[-1]:
+            panel.set_xlabel("iteration")
+        for panel in axes.flat[len(shown) :]:
+            panel.remove()
+        handles = [
+            Line2D([], [], color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], label=literal(label))
+            for i, label in enumerate(histories)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        held_out = "" if "survived" in known else "; points: held-out problems"
+        about = ", ".join(filter(None, dict.fromkeys(map(subject, runs.values()))))
+        figure.suptitle(literal(title or f"training{': ' if about else ''}{about}{held_out}"))
+        figure.savefig(path)
+        plt.close(figure)

@@ -152,6 +152,9 @@ class UnmaskingPolicy(ABC):
         """The policy's name in tables and logs; :func:`make_policy` builds a heuristic from it."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r})"
+
     @property
     def bare(self) -> UnmaskingPolicy:
         """The policy itself, without what wraps it."""

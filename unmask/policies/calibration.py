@@ -47,6 +47,9 @@ class Curve(Config):
             f"a curve needs two or more ascending values of the dial and as many of nfe, got {self.dial}, {self.nfe}",
         )
 
+    def __repr__(self) -> str:
+        return f"Curve({self.setting}: NFE {self.falling[-1]:.2f} to {self.nfe[0]:.2f})"
+
     @property
     def setting(self) -> str:
         blocks = "full diffusion" if not self.block_length else f"block_length={self.block_length}"

@@ -41,6 +41,15 @@ class Policy(PolicyNetwork, Pretrained):
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding()
 
+    @property
+    def reads(self) -> str:
+        c = self.config
+        many = f"{c.num_confidences} confidence{'s' * (c.num_confidences > 1)}"
+        others = ("mask" * (not c.zero_mask), "time" * (not c.zero_time), "alpha" * self.conditioned)
+        return (
+            f"{', '.join(filter(None, (many, *others)))} of the {'buffer' if c.context == 'full' else 'active block'}"
+        )
+
     def forward(
         self,
         mask: Tensor,

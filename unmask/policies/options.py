@@ -127,6 +127,9 @@ class WithOptions(Wrapper):
     def spec(self) -> str:
         return f"{self.inner.spec},{self.options.text}"
 
+    def __repr__(self) -> str:
+        return f"{self.inner!r} with {self.options.text}"
+
     def decide(self, observation: Observation) -> Decision:
         o, region = observation, observation.allowed
         rank = region.cumsum(dim=1) - 1

@@ -24,6 +24,8 @@ class Pretrained(nn.Module, UnmaskingPolicy):
     model_type: ClassVar[str]
     """What the configuration file says."""
     learned = True
+    source: str = ""
+    """Where its weights are from, as it was asked for; "" for a fresh one and for one that is trained further."""
 
     @classmethod
     def from_pretrained(
@@ -37,7 +39,21 @@ class Pretrained(nn.Module, UnmaskingPolicy):
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             policy = cls(config)
         policy.load_state_dict(tensors)
+        policy.source = os.fspath(name)
         return policy.to(device).eval()
+
+    @property
+    def reads(self) -> str:
+        """Its inputs, in words."""
+        raise NotImplementedError
+
+    @property
+    def spec(self) -> str:
+        return self.source or type(self).__name__
+
+    def __repr__(self) -> str:
+        count, place = sum(p.numel() for p in self.parameters()), f"from {self.source}" if self.source else "fresh"
+        return f"{type(self).__name__} {place}: {count:,} parameters, reads {self.reads}; {self.config!r}"
 
     def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and, with ``card``, ``README.md`` to ``folder``."""

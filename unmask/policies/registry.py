@@ -101,7 +101,9 @@ def load_policy(name: str | os.PathLike[str], device: str = "cpu", revision: str
 
     folder = files.resolve(name, revision)
     kind = SetPolicy if files.model_type(folder) == SetPolicy.model_type else Policy
-    return kind.from_pretrained(folder, device)
+    policy = kind.from_pretrained(folder, device)
+    policy.source = os.fspath(name)
+    return policy
 
 
 def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:

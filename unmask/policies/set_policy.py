@@ -117,6 +117,11 @@ class SetPolicy(Pretrained):
     def decoding(self) -> dict[str, Any]:
         return self.config.decoding()
 
+    @property
+    def reads(self) -> str:
+        own = "an embedding of its own" if self.config.embedding_size is None else "the model's embedding"
+        return f"{self.config.num_confidences} confidences, proposed tokens ({own}), mask, risk"
+
     def attach(self, model: Any) -> None:
         """Take the embedding of ``model`` if the network reads it; ValueError for another vocabulary or width."""
         c = self.config

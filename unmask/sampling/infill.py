@@ -28,11 +28,12 @@ def fill_by_padding(ids: Tensor, attention: Tensor | None, fill: Fill) -> Genera
         rows = (pads == pad).nonzero().flatten()
         if pad < ids.shape[1]:
             parts.append((rows, pad, fill(ids[rows, pad:], rows)))
-    return assemble(ids, parts)
+    return assemble(ids, pads, parts)
 
 
-def assemble(ids: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> GenerationResult:
-    """Merge ``parts`` (rows, left padding, result) into one result; ``ids`` (B, T) is overwritten."""
+def assemble(ids: Tensor, pads: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> GenerationResult:
+    """Merge ``parts`` (rows, left padding, result) into one result; ``ids`` (B, T) with left padding ``pads`` (B,) is
+    overwritten."""
     count = ids.shape[0]
     out = GenerationResult(
         sequences=ids,
@@ -43,6 +44,7 @@ def assemble(ids: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> 
         forwards=torch.zeros(count, dtype=torch.int64, device=ids.device),
     )
     texts = [""] * count
+    origin = replace(parts[0][2].origin, padding=pads) if parts and parts[0][2].origin else None
     trajectories: list[tuple[Tensor, int, Trajectory]] = []
     for rows, pad, part in parts:
         ids[rows, pad:] = part.sequences
@@ -54,4 +56,4 @@ def assemble(ids: Tensor, parts: list[tuple[Tensor, int, GenerationResult]]) -> 
                 texts[row] = text
         if part.trajectory is not None:
             trajectories.append((rows, pad, part.trajectory))
-    return replace(out, trajectory=join(trajectories, *ids.shape) if trajectories else None)
+    return replace(out, trajectory=join(trajectories, *ids.shape) if trajectories else None, origin=origin)

@@ -33,8 +33,9 @@ from unmask.sampling.prompts import (
     with_chat_template,
 )
 from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
-from unmask.sampling.state import POISONED, RUNNING, State
+from unmask.sampling.state import RUNNING, State
 from unmask.sampling.streaming import PrefixStream, Streamer
+from unmask.sampling.trace import Origin
 from unmask.sampling.trajectory import Recorder
 
 DEFAULT_POLICY = "threshold:0.9"
@@ -82,6 +83,11 @@ class Sampler:
         if isinstance(self.policy.bare, torch.nn.Module):
             self.policy.bare.to(model.device)
         self.policy.bare.attach(model)
+
+    def __repr__(self) -> str:
+        model, count = self.model, sum(p.numel() for p in getattr(self.model, "parameters", tuple)())
+        about = f"{count / 1e6:,.1f} M parameters, {model.dtype}, {model.device}".replace("torch.", "")
+        return f"Sampler of {type(model).__name__} ({about})\n  policy: {self.policy!r}\n  config: {self.config!r}"
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without captured steps, which cannot be copied."""
@@ -329,7 +335,7 @@ class Sampler:
         recorder = Recorder() if config.record else None
         for _ in records if recorder is None else recorder.follow(records):
             pass
-        raise_if_undefined(state)
+        state.raise_if_undefined()
         ends = first_stop(buffer, self.stop_ids if cut else ())
         filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
         if self.on_canvases:
@@ -343,6 +349,7 @@ class Sampler:
             filled=filled,
             texts=self.decode(buffer, ends),
             trajectory=recorder.trajectory(state, self.policy.num_confidences) if recorder else None,
+            origin=Origin.of(self, state, config) if recorder else None,
         )
 
     def decode(self, completions: Tensor, ends: Tensor) -> list[str] | None:
@@ -371,7 +378,7 @@ class Sampler:
                 finished=record.state.done.cpu()[took].tolist(),
                 completions=whole.buffer[:, : whole.horizon].cpu().clone(),
             )
-        raise_if_undefined(whole)
+        whole.raise_if_undefined()
 
 
 def check_model(model: Any) -> None:
@@ -385,12 +392,4 @@ def check_model(model: Any) -> None:
         raise TypeError(
             f"model must be a model as load_model gives it, got {type(model).__name__}, which has no "
             f"{', '.join(missing)}{hint}"
-        )
-
-
-def raise_if_undefined(state: State) -> None:
-    """FloatingPointError for rows whose logits were undefined where a token had to be committed."""
-    if rows := (state.status == POISONED).nonzero().flatten().tolist():
-        raise FloatingPointError(
-            f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
         )

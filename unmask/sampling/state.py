@@ -78,6 +78,13 @@ class State(ops_state.State):
         }
         return state
 
+    def raise_if_undefined(self) -> None:
+        """FloatingPointError for rows whose logits were undefined where a token had to be committed."""
+        if rows := (self.status == POISONED).nonzero().flatten().tolist():
+            raise FloatingPointError(
+                f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
+            )
+
     def positions(self) -> Tensor:
         """(N, BL) int64 buffer positions of each row's active block; past the end, the last position repeats."""
         return positions_from(self.block * self.block_length - self.phase, self.block_length, self.length)

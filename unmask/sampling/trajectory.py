@@ -12,7 +12,7 @@ from unmask.sampling.loop import StepRecord
 from unmask.sampling.state import State
 
 
-@dataclass
+@dataclass(repr=False)
 class Trajectory:
     """Observations and actions of N rows over S steps, the most that a row took; each row counts its own steps."""
 
@@ -22,6 +22,8 @@ class Trajectory:
     """(N, S, L) bool."""
     confidence: Tensor
     """(N, S, L, k) float32: the largest probabilities, of which the first is that of the token drawn."""
+    candidates: Tensor
+    """(N, S, L) int64: the token that each position would have got, where it was read."""
     rank: Tensor
     """(N, S, L) int32: 0 where a token was unmasked, or for "dpls" the order of the draw;
     :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1."""
@@ -31,6 +33,10 @@ class Trajectory:
     """(N,) int64: where in a block the buffer begins; None: at its start."""
     horizon: int = 0
     """Tokens of the whole completion, the unit of time; 0: L."""
+
+    def __repr__(self) -> str:
+        rows, steps, length = self.mask.shape
+        return f"Trajectory({rows} rows, at most {steps} steps, {length} positions, {int(self.actions.sum())} commits)"
 
     @property
     def actions(self) -> Tensor:
@@ -58,7 +64,7 @@ class Recorder:
             # Where tokens may be revised, forwards without masks count as well. A seed is no action of the policy.
             edits = o.editable is not None
             took, steps = (record.changed, record.state.forwards - 1) if edits else (record.took, o.steps)
-            self._steps.append((record.rows, took, steps, o.mask, o.allowed, o.drawn, record.rank))
+            self._steps.append((record.rows, took, steps, o.mask, o.allowed, o.drawn, o.candidates, record.rank))
             yield record
 
     def trajectory(self, state: State, num_confidences: int) -> Trajectory:
@@ -66,7 +72,7 @@ class Recorder:
         num_rows = state.rows.shape[0]
         if not self._steps:
             return empty(num_rows, 0, state.length, num_confidences, state.rows.device)
-        rows, took, steps, mask, allowed, confidence, rank = (
+        rows, took, steps, mask, allowed, confidence, candidates, rank = (
             torch.cat(parts) for parts in zip(*self._steps, strict=True)
         )
         rows, steps = rows[took], steps[took]
@@ -81,6 +87,7 @@ class Recorder:
             mask=lay_out(mask, False),
             allowed=lay_out(allowed, False),
             confidence=lay_out(confidence, 0.0),
+            candidates=lay_out(candidates, 0),
             rank=lay_out(rank, -1),
             active=lay_out(took, False),
             phase=state.phase.clone() if state.grid else None,
@@ -95,6 +102,7 @@ def empty(rows: int, steps: int, length: int, num_confidences: int, device: torc
         mask=mask,
         allowed=mask.clone(),
         confidence=torch.zeros((rows, steps, length, num_confidences), dtype=torch.float32, device=device),
+        candidates=torch.zeros((rows, steps, length), dtype=torch.int64, device=device),
         rank=torch.full((rows, steps, length), -1, dtype=torch.int32, device=device),
         active=torch.zeros((rows, steps), dtype=torch.bool, device=device),
     )
@@ -107,7 +115,7 @@ def join(parts: Sequence[tuple[Tensor, int, Trajectory]], num_rows: int, length:
     whole = empty(num_rows, steps, length, first.confidence.shape[-1], first.mask.device)
     for rows, missing, part in parts:
         count = part.mask.shape[1]
-        for name in ("mask", "allowed", "confidence", "rank", "active"):
+        for name in ("mask", "allowed", "confidence", "candidates", "rank", "active"):
             target, value = getattr(whole, name), getattr(part, name)
             if name == "active":
                 target[rows, :count] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,16 +82,41 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
 
 
 def imported(name: str) -> type[Task]:
-    """The task class at ``module:Class``, of a module here or installed; ValueError if there is none."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"unknown task {name!r}; known tasks are {', '.join(sorted(TASKS))}, or module:Class")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    found = getattr(import_module(module), attribute, None)
+    """The task class at ``module:Class``; ValueError if there is none."""
+    if ":" not in name:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown task {name!r}{hint}; known tasks are {', '.join(sorted(TASKS))}, or module:Class")
+    found = named(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task) and is_dataclass(found)):
         raise ValueError(f"task {name!r} must be a dataclass derived from unmask.tasks.Task, got {found!r}")
+    if missing := sorted(found.__abstractmethods__ | ({"name"} - set(dir(found)))):
+        raise ValueError(f"task {name!r} lacks {', '.join(missing)}")
     return found
+
+
+def named(place: str, what: str) -> Any:
+    """What is called ``module:name`` in a module of the current folder, or an installed one; ``what`` is it.
+
+    Raises ValueError if there is no such module or name, or if the module cannot be imported.
+    """
+    module, _, name = place.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = import_module(module)
+    except Exception as error:
+        missing = (
+            isinstance(error, ModuleNotFoundError) and error.name is not None and f"{module}.".startswith(error.name)
+        )
+        why = f"{here} has no module {module}, and none is installed" if missing else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} {place!r} cannot be imported: {why}") from error
+    if not hasattr(found, name):
+        close = difflib.get_close_matches(name, dir(found), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{what} {place!r}: {getattr(found, '__file__', module)} has no {name!r}{hint}")
+    return getattr(found, name)
 
 
 def fields_of(name: str) -> list[str]:
@@ -111,5 +137,5 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 __all__ = [
     "GSM8K", "LITTLE", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums",
-    "Task", "make_task", "make_tasks", "options_of",
+    "Task", "make_task", "make_tasks", "named", "options_of",
 ]  # fmt: skip

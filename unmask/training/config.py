@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import field
@@ -23,11 +24,13 @@ OBSERVATIONAL = {
 EXPERT_BLOCK_LENGTH = 32
 """Tokens per block of the experts in full diffusion (arXiv 2512.09106)."""
 
+REWARD_RULES = ("multiplicative", "additive", "plain")
+
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)
 ]
 
-__all__ = ["OBSERVATIONAL", "TrainerConfig", "find_config", "packaged_configs"]
+__all__ = ["OBSERVATIONAL", "REWARD_RULES", "TrainerConfig", "find_config", "packaged_configs"]
 
 
 class TrainerConfig(Config):
@@ -95,8 +98,10 @@ class TrainerConfig(Config):
     of several by their advantages where these are positive."""
     imitation_learning_rate: NonNegative = 3e-3
 
-    reward: Literal["multiplicative", "additive", "plain"] = "multiplicative"
-    """How speed enters: "multiplicative", "additive" or "plain" (not at all)."""
+    reward: str | tuple[str, ...] = "multiplicative"
+    """How speed enters the grade: "multiplicative", "additive" or "plain" (not at all). Or a function of your own,
+    module:function, whose value is the reward as it is; with several in a list their sum, and with one of the three
+    words in the list that sum takes the place of the grade."""
     alpha: NonNegative | Range = 1.0
     """Weight of speed. With a pair (low, high) every group draws its own, uniformly in log(1 + alpha); this needs a
     policy conditioned on alpha (``policy: {alpha_conditioned: true}``)."""
@@ -158,6 +163,7 @@ class TrainerConfig(Config):
     def __post_init__(self) -> None:
         self._fill_in()
         self._check_groups()
+        self._check_reward()
         self._check_policy()
         self._check_experts()
 
@@ -184,6 +190,17 @@ class TrainerConfig(Config):
         require(experts or not imitated, f"imitation_steps={imitated} needs an expert to imitate")
         require(
             imitated < self.iterations, f"imitation_steps={imitated} leaves nothing of iterations={self.iterations}"
+        )
+
+    def _check_reward(self) -> None:
+        wrong = [name for name in self.reward_names if name not in REWARD_RULES and not all(name.partition(":")[::2])]
+        close = difflib.get_close_matches(wrong[0], REWARD_RULES, n=1) if wrong else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        kinds = f"{', '.join(REWARD_RULES)} or module:function of your own"
+        require(not wrong, f"reward must be {kinds}, got {wrong[:1]}{hint}")
+        require(
+            bool(self.reward_names) and len(self.reward_names) - len(self.reward_functions) < 2,
+            f"reward must name at most one of {', '.join(REWARD_RULES)}, and something, got {self.reward!r}",
         )
 
     def _check_policy(self) -> None:
@@ -233,6 +250,22 @@ class TrainerConfig(Config):
         if self.expert is None:
             return ()
         return (self.expert,) if isinstance(self.expert, str) else tuple(self.expert)
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """``reward`` as a tuple."""
+        return (self.reward,) if isinstance(self.reward, str) else self.reward
+
+    @property
+    def reward_functions(self) -> tuple[str, ...]:
+        """The functions of one's own among them, module:function."""
+        return tuple(name for name in self.reward_names if name not in REWARD_RULES)
+
+    @property
+    def reward_rule(self) -> str:
+        """How speed enters: a key of :data:`unmask.training.rewards.REWARDS`."""
+        rules = [name for name in self.reward_names if name in REWARD_RULES]
+        return rules[0] if rules else "plain"
 
     @property
     def expert_rollouts(self) -> int:

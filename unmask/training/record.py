@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import unmask
+from unmask.commit import package_commit
+from unmask.config import Config
 from unmask.files import write_atomically
 from unmask.models.sources import packaged_models, read_json
 from unmask.policies.card import is_hub_id
@@ -15,6 +17,14 @@ from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
 TRAINING_FILE = "training.json"
 CONFIG_FILE = "config.yaml"
+REPLACES = {
+    "model": ("model", "quantization"),
+    "task": ("task", "task_options", "prompts"),
+    "policy": ("policy", "init_policy"),
+}
+"""The settings that arguments of a Trainer take the place of."""
+RESOLVED = ("dtype", "chat_template")
+"""Settings of which training.json has what they turned out to be."""
 CONFIG_HEADER = "# Every setting of the run, as `unmask train` wrote it at the start.\n"
 
 
@@ -25,18 +35,40 @@ def write_training(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def training_record(
-    config: Mapping[str, Any], iteration: int, processes: int, replaced: list[str], commit: str
+    config: Config, iteration: int, parts: Sequence[Mapping[str, Any]], replaced: Mapping[str, Any], **known: Any
 ) -> dict[str, Any]:
-    """How a policy was trained. ``replaced`` names the arguments of the Trainer that replaced settings; "unmask" is the
-    version, ``commit`` is "" if unknown."""
-    return {
-        "config": config,
-        "replaced": replaced,
-        "iteration": iteration,
-        "processes": processes,
-        "unmask": unmask.__version__,
-        "commit": commit,
-    }
+    """How a policy was trained.
+
+    ``replaced`` are the arguments of the Trainer that took the place of settings, by name: these settings are left out,
+    and so is a task whose prompts came from a file. ``known`` is what settings that were left open turned out to be.
+    ``parts`` of the run, as :func:`run_part` makes them, are listed if there were several.
+    """
+    unused = {name for argument in replaced for name in REPLACES.get(argument, ())}
+    if getattr(config, "prompts", None) is not None:
+        unused |= {"task", "task_options"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in unused}
+    facts = {"parts": list(parts)} if len(parts) > 1 else {k: v for k, v in parts[0].items() if k != "from"}
+    names = {name: place_of(value) for name, value in replaced.items()}
+    return {"config": settings | known, "replaced": names, "iteration": iteration, **facts}
+
+
+def run_part(iteration: int, processes: int) -> dict[str, Any]:
+    """A stretch of a run without a stop: from which iteration on, on how many processes, and by which code."""
+    return {"from": iteration, "processes": processes, "unmask": unmask.__version__, "commit": package_commit()}
+
+
+def with_part(parts: Sequence[Mapping[str, Any]], part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``parts`` and then ``part``, unless it goes on as the last one did."""
+    same = bool(parts) and {**part, "from": 0} == {**parts[-1], "from": 0}
+    return [dict(one) for one in (*parts, *([] if same else [part]))]
+
+
+def place_of(value: Any) -> Any:
+    """Where an argument is defined, "module:name": a function itself, of another object its class."""
+    if isinstance(value, (list, tuple)):
+        return [place_of(one) for one in value]
+    home = value if hasattr(value, "__qualname__") else type(value)
+    return f"{home.__module__}:{home.__qualname__}"
 
 
 def read_training(folder: Path) -> dict[str, Any] | None:
@@ -61,7 +93,9 @@ def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[
         return config, base_model
     place = folder / TRAINING_FILE
     training = learned_from(record["config"])
-    if config is not None and (differing := [name for name in config if config[name] != training.get(name)]):
+    given_open = {name for name in RESOLVED if config and config.get(name) is None}
+    compared = [name for name in config or {} if name in training and name not in given_open]
+    if config is not None and (differing := [name for name in compared if config[name] != training[name]]):
         raise ValueError(
             f"{given} is not how the policy was trained: {place} differs in {', '.join(differing)}; leave it out"
         )
@@ -73,7 +107,7 @@ def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[
     else:  # a local folder, or a model that was given as an object
         training.pop("model", None)
     training = {name: value for name, value in training.items() if name not in replaced}
-    facts = ("replaced", "iteration", "processes", "unmask", "commit")
+    facts = ("replaced", "iteration", "processes", "unmask", "commit", "parts")
     return training | {name: record[name] for name in facts if record.get(name)}, base_model
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from unmask.tasks.base import Problem
 
 RewardFunction = Callable[..., "Sequence[float]"]
 """``f(prompts, completions, **columns) -> list[float]``, one number per completion; see :func:`score`."""
@@ -37,12 +40,38 @@ def additive(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float)
     return correct - weight * steps / length
 
 
+ROLLOUT_COLUMNS = ("steps", "length", "alpha")
+"""What a reward function is told of the rollouts, beside what the problems hold."""
+
 REWARDS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
     "multiplicative": multiplicative,
     "additive": additive,
     "plain": lambda correct, steps, length, alpha: correct.float(),  # the reward functions' own value
 }
 """How correctness and speed become one number, under the names that configurations use."""
+
+
+def columns_of(problems: Sequence[Problem], told: Mapping[str, Sequence[object]]) -> dict[str, Sequence[object]]:
+    """The columns for reward functions: the problems' ``answer``, what is ``told`` of their rollouts, and metadata that
+    all have."""
+    columns: dict[str, Sequence[object]] = {"answer": [p.answer for p in problems], **told}
+    shared = set.intersection(*(set(p.metadata) for p in problems)) - set(columns)
+    return columns | {name: [p.metadata[name] for p in problems] for name in sorted(shared)}
+
+
+def check_reward_function(function: Any, columns: Mapping[str, object]) -> None:
+    """Raise TypeError for what cannot be called with ``prompts``, ``completions`` and ``columns``."""
+    name = getattr(function, "__name__", repr(function))
+    if not callable(function):
+        raise TypeError(f"reward {name} must be a function, got {type(function).__name__}")
+    try:
+        inspect.signature(function).bind(prompts=[], completions=[], **columns)
+    except TypeError as error:
+        raise TypeError(
+            f"reward function {name} must take prompts, completions and **columns ({', '.join(columns)}), but {error}"
+        ) from None
+    except ValueError:  # without a signature, as some functions of C
+        pass
 
 
 def score(

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.commit import package_commit
 from unmask.evaluation.calibrate import measure_curve
 from unmask.files import locked
 from unmask.models.loading import load_model, load_tokenizer
@@ -23,14 +23,15 @@ from unmask.policies.options import Options, with_options
 from unmask.policies.set_policy import SetPolicy
 from unmask.pretraining.optimizer import Muon
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.prompts import with_chat_template
+from unmask.sampling.prompts import ChatTokenizer, with_chat_template
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
 from unmask.tasks.base import Task
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals, leave
 from unmask.training.metrics import METRICS, Averages, MetricsLog
-from unmask.training.record import training_record, write_config, write_training
+from unmask.training.progress import Progress
+from unmask.training.record import run_part, training_record, with_part, write_config, write_training
 from unmask.training.rollout import encode
 from unmask.training.set_config import SetTrainerConfig
 from unmask.training.sets import SetCollector, Tried
@@ -61,7 +62,9 @@ class SetTrainer:
             raise TypeError(f"config must be a SetTrainerConfig, got {config!r}")
         self.config, self.output = config, Path(config.output_dir)
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
-        self.replaced = [name for name, value in given.items() if value is not None]
+        self.replaced = {name: value for name, value in given.items() if value is not None}
+        self.parts: list[dict[str, Any]] = []
+        """The stretches of the run, of which there are several if it was stopped and resumed."""
         checkpoint.check(self.output, config)
         self.prompts = Prompts(config, task)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,6 +75,7 @@ class SetTrainer:
             tokenizer, config.chat_template, config.system_prompt, self.prompts.instructions
         )
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
+        self.policy.source = ""
         self.collector = SetCollector(self.model, self.tokenizer, self.policy, config)
         matrices = [p for p in self.policy.layers.parameters() if p.ndim == 2]
         chosen = set(map(id, matrices))
@@ -94,21 +98,23 @@ class SetTrainer:
             torch.manual_seed(c.seed)
             return SetPolicy(c.policy_config(vocab, width))
 
-    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None) -> SetPolicy:
+    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None, progress: bool = True) -> SetPolicy:
         """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
 
+        ``progress`` shows what is logged on standard error: in a terminal in one line, elsewhere line by line.
         Writes config.yaml, metrics.jsonl, checkpoints/ and policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the
         round, with a checkpoint. Raises FileExistsError if the folder holds another run, ValueError if its settings
         differ, BlockingIOError if one is writing there now, FloatingPointError if training diverged,
         KeyboardInterrupt or SystemExit after a signal.
         """
-        with locked(self.output / METRICS, wait=False), StopSignals() as signals:
-            stopped_by = self._train(signals, on_log or (lambda iteration, values: None))
+        shown = Progress(self.config.iterations, progress)
+        with locked(self.output / METRICS, wait=False), StopSignals() as signals, closing(shown):
+            stopped_by = self._train(signals, shown, on_log or (lambda iteration, values: None))
         if stopped_by:
             leave(stopped_by)
         return self.policy.eval()
 
-    def _train(self, signals: StopSignals, on_log: Callable[[int, dict[str, float]], None]) -> int:
+    def _train(self, signals: StopSignals, progress: Progress, on_log: Callable[[int, dict[str, float]], None]) -> int:
         """Train to the end or to a signal; returns the signal's number, 0 for none."""
         c = self.config
         self._resume()
@@ -121,6 +127,7 @@ class SetTrainer:
             if self.iteration % c.logging_steps == 0 or ends:
                 values = averages.take()
                 log.write(self.iteration, values)
+                progress(self.iteration, values)
                 on_log(self.iteration, values)
             if self.iteration % c.save_steps == 0 or ends:
                 self._save()
@@ -129,7 +136,8 @@ class SetTrainer:
         if c.calibration_prompts:
             self._calibrate(c.calibration_prompts)
         self.policy.save_pretrained(self.output / "policy")
-        record = training_record(c.to_dict(), self.iteration, 1, self.replaced, package_commit())
+        known = {"dtype": str(self.model.dtype)[6:], "chat_template": isinstance(self.tokenizer, ChatTokenizer)}
+        record = training_record(c, self.iteration, self.parts, self.replaced, **known)
         write_training(self.output / "policy", record)
         return 0
 
@@ -151,8 +159,10 @@ class SetTrainer:
         """Go on from the checkpoint that the config asks for, if there is one."""
         state = checkpoint.resume(self.output, self.policy, self.optimizers, self.config)
         if state is None:
+            self.parts = [run_part(0, 1)]
             return
         self.iteration = state["iteration"]
+        self.parts = with_part(state.get("parts", [{"from": 0}]), run_part(self.iteration, 1))
         by_round: dict[int, dict[str, Tensor]] = {}
         for key, value in state["tensors"].items():
             number, _, name = key.partition(".")
@@ -162,7 +172,8 @@ class SetTrainer:
     def _save(self) -> None:
         c = self.config
         tensors = {f"{i}.{name}": value for i, part in enumerate(self.rounds) for name, value in part.tensors().items()}
-        checkpoint.save(self.output, self.iteration, self.policy, self.optimizers, c, {}, c.save_total_limit, tensors)
+        state, limit = {"parts": self.parts}, c.save_total_limit
+        checkpoint.save(self.output, self.iteration, self.policy, self.optimizers, c, state, limit, tensors)
 
     def step(self) -> dict[str, float]:
         """One round: decodes, labels, updates. Returns its metrics."""

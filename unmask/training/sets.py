@@ -20,7 +20,7 @@ from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import LEAST, SetInputs, SetPolicy
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.sampler import Sampler, raise_if_undefined
+from unmask.sampling.sampler import Sampler
 from unmask.training.rollout import WideView
 from unmask.training.set_config import SetTrainerConfig
 
@@ -72,7 +72,7 @@ def finish(
     state.rows[:, REMAINING] = state.mask.sum(dim=1)
     for _ in sampler.steps(state, config, share=True):
         pass
-    raise_if_undefined(state)
+    state.raise_if_undefined()
     return state.buffer, state.buffer == state.mask_token_id
 
 

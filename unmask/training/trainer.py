@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.commit import package_commit
 from unmask.evaluation.calibrate import measure_curve
 from unmask.evaluation.evaluate import decode_problems, grade
 from unmask.files import locked
@@ -23,9 +22,9 @@ from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
-from unmask.sampling.prompts import with_chat_template
+from unmask.sampling.prompts import ChatTokenizer, with_chat_template
 from unmask.sampling.sampler import Sampler
-from unmask.tasks import make_task
+from unmask.tasks import make_task, named
 from unmask.tasks.base import Problem, Task
 from unmask.training import checkpoint
 from unmask.training.config import TrainerConfig
@@ -35,8 +34,9 @@ from unmask.training.learner import Learner, parameter_groups, pick_steps
 from unmask.training.metrics import METRICS, Averages, MetricsLog, SkippedRounds, describe, with_deviation
 from unmask.training.problems import TrainingProblems
 from unmask.training.processes import Processes
-from unmask.training.record import training_record, write_config, write_training
-from unmask.training.rewards import REWARDS, RewardFunction, score
+from unmask.training.progress import Progress
+from unmask.training.record import run_part, training_record, with_part, write_config, write_training
+from unmask.training.rewards import REWARDS, ROLLOUT_COLUMNS, RewardFunction, check_reward_function, columns_of, score
 from unmask.training.rollout import Collector, Rollouts, WideView
 
 logger = logging.getLogger(__name__)
@@ -67,10 +67,10 @@ class Trainer:
     ) -> None:
         check_kinds(config, task, policy, reward_functions)
         self.config = config
-        self.reward_functions = tuple(reward_functions)
+        self.reward_functions = tuple(reward_functions) or tuple(named(f, "reward") for f in config.reward_functions)
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
-        self.replaced = [name for name, value in given.items() if value is not None]
-        self.replaced += ["reward_functions"] if reward_functions else []
+        given["reward_functions"] = reward_functions or None
+        self.replaced = {name: value for name, value in given.items() if value is not None}
         self.processes = Processes(config.report_to, Path(config.output_dir))
         # Checks come before the model, which may take long to load.
         checkpoint.check(Path(config.output_dir), config)
@@ -88,6 +88,7 @@ class Trainer:
         )
         self.policy.to(self.model.device).train()
         self._note_training()
+        self.policy.source = ""
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.alpha_lr_multiplier),
             lr=config.learning_rate,
@@ -98,6 +99,8 @@ class Trainer:
         self.next_problem = 0
         """Number of the first problem of the next round, over all processes."""
         self.skipped = SkippedRounds()
+        self.parts: list[dict[str, Any]] = []
+        """The stretches of the run, of which there are several if it was stopped and resumed."""
         self.best: dict[str, float] = {}
         self.collector = Collector(self.model, self.tokenizer, self.policy, config, experts)
         self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
@@ -108,7 +111,9 @@ class Trainer:
         if c.eval_steps or not self.reward_functions:
             self.task.check_gradable(train=True)
         problems = TrainingProblems(self.task, c.seed, c.eval_problems, hold_out=c.eval_steps > 0)
-        problems.take(0, c.num_prompts)
+        first = problems.take(0, c.num_prompts)
+        for function in self.reward_functions:
+            check_reward_function(function, columns_of(first, {name: [] for name in ROLLOUT_COLUMNS}))
         return problems
 
     def _make_policy(self) -> Policy:
@@ -138,9 +143,10 @@ class Trainer:
             trained_alphas=alphas,
         )
 
-    def train(self, on_log: OnLog | None = None) -> Policy:
+    def train(self, on_log: OnLog | None = None, progress: bool = True) -> Policy:
         """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
 
+        ``progress`` shows what is logged on standard error: in a terminal in one line, elsewhere line by line.
         Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
         policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
 
@@ -150,13 +156,14 @@ class Trainer:
         """
         own = locked(Path(self.config.output_dir) / METRICS, wait=False) if self.processes.is_main else nullcontext()
         with own, StopSignals() as signals:
-            stopped_by = self._train(signals, on_log)
+            with closing(Progress(self.config.iterations, progress and self.processes.is_main)) as shown:
+                stopped_by = self._train(signals, shown, on_log)
             self.processes.finish()
         if stopped_by:
             leave(stopped_by)
         return self.policy
 
-    def _train(self, signals: StopSignals, on_log: OnLog | None) -> int:
+    def _train(self, signals: StopSignals, progress: Progress, on_log: OnLog | None) -> int:
         """Train to the end or to a signal; returns the signal's number, 0 for none."""
         c, output = self.config, Path(self.config.output_dir)
         self._resume(output)
@@ -170,6 +177,7 @@ class Trainer:
             if log is not None:
                 log.write(self.iteration, values)
             self.processes.log(values, self.iteration)
+            progress(self.iteration, values)
             if on_log is not None and self.processes.is_main:
                 on_log(self.iteration, values)
 
@@ -208,8 +216,10 @@ class Trainer:
         """Go on from the checkpoint that the config asks for, if there is one."""
         state = checkpoint.resume(output, self.policy, self.optimizer, self.config)
         if state is None:
+            self.parts = [run_part(0, self.processes.count)]
             return
         self.iteration = state["iteration"]
+        self.parts = with_part(state.get("parts", [{"from": 0}]), run_part(self.iteration, self.processes.count))
         earlier = state.get("processes", self.processes.count)
         self.next_problem = state.get("next_problem", self.iteration * earlier * self.config.num_prompts)
         # Checkpoints without "next_problem" were evaluated on other problems.
@@ -285,23 +295,23 @@ class Trainer:
         return (low + torch.tensor(share, dtype=torch.float32) * (high - low)).expm1()
 
     def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-        """(N,) float64: the grades of the answers, and the rewards, which depend on their speed too."""
-        size, length = rollouts.group_size, self.config.max_completion_length
-        each = [problem for problem in problems for _ in range(size)]
+        """(N,) float64: the worth of the answers, and the rewards, which depend on their speed too."""
+        each = [problem for problem in problems for _ in range(rollouts.group_size)]
+        return self.rewarded(each, rollouts.texts, rollouts.steps, rollouts.alpha)
+
+    def rewarded(
+        self, problems: Sequence[Problem], texts: Sequence[str], steps: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) float64: what N completions are worth, by the grader or the reward functions, and their rewards."""
+        length = self.config.max_completion_length
         if self.reward_functions:
-            columns: dict[str, Sequence[object]] = {
-                "answer": [p.answer for p in each],
-                "steps": rollouts.steps.tolist(),
-                "length": [length] * len(each),
-                "alpha": rollouts.alpha.tolist(),
-            }
-            shared = set.intersection(*(set(p.metadata) for p in problems)) - set(columns)
-            columns |= {name: [p.metadata[name] for p in each] for name in sorted(shared)}
-            worth = score(self.reward_functions, [p.prompt for p in each], rollouts.texts, columns)
+            lengths = [length] * len(problems)
+            told = dict(zip(ROLLOUT_COLUMNS, (steps.tolist(), lengths, alpha.tolist()), strict=True))
+            worth = score(self.reward_functions, [p.prompt for p in problems], texts, columns_of(problems, told))
         else:
-            worth = self.task.grade_all(each, rollouts.texts)
-        correct = torch.tensor(worth, dtype=torch.float64, device=rollouts.steps.device)
-        return correct, REWARDS[self.config.reward](correct, rollouts.steps, length, rollouts.alpha)
+            worth = grade(self.task, problems, texts)
+        values = torch.tensor(worth, dtype=torch.float64, device=steps.device)
+        return values, REWARDS[self.config.reward_rule](values, steps, length, alpha)
 
     def picked_samples(self, rollouts: Rollouts) -> Any:
         """The steps to replay: all, or ``replayed_steps`` of each rollout."""
@@ -328,12 +338,12 @@ class Trainer:
             asked = {"alpha": float(alpha)} if self.policy.conditioned else {}
             config = sampler.settled({"seed": 0, **asked})
             result = decode_problems(sampler, problems, config, prompts)
-            correct = torch.tensor(grade(self.task, problems, result), dtype=torch.float64, device=result.steps.device)
-            power = torch.tensor(float(alpha), dtype=torch.float32)
-            reward = REWARDS[c.reward](correct, result.steps, c.max_completion_length, power)
+            asked_of = torch.full(result.steps.shape, float(alpha), dtype=torch.float32, device=result.steps.device)
+            correct, reward = self.rewarded(problems, result.texts or [], result.steps, asked_of)
+            grades = grade(self.task, problems, result.texts or []) if self.reward_functions else correct.tolist()
             values = {
                 "eval_reward": reward.sum().item(),
-                "eval_accuracy": correct.sum().item(),
+                "eval_accuracy": sum(grades),
                 "eval_nfe": result.steps.double().sum().item(),
             }
             for name, value in values.items():
@@ -354,12 +364,14 @@ class Trainer:
         """Write the policy with a record of its training."""
         if self.processes.is_main:
             self.policy.save_pretrained(folder)
-            count, config = self.processes.count, self.config.to_dict()
-            write_training(folder, training_record(config, self.iteration, count, self.replaced, package_commit()))
+            known = {"dtype": str(self.model.dtype)[6:], "chat_template": isinstance(self.tokenizer, ChatTokenizer)}
+            record = training_record(self.config, self.iteration, self.parts, self.replaced, **known)
+            write_training(folder, record)
 
     def _save(self, output: Path) -> None:
         if self.processes.is_main:
             state = {"best": self.best, "processes": self.processes.count, "next_problem": self.next_problem}
+            state["parts"] = self.parts
             limit = self.config.save_total_limit
             checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
         self.processes.wait()
