@@ -18,7 +18,7 @@ class Push(Command):
     How it was trained, and on which model, is read from training.json, which `unmask train` writes beside a policy.
 
     examples:
-      unmask evaluate --model tiny --task hops --policies mine=runs/quickstart/policy threshold:0.9 --regimes full --output rows.csv
+      unmask evaluate --model tiny --task hops --policies mine=runs/quickstart/policy --regimes full --output rows.csv
       unmask push runs/quickstart/policy user/name --results rows.csv --dry-run
     """
 

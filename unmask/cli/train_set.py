@@ -33,7 +33,7 @@ class TrainSet(Command):
       unmask train set quickstart                      minutes on one core
       unmask train set quickstart prompts=prompts.txt output_dir=runs/mine
       unmask train set quickstart --resume             go on after the last checkpoint
-      unmask evaluate --model tiny --task hops --policies set=runs/set/policy,hold-eos --alphas 0.01 0.05 0.2 --regimes full
+      unmask evaluate --model tiny --task hops --policies set=runs/set/policy,hold-eos --alphas 0.05 0.2 --regimes full
     """
 
     REST = "settings"
