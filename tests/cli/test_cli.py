@@ -367,7 +367,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "evaluate",
             SamplerConfig,
-            {"record", "block_length"},
+            {"record", "block_length", "num_return_sequences"},
             "--cache {auto,none,exact,prefix,dual} Reuse of keys",
         ),
         (
