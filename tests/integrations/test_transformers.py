@@ -189,6 +189,11 @@ def test_streamers_reach_the_loop(model: Any, capsys: pytest.CaptureFixture[str]
     for form in (bound, {**FORMS["folder"], "streamer": streamer}):
         assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected)
         assert capsys.readouterr().out == text + "\n"
+    stop = tokenizer.decode(expected[0, 8:9])
+    reading = {"custom_generate": functools.partial(custom_generate, tokenizer=tokenizer), "stop": [stop]}
+    texts = {**FORMS["folder"], "tokenizer": tokenizer, "stop_strings": stop}
+    for form in (reading, texts):
+        assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected[:, :7])
     with pytest.raises(ValueError, match="streamer= does not reach custom_generate: functools.partial"):
         model.generate(prompts(rows=1), **FORMS["callable"], streamer=streamer, **arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_python
 from helpers import EOS, MASK, VOCAB, ScriptedModel, random_model
 from recorded_graphs import RecordedCapture
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, load_model
 from unmask.ops.reference.topk_confidence import _gumbel
+from unmask.sampling import logits as logits_module
 from unmask.sampling import sampler as sampler_module
 from unmask.sampling.config import GENERATION_CONFIG
 from unmask.sampling.graphs import StepGraphs
@@ -92,17 +95,21 @@ def simulated(canvas: list[int], start: int, number: int, config: SamplerConfig)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_row_is_decoded_as_written_out_whatever_is_beside_it(settings: dict[str, Any]) -> None:
+def test_every_row_is_decoded_as_written_out_whatever_is_beside_it(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampler = make_sampler(**settings)
     expected = [simulated([*p, *[MASK] * 16], len(p), i, sampler.config) for i, p in enumerate(PROMPTS)]
     plain = make_sampler(**{name: settings[name] for name in ("temperature", "block_length") if name in settings})
     assert [row for row, _ in expected] != plain.generate(PROMPTS).completions.tolist(), "the settings change something"
-    for overrides in ({}, {"max_batch_size": 2}, {"deterministic": True}):
+    for few, overrides in ((1024, {}), (3, {"max_batch_size": 2}), (1, {"deterministic": True})):
+        monkeypatch.setattr(logits_module, "FEW", few)  # tokens that top_p tries before it sorts all
         out = sampler.generate(PROMPTS, **overrides)
         assert list(zip(out.completions.tolist(), out.steps.tolist(), strict=True)) == expected
         assert out.forwards is not None
         assert out.forwards.tolist() == [n * (2 if "cfg_scale" in settings else 1) for n in out.steps.tolist()]
     assert sampler.generate(PROMPTS[:1]).completions.tolist() == [expected[0][0]]
+    monkeypatch.setattr(logits_module, "FEW", 1024)
     sampler.graphs = StepGraphs(capture := RecordedCapture())
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # what would wait for the device is not captured
@@ -342,3 +349,13 @@ def test_no_generation_config_is_an_error(tmp_path: Path) -> None:
         SamplerConfig.from_generation_config(3)
     with pytest.raises(ValueError, match="top_p must be less than or equal to 1, got 2"):
         SamplerConfig.from_generation_config({"do_sample": True, "top_p": 2})
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    ran = run_python("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)))
+    assert ran.returncode == 0, ran.stderr
+    drawn, cut, dream = map(json.loads, ran.stdout.replace("'", '"').splitlines())
+    assert (len(drawn), cut) == (4, ["aCcEeGgD", "aBbCcDdE"])
+    assert "#" in dream[0]
+    assert {f"`{name}`" for setting in SETTINGS for name in setting} - {"`block_length`"} <= set(page.split())

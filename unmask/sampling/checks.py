@@ -53,7 +53,7 @@ def check_settings(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
 
 def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: SamplerConfig) -> None:
     """Raise ValueError for parameters of the sampling that would have no effect, or a wrong one."""
-    check_draws(config)
+    config.check_draws()
     if config.cfg_scale and (model_attention(model) != "bidirectional" or config.cache in ("prefix", "dual")):
         raise ValueError(
             f"cfg_scale={config.cfg_scale} computes a second canvas whose prompt is masked, of which no keys are kept: "
@@ -69,17 +69,6 @@ def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
             f"num_return_sequences={config.num_return_sequences} would all be the same: at temperature=0, "
             f"{policy.spec} draws nothing; set a temperature above 0"
         )
-
-
-def check_draws(config: SamplerConfig) -> None:
-    """Raise ValueError for a choice of what to draw from where nothing is drawn."""
-    for name in ("top_k", "top_p"):
-        value = getattr(config, name)
-        if config.temperature == 0 and value is not None and (name, value) != ("top_p", 1):
-            raise ValueError(
-                f"{name}={value} says what is drawn from, but at temperature=0 nothing is drawn: set a temperature "
-                f"above 0, or leave {name} out"
-            )
 
 
 def draws(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:

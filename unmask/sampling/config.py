@@ -95,6 +95,15 @@ class SamplerConfig(Config):
     True: ValueError where it is not; False: never, the default until ``benchmarks/gpu_check.py`` has passed on a GPU.
     Batches are padded with finished rows to a few sizes."""
 
+    def check_draws(self) -> None:
+        """Raise ValueError for a choice of what to draw from where nothing is drawn."""
+        for name, value in (("top_k", self.top_k), ("top_p", None if self.top_p == 1 else self.top_p)):
+            if value is not None and self.temperature == 0:
+                raise ValueError(
+                    f"{name}={value} says what is drawn from, but at temperature=0 nothing is drawn: set a temperature "
+                    f"above 0, or leave {name} out"
+                )
+
     @classmethod
     def from_generation_config(cls, source: Any, **changes: Any) -> Self:
         """What a GenerationConfig of transformers, or Dream's, says about sampling, with ``changes``.

@@ -15,6 +15,8 @@ from unmask.sampling.state import State
 
 AT_ONCE = 2**25
 """Logits that are sorted at once for ``top_p``; about 24 bytes of memory each."""
+FEW = 1024
+"""On the CPU, where the host need not wait to look, ``top_p`` tries so many tokens before it sorts all."""
 
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -57,14 +59,24 @@ def narrowed(logits: Tensor, config: SamplerConfig, exclude: Tensor) -> Tensor:
 
 def lowest(logits: Tensor, config: SamplerConfig) -> Tensor:
     """(R, 1): the lowest of each row's ``logits`` (R, V) that is kept; of undefined rows, any."""
+    vocab, share = logits.shape[-1], 1.0 if config.top_p is None else config.top_p
     if config.top_k is not None:
-        best = logits.topk(min(config.top_k, logits.shape[-1]), dim=-1).values
-    else:
-        best = logits.sort(dim=-1, descending=True).values
-    if config.top_p in (None, 1):
-        return best[:, -1:]
-    share = ((best - best[:, :1]).float() / config.temperature).softmax(dim=-1)
-    # In float64, so that the sum does not depend on how a device splits it.
-    before = share.cumsum(dim=-1, dtype=torch.float64) - share
-    kept = (before < config.top_p).sum(dim=-1, keepdim=True)
-    return best.gather(-1, (kept - 1).clamp_min(0))
+        best = logits.topk(min(config.top_k, vocab), dim=-1).values
+        return best[:, -1:] if share == 1 else nucleus(best, best, config.temperature, share)[0]
+    if logits.device.type == "cpu" and vocab > FEW:
+        least, found = nucleus(logits.topk(FEW, dim=-1).values, logits, config.temperature, share)
+        if rest := (~found).nonzero().flatten().tolist():
+            least[rest] = nucleus(logits[rest].sort(descending=True).values, logits[rest], config.temperature, share)[0]
+        return least
+    return nucleus(logits.sort(dim=-1, descending=True).values, logits, config.temperature, share)[0]
+
+
+def nucleus(best: Tensor, among: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
+    """(R, 1): the last of ``best`` (R, K), the highest logits in order, that is needed for ``share`` of all ``among``
+    (R, V); and (R,) bool: whether ``best`` has that share."""
+    # In float64, so that sums do not depend on how a device splits them.
+    total = ((among.float() - best[:, :1].float()) / temperature).exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    part = ((best.float() - best[:, :1].float()) / temperature).exp().double() / total
+    mass = part.cumsum(dim=-1)
+    kept = (mass - part < share).sum(dim=-1, keepdim=True)
+    return best.gather(-1, (kept - 1).clamp_min(0)), mass[:, -1] >= share

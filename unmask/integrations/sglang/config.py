@@ -12,7 +12,6 @@ from unmask.policies.heuristics import FixedSteps
 from unmask.policies.learned import Policy
 from unmask.policies.options import Options, with_options
 from unmask.policies.registry import make_policy
-from unmask.sampling.checks import check_draws
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import DEFAULT_POLICY
 
@@ -58,7 +57,7 @@ def parse(settings: Mapping[str, Any], block_length: int) -> tuple[UnmaskingPoli
         # As it was trained, where nothing else is asked for.
         values = {"max_new_tokens": block_length, **policy.decoding, **given, "block_length": block_length}
         sampling = SamplerConfig(**values)
-        check_draws(sampling)
+        sampling.check_draws()
         if reason := unsuitable(policy, sampling, given, block_length):
             raise ValueError(f"policy {name!r} {reason}")
         if options_of(policy).hold_eos and not stop_ids(settings):
