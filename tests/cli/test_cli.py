@@ -112,10 +112,10 @@ def test_options_reach_the_sampler() -> None:
 
 
 def test_generate_samples_and_stops(tmp_path: Path) -> None:
-    words = ["generate", "cEaCfBeG:a=", "--json", "--seed", "1", "--temperature", "0.8", "--top-p", "0.95"]
+    words = ["generate", "cEaCfBeG:a=", "--json", "--seed", "1", "--temperature", "3", "--top-p", "0.95"]
     done = run(*words, "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    settings = {"temperature": 0.8, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
+    settings = {"temperature": 3.0, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
     expected = Sampler.from_pretrained("tiny").generate("cEaCfBeG:a=", **settings)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["completion"], row["steps"]) for row in rows] == [
