@@ -40,7 +40,8 @@ CHECKS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, 
 WORDS = {
     "value_error": "{error}", "int_type": "an integer", "float_type": "a number", "bool_type": "true or false",
     "string_type": "a text", "tuple_type": "a list", "dict_type": "a mapping", "greater_than_equal": "at least {ge:g}",
-    "too_short": "a list of at least {min_length}",
+    "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
+    "string_too_short": "a text that is not empty",
 }  # fmt: skip
 """What was expected, for pydantic's types of errors; its own words for all others."""
 

@@ -108,6 +108,23 @@ def test_options_reach_the_sampler() -> None:
         24, None, temperature=1.0, cache="dual", cache_refresh=4, deterministic=True, stop_at_eos=False
     )
     assert given(parse(Generate, [], "").decoding, SamplerConfig) == {}
+    for word, stop in (("#", "#"), ("12", "12"), ("Q:", "Q:"), ('"\\n"', "\n"), ('["a", "\\n"]', ["a", "\n"])):
+        assert given(parse(Generate, ["--stop", word], "").decoding, SamplerConfig) == {"stop": stop}
+
+
+def test_generate_samples_and_stops(tmp_path: Path) -> None:
+    words = ["generate", "cEaCfBeG:a=", "--json", "--seed", "1", "--temperature", "3", "--top-p", "0.95"]
+    done = run(*words, "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = {"temperature": 3.0, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
+    expected = Sampler.from_pretrained("tiny").generate("cEaCfBeG:a=", **settings)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["completion"], row["steps"]) for row in rows] == [
+        *zip(expected.texts or [], expected.steps, strict=True)
+    ]
+    assert len({row["completion"] for row in rows}) > 1
+    refused = run("generate", "a", "--policy", "top-k:1", "--num-return-sequences", "2", cwd=tmp_path)
+    assert "num_return_sequences=2 would all be the same" in refused.stderr
 
 
 def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +385,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "evaluate",
             SamplerConfig,
-            {"record", "block_length"},
+            {"record", "block_length", "num_return_sequences"},
             "--cache {auto,none,exact,prefix,dual} Reuse of keys",
         ),
         (

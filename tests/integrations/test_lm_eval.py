@@ -207,16 +207,18 @@ def test_the_seed_is_the_harnesss() -> None:
 
 
 def test_what_a_request_may_ask_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, until = model.request_settings({"max_gen_toks": 20, "until": ["\n", "#"]})
-    assert (settings, until) == ({"max_new_tokens": 20, "temperature": 0.0}, ["\n", "#"])
-    assert model.request_settings({})[0]["max_new_tokens"] == 24  # the model's own
+    settings = model.request_settings({"max_gen_toks": 20, "until": ["\n", "#", ""]})
+    assert settings == {"max_new_tokens": 20, "temperature": 0.0, "stop": ("\n", "#")}
+    assert model.request_settings({})["max_new_tokens"] == 24  # the model's own
     # Neutral values, and a temperature that do_sample=False switches off, are what tasks often carry along.
-    model.request_settings({"do_sample": False, "temperature": 0.7, "typical_p": 1.0})
+    model.request_settings({"do_sample": False, "temperature": 0.7, "top_p": 0.9, "typical_p": 1.0})
     with pytest.raises(ValueError, match=r"min_p=0.1 has no meaning"):
         model.generate_until(requests(PROMPTS, do_sample=True, temperature=0.2, min_p=0.1))
     (whole,) = model.generate_until(requests(PROMPTS[:1]), disable_tqdm=True)
     (cut,) = model.generate_until(requests(PROMPTS[:1], until=["#", "zz"]), disable_tqdm=True)
     assert cut == whole[: whole.index("#")]
+    asked = model.request_settings({"do_sample": True, "temperature": 0.2, "top_p": 0.9, "top_k": 5})
+    assert (asked["temperature"], asked["top_p"], asked["top_k"]) == (0.2, 0.9, 5)
     monkeypatch.setattr(model.sampler.model, "max_length", 30)
     assert model.cut([*range(10)], 24) == [4, 5, 6, 7, 8, 9]
     assert model.cut([1, 2], 24) == [1, 2]
@@ -240,6 +242,7 @@ def test_loglikelihoods_and_greedy_flags(model: Any, sampler: Sampler) -> None:
         ({"batch_size": "auto"}, ValueError, "batch_size must be an integer, got 'auto'"),
         ({"max_batch_size": 8}, ValueError, "model_args has no max_batch_size"),
         ({"temperature": 0.5}, ValueError, "model_args has no temperature"),
+        ({"stop": "a", "top_p": 0.5}, ValueError, "model_args has no stop, top_p"),
         ({"cache": "some"}, ValueError, "cache"),
         ({"mc_num": 0}, ValueError, "mc_num must be at least 1, got 0"),
         ({"policy": "treshold:0.9"}, ValueError, "unknown policy 'treshold:0.9'"),
@@ -260,11 +263,6 @@ def test_chat_templates_and_special_tokens(model: Any, tmp_path: Path) -> None:
     from unmask.testing import write_checkpoint
 
     chat = made(tokenizer=str(write_checkpoint("llada", tmp_path)))
-    ids = chat.tok_encode("one two<|eot_id|>\n\nthree<|end_header_id|>four")
-    assert chat.text(ids, []) == "one two\n\nthreefour"
-    for stops in (["<|eot_id|>"], ["<|eot_id|>\n"], ["three", "<|eot_id|>"], ["zz", "<|end_header_id|>", "<|eot_id|>"]):
-        assert chat.text(ids, stops) == "one two"
-    assert chat.text(ids, ["<|end_header_id|>", "thr"]) == "one two\n\n"
     text = chat.apply_chat_template([{"role": "user", "content": "hi"}])
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert text == f"<|startoftext|>{header.format('user')}hi<|eot_id|>{header.format('assistant')}"

@@ -104,6 +104,7 @@ EQUAL: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"policy": "confidence:20,spacing=2,decay=0.1"}, {}),
     ({"policy": "threshold:0.5", "temperature": 0.8}, {}),
     ({"policy": "random:20", "temperature": 0.8}, {}),
+    ({"policy": "threshold:0.5", "temperature": 0.8, "top_k": 3, "top_p": 0.7}, {}),
     ({"policy": "random:20,edit=0.1,post=2", "temperature": 0.8}, {}),  # every forward keys the draws
     (DRAWN, {}),
     (DRAWN | {"temperature": 0.5}, {"num_confidences": 3}),
@@ -252,6 +253,8 @@ def asking(own: dict[str, Any] | None = None, **params: Any) -> Any:
         ({"temperature": 0.7}, {"top_k": 1}, "temperature=0"),
         ({}, {"temperature": 0.7, "top_p": 0.9}, "top_p=0.9, temperature=0.7"),
         ({}, {"top_k": 5}, "top_k=5"),
+        ({"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"top_k": 5, "top_p": 0.9}, None),
+        ({"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"top_k": 6, "top_p": 0.8}, "top_p=0.8, top_k=6"),
         ({}, {"sampling_seed": 0, "logit_bias": {"5": 1.0}}, "sampling_seed=0, logit_bias={'5': 1.0}"),
         ({}, {"regex": "a*", "return_logprob": True}, "regex='a*', return_logprob=True"),
     ],
@@ -350,6 +353,8 @@ def test_keys_and_memory_are_a_requests_own() -> None:
         ({"treshold": 0.9}, ValueError, r"unknown keys.* \['treshold'\]; known .*are policy, max_new_tokens"),
         ({"policy": 0.9}, TypeError, "policy: expected a str, got float"),
         ({"temperature": -1}, ValueError, "algorithm config: .*temperature"),
+        ({"top_p": 0.9}, ValueError, "algorithm config: top_p=0.9 says what is drawn from, but at temperature=0"),
+        *(({name: 2}, ValueError, rf"\['{name}'\]") for name in ("repetition_penalty", "cfg_scale", "stop")),
         ({"actions": "greedy"}, ValueError, "policy 'threshold:0.9' has no use for actions"),
         (
             {"policy": "threshold:0.9,edit=0.9,scope=all"},

@@ -64,6 +64,11 @@ def prompts(rows: int = 2, length: int = 6) -> torch.Tensor:
         ({"policy": "tiny", "block_length": 8}, {}),
         ({"policy": "threshold:0.9", "block_length": None, "temperature": 0.8}, {"do_sample": True}),
         ({"policy": "threshold:0.5", "temperature": 1.0}, {"do_sample": True, "num_return_sequences": 3}),
+        (
+            {"policy": "threshold:0.5", "temperature": 1.0, "top_k": 50, "top_p": 0.5, "repetition_penalty": 1.3},
+            {"do_sample": True},
+        ),
+        ({"policy": "threshold:0.2", "cfg_scale": 0.5, "stop_ids": (3, 9)}, {"eos_token_id": [3, 9]}),
     ],
 )
 def test_both_forms_decode_as_the_sampler(model: Any, form: str, settings: dict[str, Any], arguments: Any) -> None:
@@ -75,11 +80,12 @@ def test_both_forms_decode_as_the_sampler(model: Any, form: str, settings: dict[
     sampler = Sampler(MaskedLM(model, 4, 3, 0), None, policy)
     by_hand = [x.repeat_interleave(repeats, dim=0) for x in (ids, attention)]
     expected = sampler.generate(*by_hand, **settings)
-    arguments = {**FORMS[form], **IDS, **settings, **arguments, "policy": policy, "pad_token_id": 0}
+    given = {name: value for name, value in settings.items() if name != "stop_ids"}
+    arguments = {**FORMS[form], **IDS, **given, **arguments, "policy": policy, "pad_token_id": 0}
     found = model.generate(ids, attention_mask=attention, **arguments, return_dict_in_generate=True)
     assert torch.equal(found.completions, expected.completions)
     assert torch.equal(found.steps, expected.steps)
-    assert torch.equal(found.sequences, trimmed(expected, 6, (3,), 0))
+    assert torch.equal(found.sequences, trimmed(expected, 6, settings.get("stop_ids", (3,)), 0))
     assert expected.steps.min() > 1
     if repeats > 1:
         assert len(set(map(tuple, expected.completions.tolist()))) == 2 * repeats
@@ -97,9 +103,15 @@ def test_both_forms_decode_as_the_sampler(model: Any, form: str, settings: dict[
         ({"do_sample": False, "temperature": 1.0}, {"temperature": 0.0}),
         ({"temperature": 0}, {"temperature": 0.0}),
         ({"num_beams": 1, "min_p": 0, "typical_p": 1.0, "repetition_penalty": 1.0, "min_length": 0}, {}),
+        ({"top_p": 1.0, "top_k": 0, "num_return_sequences": 1}, {}),
+        (
+            {"do_sample": True, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.2},
+            {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.2},
+        ),
+        ({"stop_strings": ["a"], "eos_token_id": torch.tensor([3, 5])}, {"stop": ["a"], "stop_ids": (3, 5)}),
+        ({"do_sample": False, "top_p": 0.9}, "top_p=0.9 has no effect without do_sample=True, got do_sample=False"),
         ({"num_beams": None, "use_cache": True, "pad_token_id": 3, "logits_processor": []}, {}),
         ({"num_beams": 4}, r"num_beams=4 has no meaning"),
-        ({"stop_strings": ["\n"]}, r"stop_strings=\['\\n'\] has no meaning"),
         ({"blok_length": 8}, r"blok_length=8 has no meaning.*block_length"),
         ({"temperature": 0.7}, r"temperature=0.7 has no effect without do_sample=True, got do_sample=None"),
         ({"max_length": 10}, r"max_length must be an integer above the 10 tokens of the prompt, .* got 10"),
@@ -177,6 +189,11 @@ def test_streamers_reach_the_loop(model: Any, capsys: pytest.CaptureFixture[str]
     for form in (bound, {**FORMS["folder"], "streamer": streamer}):
         assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected)
         assert capsys.readouterr().out == text + "\n"
+    stop = tokenizer.decode(expected[0, 8:9])
+    reading = {"custom_generate": functools.partial(custom_generate, tokenizer=tokenizer), "stop": [stop]}
+    texts = {**FORMS["folder"], "tokenizer": tokenizer, "stop_strings": stop}
+    for form in (reading, texts):
+        assert torch.equal(model.generate(prompts(rows=1), **form, **arguments), expected[:, :7])
     with pytest.raises(ValueError, match="streamer= does not reach custom_generate: functools.partial"):
         model.generate(prompts(rows=1), **FORMS["callable"], streamer=streamer, **arguments)
 
@@ -188,9 +205,18 @@ def test_models_of_this_project_and_samplers() -> None:
     assert expected[0, -1] == model.eos_token_id
     for given in (model, sampler):
         assert torch.equal(generate(given, input_ids=ids, policy="threshold:0.9"), expected)
-    with pytest.raises(ValueError, match=r"eos_token_id=5 is not the model's, which is 1; load_model"):
-        generate(model, ids, eos_token_id=5)
+    with pytest.raises(ValueError, match=r"mask_token_id=5 is not the model's, which is 2; load_model"):
+        generate(model, ids, mask_token_id=5)
     assert torch.equal(generate(model, ids, eos_token_id=[1], policy="threshold:0.9"), expected)
+    other = int(expected[0, ids.shape[1] + 3])
+    behind = expected[0, ids.shape[1] :].tolist().index(other) + ids.shape[1] + 1
+    found = generate(sampler, ids, eos_token_id=[1, other])
+    assert torch.equal(found, expected[:, :behind])
+    text = {"stop_strings": [sampler.tokenizer.decode([other])], "policy": "threshold:0.9"}  # type: ignore[union-attr]
+    assert torch.equal(generate(sampler, ids, **text), found)
+    assert torch.equal(generate(model, ids, tokenizer=sampler.tokenizer, **text), found)
+    with pytest.raises(ValueError, match="stop=\\['#'\\] is looked for in texts, but there is no tokenizer"):
+        generate(model, ids, stop_strings="#")
     with pytest.raises(TypeError, match="inputs must be an int64 tensor"):
         generate(model, "cEaC:a=")  # type: ignore[arg-type]
 

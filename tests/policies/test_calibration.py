@@ -69,6 +69,10 @@ def test_what_cannot_be_met_is_named() -> None:
         dial_for(with_options(policy, Options(hold_eos=True)), config)
     with pytest.raises(ValueError, match="give target_nfe=5 or alpha=0.1, not both"):
         dial_for(policy, config.updated({"alpha": 0.1}))
+    with pytest.raises(ValueError, match=r"cfg_scale=0.5 changes the forwards, and no curve of target_nfe tells how"):
+        dial_for(policy, config.updated({"cfg_scale": 0.5}))
+    with pytest.raises(ValueError, match=r"stop=\('#',\) changes the forwards"):
+        calibrate.measure_curve(Sampler.from_pretrained("tiny"), ["aB:a="], {"stop": "#"})
     with pytest.raises(ValueError, match=r"target_nfe=5 is for learned policies, but threshold:0.9 is a rule"):
         Sampler.from_pretrained("tiny", "threshold:0.9").generate("aB:a=", target_nfe=5)
     with pytest.raises(ValueError, match="target_nfe does not apply to infill"):

@@ -50,6 +50,8 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"balance_alphas": 1}, "balance_alphas must be true or false, got 1"),
         ({"eval_alphas": [1, "a"]}, "eval_alphas must be a number, got 'a'"),
         ({"eval_policy_temperature": 0}, "eval_policy_temperature must be greater than 0"),
+        ({"top_p": 0.9}, "top_p=0.9 says what is drawn from, but at temperature=0 nothing is drawn"),
+        ({"temperature": 1.0, "cfg_scale": 1.0}, r"unknown TrainerConfig fields \['cfg_scale'\]"),
         ({"rollout_batch_size": 1}, "rollout_batch_size=1 is less than a group of 2"),
     ],
 )

@@ -102,6 +102,9 @@ def test_tokens_drawn_at_random_are_not_shared() -> None:
     collector.sampler.config = replace(collector.sampler.config, actions="greedy")
     rollouts = collector.collect(PROMPTS[:1], torch.ones(1), seed=1)
     assert len({tuple(row) for row in rollouts.completions.tolist()}) == 4
+    one = make_collector(make_policy_network(), temperature=3.0, top_k=1).collect(PROMPTS[:1], torch.ones(1), seed=1)
+    same = make_collector(make_policy_network()).collect(PROMPTS[:1], torch.ones(1), seed=1)
+    assert torch.equal(one.completions, same.completions)
 
 
 def test_experts_come_last_in_each_group_and_are_scored_everywhere() -> None:

@@ -32,6 +32,7 @@ class Generate(Command):
       unmask generate --block-length full --policy entropy-bound:0.1 --delay 0.3
       unmask generate "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --device cuda
       unmask generate --prompts questions.jsonl --model GSAI-ML/LLaDA-8B-Instruct --device cuda --json
+      unmask generate "Shuffle the line: Tom, Ann, Eve." --temperature 0.8 --top-p 0.95 --num-return-sequences 4
       echo "Reverse the line: Tom, Ann, Eve." | unmask generate --json
     """
 
@@ -62,6 +63,9 @@ class Generate(Command):
         prompts, how = self.read_prompts(), self.prompting
         sampler = self.loading.sampler(self.policy, given(self.decoding, SamplerConfig))
         sampler.tokenizer = with_chat_template(sampler.tokenizer, how.chat_template, how.system_prompt)
+        sampler.check_config(sampler.config)
+        prompts = [prompt for prompt in prompts for _ in range(sampler.config.num_return_sequences)]
+        sampler.config = sampler.config.updated({"num_return_sequences": 1})
         if self.json or self.plain or not sys.stdout.isatty():
             started = time.perf_counter()
             result = sampler.generate(prompts)

@@ -75,8 +75,10 @@ if TYPE_CHECKING:
     class EvaluatedDecoding(Config): ...
 else:
     Decoding = options_of(SamplerConfig, DOC, NAMES)
-    EvaluatedDecoding = options_of(SamplerConfig, DOC, [name for name in NAMES if name != "block_length"])
-    """Of evaluations, whose regimes are block lengths."""
+    EvaluatedDecoding = options_of(
+        SamplerConfig, DOC, [n for n in NAMES if n not in ("block_length", "num_return_sequences")]
+    )
+    """Of evaluations, whose regimes are block lengths, and which have samples of their own."""
 
 
 def progress_bar(**settings: Any) -> Any:

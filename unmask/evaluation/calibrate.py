@@ -38,6 +38,7 @@ def measure_curve(
         raise ValueError("prompts is empty: calibration needs some")
     config = sampler.settled({**(overrides or {}), "target_nfe": None, "record": False})
     config = config.updated({"max_batch_size": min(config.max_batch_size or ROWS, ROWS)})
+    curve_of(policy, config, {0.0: 1.0, 1.0: 1.0}, source)  # refuses what it refuses before any work
     nfe: dict[float, float] = {}
 
     def measure(value: float) -> None:

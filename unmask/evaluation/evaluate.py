@@ -21,6 +21,7 @@ from unmask.config import Count, NonNegative, PositiveInt
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.files import locked, write_atomically
 from unmask.policies.options import split_options
+from unmask.sampling.checks import draws
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.dials import dial_for
 from unmask.sampling.loop import StepRecord
@@ -240,9 +241,7 @@ def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None
     """Raise ValueError if ``samples`` is not positive, or if all samples of a problem would be the same."""
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
-    policy = sampler.policy
-    draws = (policy.learned and config.actions != "greedy") or "uniform" in policy.needs
-    if samples > 1 and config.temperature == 0 and not draws:
+    if samples > 1 and not draws(sampler.policy, config):
         raise ValueError(
             f"samples={samples} needs a temperature above 0, got 0: all samples of a problem would be the same"
         )

@@ -33,8 +33,8 @@ ONE_BY_ONE = "top-k:1,hold-eos"
 """The careful decode, one token per forward: what a comparison of faster ones is read against."""
 HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
 FURTHER = (
-    "dtype", "quantization", "temperature", "policy_temperature", "seed", "max_steps", "cache", "cache_refresh",
-    "deterministic", "target_nfe",
+    "dtype", "quantization", "temperature", "top_k", "top_p", "repetition_penalty", "cfg_scale", "stop", "stop_ids",
+    "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic", "target_nfe",
 )  # fmt: skip
 """Settings without a column that a row depends on."""
 

@@ -58,7 +58,7 @@ def check_blocks(model: Any, config: SamplerConfig) -> None:
     trained = getattr(model, "block_length", None)
     if trained is not None and trained != config.block_length:
         warnings.warn(
-            f"block_length={config.block_length}, but the checkpoint was trained on blocks of {trained}", stacklevel=5
+            f"block_length={config.block_length}, but the checkpoint was trained on blocks of {trained}", stacklevel=6
         )
     part = config.sub_block_length
     if part is not None and config.block_length % part:

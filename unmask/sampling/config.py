@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from unmask.config import BlockLength, Config, NonNegative, Positive, PositiveInt, Seed
+from pydantic import BeforeValidator, Field
+from typing_extensions import Self
+
+from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Seed
 
 Actions = Literal["bernoulli-argmax", "bernoulli", "greedy", "dpls"]
 Cache = Literal["auto", "none", "exact", "prefix", "dual"]
+Share = Annotated[float, Field(gt=0, le=1)]
+Texts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: () if value is None else (value,) if isinstance(value, str) else value),
+]
+Ids = Annotated[
+    Annotated[tuple[Count, ...], Field(max_length=16)] | None,
+    BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
+]
+GENERATION_CONFIG = "generation_config.json"
 
 
 class SamplerConfig(Config):
@@ -23,6 +38,18 @@ class SamplerConfig(Config):
     ``block_length``. None: all."""
     temperature: NonNegative = 0.0
     """Temperature of the tokens: 0 takes the most probable, T > 0 draws an exact sample of softmax(logits / T)."""
+    top_k: PositiveInt | None = None
+    """Draw only among the k most probable tokens of a position (and those equal to the last of these); None: all. It
+    needs a ``temperature`` above 0, as 0 draws nothing. Confidences stay those of all tokens."""
+    top_p: Share | None = None
+    """Draw only among the most probable tokens that together have this share of softmax(logits / temperature), after
+    ``top_k``; 1 or None: all. It needs a ``temperature`` above 0, as 0 draws nothing."""
+    repetition_penalty: Positive = 1.0
+    """Above 1, tokens that the row's prompt or what is committed of its answer already has become less probable:
+    positive logits are divided by it, negative ones multiplied (CTRL, arXiv 1909.05858, as in transformers)."""
+    cfg_scale: NonNegative = 0.0
+    """Classifier-free guidance, w: a second forward sees the prompt masked, and logits become
+    uncond + (w + 1) * (cond - uncond) (LLaDA, arXiv 2502.09992). 0: none. For bidirectional models without a cache."""
     policy_temperature: Positive = 1.0
     """tau: a learned policy's logits are divided by it before actions are drawn; "greedy" actions draw nothing."""
     policy_scale: NonNegative = 1.0
@@ -49,6 +76,14 @@ class SamplerConfig(Config):
     """Steps within a block after which everything is recomputed; 1 makes a cache exact. None: never."""
     stop_at_eos: bool = True
     """Stop a row once an end of sequence and everything before it are committed."""
+    stop_ids: Ids = None
+    """Ids of tokens that are an end of sequence, at most 16; None: the model's."""
+    stop: Texts = ()
+    """Texts such as "Q:" or ["\\n\\n", "Q:"] that end an answer. A row stops once its committed tokens up to the first
+    mask contain one, and its text is cut before it. It needs a tokenizer."""
+    num_return_sequences: PositiveInt = 1
+    """Completions of each prompt, one after the other in the results. Above 1 something must be drawn: a
+    ``temperature`` above 0, or the actions of a policy."""
     record: bool = False
     """Keep every step's observation and action: ``result.trajectory``."""
     max_batch_size: PositiveInt | None = None
@@ -59,3 +94,56 @@ class SamplerConfig(Config):
     """Launch each step, or where the driver can the whole loop, as one CUDA graph. None: wherever that is possible;
     True: ValueError where it is not; False: never, the default until ``benchmarks/gpu_check.py`` has passed on a GPU.
     Batches are padded with finished rows to a few sizes."""
+
+    def check_draws(self) -> None:
+        """Raise ValueError for a choice of what to draw from where nothing is drawn."""
+        for name, value in (("top_k", self.top_k), ("top_p", None if self.top_p == 1 else self.top_p)):
+            if value is not None and self.temperature == 0:
+                raise ValueError(
+                    f"{name}={value} says what is drawn from, but at temperature=0 nothing is drawn: set a temperature "
+                    f"above 0, or leave {name} out"
+                )
+
+    @classmethod
+    def from_generation_config(cls, source: Any, **changes: Any) -> Self:
+        """What a GenerationConfig of transformers, or Dream's, says about sampling, with ``changes``.
+
+        ``source``: the object, a mapping, or a folder or hub id with a ``generation_config.json``. It may set
+        ``temperature``, ``top_p`` and ``top_k`` (``do_sample: false`` switches them off), ``repetition_penalty``,
+        ``max_new_tokens``, ``eos_token_id`` (``stop_ids``), ``stop_strings`` (``stop``), Dream's ``steps``
+        (``max_steps``; the rule that shares out the tokens among them is the policy, such as "entropy:STEPS") and every
+        other field of this class. The rest is about other ways to decode and left out.
+
+        Raises FileNotFoundError if there is no such file, ValueError for a value out of range.
+        """
+        values = generation_settings(source)
+        renamed = {"eos_token_id": "stop_ids", "stop_strings": "stop", "steps": "max_steps"}
+        found = {new: values[old] for old, new in renamed.items() if old in values}
+        found |= {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        if values.get("do_sample") is False:
+            found["temperature"] = 0.0
+        elif values.get("do_sample"):
+            found.setdefault("temperature", 1.0)
+        drawing = found.get("temperature", 0) > 0
+        if not drawing or found.get("top_k") in (0, -1):  # both mean all tokens
+            found.pop("top_k", None)
+        if not drawing:
+            found.pop("top_p", None)
+        return cls(**{**found, **changes})
+
+
+def generation_settings(source: Any) -> dict[str, Any]:
+    """What :meth:`SamplerConfig.from_generation_config` reads, without what is None."""
+    if isinstance(source, (str, Path)):
+        from unmask.models.sources import find_folder, read_json
+
+        file = find_folder(source, None, (GENERATION_CONFIG,)) / GENERATION_CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(f"{file.parent} has no {GENERATION_CONFIG}")
+        source = read_json(file)
+    values = source if isinstance(source, Mapping) else source.to_dict() if hasattr(source, "to_dict") else None
+    if values is None:
+        raise TypeError(
+            f"source must be a folder or hub id, a GenerationConfig or a mapping, got {type(source).__name__}"
+        )
+    return {name: value for name, value in values.items() if value is not None}

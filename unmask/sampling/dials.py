@@ -14,6 +14,9 @@ from unmask.policies.options import WithOptions
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.state import State
 
+UNTOLD = ("top_k", "top_p", "repetition_penalty", "cfg_scale", "stop", "stop_ids")
+"""Settings under which no policy is calibrated."""
+
 
 def set_dials(
     state: State, policy: UnmaskingPolicy, config: SamplerConfig, alpha: Tensor | None, shift: float | None = None
@@ -55,7 +58,12 @@ def drawing_of(policy: UnmaskingPolicy, config: SamplerConfig) -> str:
 
 
 def curve_of(policy: UnmaskingPolicy, config: SamplerConfig, nfe: Mapping[float, float], source: str) -> Curve:
-    """The curve of ``nfe`` by dial, as ``policy`` decodes by ``config``."""
+    """The curve of ``nfe`` by dial, as ``policy`` decodes by ``config``; ValueError for what a curve does not tell."""
+    for name in UNTOLD:
+        if (value := getattr(config, name)) != getattr(SamplerConfig, name):
+            raise ValueError(
+                f"{name}={value!r} changes the forwards, and no curve of target_nfe tells how: leave it out"
+            )
     length, blocks = config.max_new_tokens, config.block_length
     return Curve(
         max_new_tokens=length,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from unmask.policies.base import UnmaskingPolicy
 from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.cache import CachePlan, Part
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.logits import guided
 from unmask.sampling.state import State
 from unmask.sampling.step import Statistics, spread, statistics
 
@@ -69,7 +71,16 @@ class Forward:
         return {name: values.clone() if self.config.record else values for name, values in plan.known.items()}
 
     def logits(self, state: State, positions: Tensor | None, watch: Watch | None = None) -> Tensor:
-        """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, S, V)."""
+        """Logits of the whole buffer (N, L, V), or of the given buffer positions (N, S, V), after any guidance."""
+        logits = self.plain_logits(state, positions, watch)
+        if not self.config.cfg_scale:
+            return logits
+        assert state.prompt is not None
+        blind = replace(state, tokens=state.tokens.masked_fill(state.prompt, state.mask_token_id))
+        return guided(logits, self.plain_logits(blind, positions), self.config.cfg_scale)
+
+    def plain_logits(self, state: State, positions: Tensor | None, watch: Watch | None = None) -> Tensor:
+        """The logits of one forward."""
         if self.config.deterministic:
             return self.logits_alone(state, positions, watch)
         watching: dict[str, Any] = {} if watch is None else {"watch": watch}

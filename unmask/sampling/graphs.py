@@ -31,7 +31,10 @@ WARM_UP = 2
 """Steps that run before one is captured, so that libraries are loaded and have their workspaces."""
 WIDTH_STEP = 16
 """Padded canvases are padded to multiples of this many tokens."""
-NOT_BAKED: dict[str, Any] = dict(max_new_tokens=1, block_length=None, alpha=None, seed=None, max_batch_size=None)  # noqa: C408
+NOT_BAKED: dict[str, Any] = {
+    **dict.fromkeys(("block_length", "alpha", "seed", "max_batch_size", "stop_ids"), None),
+    **{"max_new_tokens": 1, "stop": (), "num_return_sequences": 1},
+}
 """Fields of SamplerConfig that no captured step depends on, each with an allowed value."""
 
 
@@ -108,7 +111,8 @@ class Key:
         addresses = (tensor_addresses(model), policy.captured_state())
         mode = (torch.is_inference_mode_enabled(), torch.backends.cuda.matmul.fp32_precision)
         numbers = [getattr(state, f.name) for f in fields(state) if isinstance(getattr(state, f.name), (int, tuple))]
-        shapes = tuple(None if t is None else t.shape[1:] for t in (state.attention, state.condition, state.editable))
+        optional = (state.attention, state.prompt, state.condition, state.editable)
+        shapes = tuple(None if t is None else t.shape[1:] for t in optional)
         shape = (state.rows.shape[0], state.tokens.shape[1], state.length, shapes)
         training = getattr(model, "training", None)
         return cls(model, policy, (policy.spec, step.config, addresses, training, mode, *numbers, *shape))
@@ -210,7 +214,7 @@ class GraphRunner:
         idle.status.fill_(COMPLETE)
         idle.allowed.fill_(False)
         values: dict[str, Any] = {name: torch.cat((value, getattr(idle, name))) for name, value in state.tensors()}
-        for name, fill in (("tokens", self.padding_id), ("attention", False)):
+        for name, fill in (("tokens", self.padding_id), ("attention", False), ("prompt", False)):
             if name in values:
                 values[name] = nn.functional.pad(values[name], (wider, 0), value=fill)
         memory = {
@@ -223,7 +227,7 @@ class GraphRunner:
     def view(self, whole: State, count: int, pad: int) -> State:
         """The first ``count`` rows of the captured state, without the ``pad`` positions added by :meth:`padded`."""
         values: dict[str, Any] = {name: value[:count] for name, value in whole.tensors()}
-        values |= {name: values[name][:, pad:] for name in ("tokens", "attention") if name in values}
+        values |= {name: values[name][:, pad:] for name in ("tokens", "attention", "prompt") if name in values}
         memory = {name: value[:count] for name, value in whole.memory.items()}
         return replace(whole, **values, memory=memory, start=whole.start - pad)
 

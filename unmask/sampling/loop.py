@@ -15,6 +15,7 @@ from unmask.sampling.forward import Forward
 from unmask.sampling.late import LateCopy
 from unmask.sampling.state import PAUSED, RUNNING, State
 from unmask.sampling.step import commit, observation
+from unmask.sampling.stopping import StopWatch
 
 
 @dataclass
@@ -105,31 +106,39 @@ class Step:
 
 
 @torch.no_grad()
-def decode(whole: State, step: Runner, width: int | None = None) -> Iterator[StepRecord]:
+def decode(
+    whole: State, step: Runner, width: int | None = None, watch: StopWatch | None = None
+) -> Iterator[StepRecord]:
     """Advance all rows of ``whole`` to their end, at most ``width`` of them at once (None: all).
 
     The next row replaces a finished one; without a next row, the batch shrinks. Rows are written back to ``whole``
-    when they leave the batch, the last ones when the loop ends.
+    when they leave the batch, the last ones when the loop ends. ``watch`` ends rows that contain a stop string.
     """
     device = whole.tokens.device
     queue = (whole.status == RUNNING).nonzero().flatten().tolist()
     total = whole.rows.shape[0]
     width = min(width or len(queue), len(queue))
-    rows = torch.tensor(queue[:width], dtype=torch.int64, device=device)
-    del queue[:width]
+    numbers, queue = queue[:width], queue[width:]
+    rows = torch.tensor(numbers, dtype=torch.int64, device=device)
     state, flags = step.enter(whole.take(rows)), LateCopy(late=device.type == "cuda")
-    while len(rows):
+    while numbers:
         seen, rank = step(state)
-        yield StepRecord(rows, state, seen, rank, total - len(rows) - len(queue))
+        if watch is not None:
+            watch.look(numbers, state)
+        yield StepRecord(rows, state, seen, rank, total - len(numbers) - len(queue))
         arrived = flags.swap(state.done)  # a row may take a step too many, which ops.unmask_ ignores
         if arrived is None or not any(done := arrived.tolist()):
             continue
         room = width - done.count(False)
         if not (queue or worth_shrinking(sum(done), len(done), device)):
             continue
+        if watch is not None:
+            watch.catch_up(state)
         whole.put(rows, state)
-        keep = torch.tensor([i for i, d in enumerate(done) if not d], dtype=torch.int64, device=device)
+        kept = [i for i, d in enumerate(done) if not d]
+        keep = torch.tensor(kept, dtype=torch.int64, device=device)
         fresh, queue = queue[:room], queue[room:]
+        numbers = [numbers[i] for i in kept] + fresh
         rows = torch.cat((rows[keep], rows.new_tensor(fresh)))
         step.rearrange(keep, len(fresh))
         state = step.enter(state.rearranged(whole, rows, keep))

@@ -22,7 +22,10 @@ from unmask.sampling.loop import StepRecord
 from unmask.sampling.state import COMPLETE, RUNNING, State
 from unmask.sampling.step import commit, observation
 
-UNUSED = ("sub_block_length", "temperature", "max_steps", "cache_refresh", "record", "deterministic")
+UNUSED = (
+    *("sub_block_length", "temperature", "top_k", "top_p", "repetition_penalty", "cfg_scale", "max_steps", "stop"),
+    *("cache_refresh", "record", "deterministic"),
+)
 """Settings without a meaning here: they must be what they are by default."""
 
 

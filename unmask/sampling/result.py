@@ -24,18 +24,20 @@ class GenerationResult:
     sequences: Tensor
     """(B, P + L) int64: left padding, prompt and completion."""
     completions: Tensor
-    """(B, L) int64; after an early stop the rest is end of sequence (DiffusionGemma: padding). For ``infill``, the
-    whole text (B, T)."""
+    """(B, L) int64; after an early stop, and behind the tokens of a stop string, the rest is end of sequence
+    (DiffusionGemma: padding). For ``infill``, the whole text (B, T)."""
     steps: Tensor
     """(B,) int64: denoising forwards, those with a mask in the row's active block (NFE)."""
     finished: Tensor
     """(B,) bool: no mask left; False where ``max_steps`` came first."""
     filled: Tensor
-    """(B,) int64: generated tokens up to and including the first end of sequence; for ``infill``, masks filled."""
+    """(B,) int64: generated tokens up to and including the first end of sequence or stop string; for ``infill``, masks
+    filled."""
     forwards: Tensor | None = None
-    """(B,) int64: all forwards after the prompt's: ``steps``, those that only revised, and those that gave a seed."""
+    """(B,) int64: all forwards after the prompt's: ``steps``, those that only revised, and those that gave a seed; with
+    ``cfg_scale`` each of them twice."""
     texts: list[str] | None = None
-    """Completions up to the first end of sequence, decoded; None without a tokenizer."""
+    """Completions up to the first end of sequence or stop string, decoded; None without a tokenizer."""
     trajectory: Trajectory | None = None
     """Observations and actions of every step, if ``record`` was set."""
     origin: Origin | None = None

@@ -15,14 +15,15 @@ from unmask.models.loading import load_model, load_tokenizer
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
-from unmask.sampling.canvas import blocks_of, check_blocks, room_for
+from unmask.sampling.canvas import blocks_of, room_for
+from unmask.sampling.checks import check_model, check_settings
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.dials import set_dials
-from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention, shows_attention
+from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
 from unmask.sampling.infill import fill_by_padding
 from unmask.sampling.loop import Step, StepRecord, decode
-from unmask.sampling.noise import canvas_steps, check_canvases
+from unmask.sampling.noise import canvas_steps
 from unmask.sampling.prompts import (
     Prompts,
     Tokenizer,
@@ -34,6 +35,7 @@ from unmask.sampling.prompts import (
 )
 from unmask.sampling.result import GenerationResult, StreamEvent, first_stop
 from unmask.sampling.state import RUNNING, State
+from unmask.sampling.stopping import StopStrings, StopWatch
 from unmask.sampling.streaming import PrefixStream, Streamer
 from unmask.sampling.trace import Origin
 from unmask.sampling.trajectory import Recorder
@@ -129,7 +131,7 @@ class Sampler:
     def generate(
         self, prompts: Prompts, attention_mask: Tensor | None = None, streamer: Streamer | None = None, **overrides: Any
     ) -> GenerationResult:
-        """Complete each prompt with ``max_new_tokens`` tokens.
+        """Complete each prompt with ``max_new_tokens`` tokens, ``num_return_sequences`` times one after the other.
 
         ``prompts``: a string, messages with "role" and "content" or ids, a list of these, a tokenizer's output, or
         int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single
@@ -143,7 +145,7 @@ class Sampler:
             state = self.prepare(prompts, attention_mask, config)
             if streamer is None:
                 return self.result(state, config, self.steps(state, config))
-            stream = PrefixStream(streamer, state, self.stop_ids)
+            stream = PrefixStream(streamer, state, self.stop_strings(state, config))
             return self.result(state, config, stream.follow(self.steps(state, config), state))
         finally:
             if streamer is not None:  # else a reader in another thread would wait for ever
@@ -155,10 +157,10 @@ class Sampler:
         Blocks count from a row's first token, and the last may be shorter; blocks without masks are skipped; end of
         sequence does not stop a row.
         """
-        for name in ("max_new_tokens", "target_nfe"):
+        for name in ("max_new_tokens", "target_nfe", "stop"):
             if overrides.get(name) is not None:
                 raise ValueError(f"{name} does not apply to infill, which fills the holes of input_ids")
-        config = self.settled({**overrides, "stop_at_eos": False, "target_nfe": None})
+        config = self.settled({**overrides, "stop_at_eos": False, "target_nfe": None, "stop": ()})
         self.check_config(config)
         if getattr(self.model, "seeded", False) or self.on_canvases:
             raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
@@ -169,6 +171,7 @@ class Sampler:
         if ids.shape[1] == 0:
             raise ValueError(f"input_ids must have at least one token, got shape {tuple(ids.shape)}")
         self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
+        ids, attention = repeated(ids, attention, config)
 
         def fill(rows: Tensor, sequence: Tensor) -> GenerationResult:
             state = self.new_state(rows, None, 0, config, sequence)
@@ -177,7 +180,10 @@ class Sampler:
         return fill_by_padding(ids.to(self.model.device, copy=True), attention, fill)
 
     def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
-        """Decode as :meth:`generate` does, yielding the changes of each step. Bad input raises in the call itself."""
+        """Decode as :meth:`generate` does, yielding the changes of each step. Bad input raises in the call itself.
+
+        Rows are numbered as in the result. Tokens that were committed behind a ``stop`` are in no later event.
+        """
         config = self.settled(overrides)
         return self._events(self.prepare(prompts, attention_mask, config), config)
 
@@ -198,8 +204,8 @@ class Sampler:
     ) -> State:
         """Validated prompts followed by a buffer of masks; ``config`` is :meth:`settled`.
 
-        ``sequence`` (B,) int64 keys each row's draws (None: its number); ``alpha`` (B,) float32 is for a conditioned
-        policy (None: the config's, else the policy's default).
+        Each prompt makes ``num_return_sequences`` rows. ``sequence`` (rows,) int64 keys their draws (None: the row's
+        number); ``alpha`` (rows,) float32 is for a conditioned policy (None: the config's, else the policy's default).
         """
         self.check_config(config)
         model, length = self.model, config.max_new_tokens
@@ -208,6 +214,7 @@ class Sampler:
         self.check_context(ids.shape[1] + length, f"prompt of {ids.shape[1]} tokens + max_new_tokens={length}")
         if self.on_canvases and ids.shape[0] and not ids.shape[1]:
             raise ValueError(f"prompts must have at least one token for {type(model).__name__}")
+        ids, attention = repeated(ids, attention, config)
         room, surplus = room_for(model, config, ids, attention)
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
         if surplus is not None:
@@ -236,7 +243,11 @@ class Sampler:
         state.max_post, state.everywhere = self.policy.max_post if edits else None, self.policy.everywhere
         state.grid = grid
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
-        state.end_ids, state.stop_ids = self.stop_ids, self.stop_ids if config.stop_at_eos else ()
+        state.end_ids = self.stop_ids if config.stop_ids is None else config.stop_ids
+        state.stop_ids = state.end_ids if config.stop_at_eos else ()
+        if config.cfg_scale:
+            state.prompt = tokens != state.mask_token_id
+            state.prompt = state.prompt if attention is None else state.prompt & attention
         state.max_steps, state.horizon = config.max_steps or length, length
         state.seed = torch.full((1,), config.seed or 0, dtype=torch.int64, device=device)
         if sequence is not None:
@@ -246,7 +257,10 @@ class Sampler:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion: the model's, and the one that ends an answer in the chat template."""
+        """Ids that end a completion: the model's, and the one that ends an answer in the chat template, unless the
+        config says otherwise."""
+        if self.config.stop_ids is not None:
+            return self.config.stop_ids
         eos, turn = self.model.eos_token_id, end_of_turn(self.tokenizer)
         own = tuple(getattr(self.model, "stop_ids", () if eos is None else (eos,)))
         return own if turn is None or turn in own else (*own, turn)
@@ -264,25 +278,7 @@ class Sampler:
 
     def check_config(self, config: SamplerConfig) -> None:
         """Raise ValueError for settings that this model and policy do not support."""
-        kind, name = model_attention(self.model), type(self.model).__name__
-        if self.on_canvases:
-            check_canvases(self.model, self.policy, config)
-        elif kind != "bidirectional":
-            check_blocks(self.model, config)
-            if self.policy.everywhere:
-                raise ValueError(f"scope=all would revise blocks that {name} has finished, of which keys are kept")
-        elif config.cache == "exact" or config.sub_block_length is not None:
-            what = 'cache="exact"' if config.cache == "exact" else f"sub_block_length={config.sub_block_length}"
-            raise ValueError(f"{what} is for models whose tokens see no later block, but {name} is bidirectional")
-        elif config.cache in ("prefix", "dual") and not getattr(self.model, "supports_cache", False):
-            split = " computed on several devices" if getattr(self.model, "input_device", None) is not None else ""
-            text = f'cache="{config.cache}" needs a model that keeps keys and values, which {name}{split} does not'
-            raise ValueError(f'{text}; use cache="none"')
-        if "attention" in self.policy.needs and not shows_attention(self.model, config):
-            raise ValueError(
-                f"policy {self.policy.spec} reads attention, which only native bidirectional models show, and not "
-                f'with a cache of keys: got {name} ({kind}) with cache="{config.cache}"'
-            )
+        check_settings(self.model, self.policy, self.tokenizer, config)
         if config.cuda_graphs and (reason := self.why_no_graphs(config)):
             raise ValueError(f"cuda_graphs=True is not possible, as {reason}; None uses graphs where they are possible")
 
@@ -309,12 +305,14 @@ class Sampler:
         share = share and on_cpu and whole and can_share(self.policy, config)
         seen = SeenStates(SEEN_PER_ROW * width) if share else None
         step = Step(Forward(self.model, self.policy, config, seen), self.policy, config)
-        graphs = self._free_graphs(config)
+        strings, graphs = self.stop_strings(state, config), self._free_graphs(config)
+        filler = (*state.end_ids, self.padding_id)[0]
+        watch = None if strings is None else StopWatch(strings, filler, late=not on_cpu)
         if graphs is None:
-            yield from decode(state, step, width)
+            yield from decode(state, step, width, watch)
             return
         with closing(GraphRunner(graphs, step, self.padding_id)) as runner:
-            yield from decode(state, runner, width)
+            yield from decode(state, runner, width, watch)
 
     def _free_graphs(self, config: SamplerConfig) -> StepGraphs | None:
         """The captured steps with their lock held; None if there are none or another generation uses them."""
@@ -323,6 +321,11 @@ class Sampler:
         if self.graphs is None:
             self.graphs = StepGraphs(CudaCapture(torch.device(self.model.device)))
         return self.graphs if self.graphs.lock.acquire(blocking=False) else None
+
+    def stop_strings(self, state: State, config: SamplerConfig) -> StopStrings | None:
+        """What finds ``config.stop``; None if there is nothing to find."""
+        ends = (*state.end_ids, state.mask_token_id)
+        return StopStrings(self.tokenizer, config.stop, ends) if config.stop else None
 
     def result(
         self, state: State, config: SamplerConfig, records: Iterable[StepRecord], cut: bool = True
@@ -336,7 +339,13 @@ class Sampler:
         for _ in records if recorder is None else recorder.follow(records):
             pass
         state.raise_if_undefined()
-        ends = first_stop(buffer, self.stop_ids if cut else ())
+        ends = first_stop(buffer, state.end_ids if cut else ())
+        stops = self.stop_strings(state, config)
+        before = {} if stops is None else stops.cut(buffer.tolist())
+        for row, (end, _) in before.items():
+            ends[row] = end - 1
+        texts = self.decode(buffer, ends)
+        texts = texts and [before[row][1] if row in before else text for row, text in enumerate(texts)]
         filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
         if self.on_canvases:
             filled = (buffer != self.padding_id).sum(dim=1)  # as transformers counts
@@ -344,10 +353,10 @@ class Sampler:
             sequences=state.tokens[:, : state.start + buffer.shape[1]],
             completions=buffer,
             steps=state.steps.clone(),
-            forwards=state.forwards.clone(),
+            forwards=state.forwards * (2 if config.cfg_scale else 1),
             finished=state.remaining == 0,
             filled=filled,
-            texts=self.decode(buffer, ends),
+            texts=texts,
             trajectory=recorder.trajectory(state, self.policy.num_confidences) if recorder else None,
             origin=Origin.of(self, state, config) if recorder else None,
         )
@@ -381,15 +390,7 @@ class Sampler:
         whole.raise_if_undefined()
 
 
-def check_model(model: Any) -> None:
-    """Raise TypeError for an object without the interface of a model."""
-    wanted = ("mask_token_id", "eos_token_id", "vocab_size", "device")
-    missing = [name for name in wanted if not hasattr(model, name)]
-    if getattr(model, "dtype", None) == torch.float64:
-        raise TypeError("model computes in float64, but logits are read in float32, bfloat16 or float16")
-    if missing:
-        hint = "; Sampler.from_pretrained takes a name" if isinstance(model, str) else ""
-        raise TypeError(
-            f"model must be a model as load_model gives it, got {type(model).__name__}, which has no "
-            f"{', '.join(missing)}{hint}"
-        )
+def repeated(ids: Tensor, attention: Tensor | None, config: SamplerConfig) -> tuple[Tensor, Tensor | None]:
+    """Every row of ``ids`` (B, T) and ``attention`` ``num_return_sequences`` times."""
+    count = config.num_return_sequences
+    return ids.repeat_interleave(count, 0), None if attention is None else attention.repeat_interleave(count, 0)

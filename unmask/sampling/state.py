@@ -30,6 +30,8 @@ class State(ops_state.State):
     """The id of a position still to be filled. It is never committed."""
     attention: Tensor | None = None
     """(N, T) bool, False on left padding; None if there is none."""
+    prompt: Tensor | None = None
+    """(N, T) bool: the given tokens, which a second forward sees masked; None: there is none (``cfg_scale`` 0)."""
     stop_ids: tuple[int, ...] = ()
     """Ids that finish a row once they and everything before them are committed."""
     end_ids: tuple[int, ...] = ()
@@ -59,7 +61,8 @@ class State(ops_state.State):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with one entry per row, by field name."""
-        for name in ("tokens", "mask", "allowed", "rows", "editable", "attention", "alpha", "shift", "condition"):
+        optional = ("editable", "attention", "prompt", "alpha", "shift", "condition")
+        for name in ("tokens", "mask", "allowed", "rows", *optional):
             value = getattr(self, name)
             if value is not None:
                 yield name, value

@@ -12,6 +12,7 @@ from unmask import ops
 from unmask.ops.random import philox_uniform
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.logits import narrowed, penalised
 from unmask.sampling.state import State
 
 Statistics = dict[str, Tensor]
@@ -70,17 +71,32 @@ def statistics(
     """The fields of an observation that come from ``logits`` (N, S, V) at ``positions`` (N, S)."""
     revisable = editable(state, policy)
     read = state.allowed if revisable is None else state.allowed | revisable
-    stats = ops.topk_confidence(
+    drawing, narrow = config.temperature > 0, config.top_k is not None or config.top_p not in (None, 1)
+    if config.repetition_penalty != 1:
+        logits = penalised(logits, state, positions, config.repetition_penalty)
+    reduce = partial(
+        ops.topk_confidence,
+        rows=None if policy.full_context else read if positions is None else read.gather(1, positions),
+        seed=state.seed,
+        counter=draw_counter(state, positions) if drawing else None,
+        exclude=(state.mask_token_id,),
+    )
+    stats = reduce(
         logits,
         policy.num_confidences,
-        rows=None if policy.full_context else read if positions is None else read.gather(1, positions),
-        temperature=config.temperature,
-        seed=state.seed,
-        counter=draw_counter(state, positions) if config.temperature > 0 else None,
-        exclude=(state.mask_token_id,),
+        temperature=0.0 if narrow else config.temperature,
+        logsumexp=narrow,
         entropy="entropy" in policy.needs,
     )
     values = {"confidence": stats.confidence, "candidates": stats.sample, "token_confidence": stats.sample_confidence}
+    if narrow:  # the draw alone; the confidences stay those of all tokens
+        assert stats.logsumexp is not None
+        drawn = reduce(narrowed(logits, config, mask_id(state)), 1, temperature=config.temperature).sample
+        chosen, defined = logits.gather(-1, drawn.clamp_min(0)[..., None])[..., 0], stats.sample >= 0
+        values["candidates"] = torch.where(defined, drawn, stats.sample)
+        values["token_confidence"] = torch.where(
+            defined, (chosen.float() - stats.logsumexp).exp(), stats.sample_confidence
+        )
     if stats.entropy is not None:
         values["entropy"] = stats.entropy
     if "logits" in policy.needs:
@@ -88,9 +104,14 @@ def statistics(
     return values
 
 
+def mask_id(state: State) -> Tensor:
+    """(1,) int64: the mask token's id on the device, by a fill, which does not wait."""
+    return torch.full((1,), state.mask_token_id, device=state.tokens.device)
+
+
 def of_block(logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
     """The logits of each row's active block (N, BL, V), -inf for the mask token, and their buffer positions."""
-    mask = torch.full((1,), state.mask_token_id, device=logits.device)  # a fill, which does not wait
+    mask = mask_id(state)
     if state.block_length >= state.length:
         return {"logits": logits.index_fill(-1, mask, float("-inf"))}
     block = state.positions()

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, require
 from unmask.policies.config import ACTIONS_IN_USE, PolicyConfig
-from unmask.sampling.config import Actions, Cache, SamplerConfig
+from unmask.sampling.config import Actions, Cache, SamplerConfig, Share
 from unmask.training.config_files import find_config, from_layers, packaged_configs, read_layers
 
 # Settings that may differ when a run is resumed, because they do not affect what is learned.
@@ -73,6 +73,10 @@ class TrainerConfig(Config):
     """tau; the paper takes 0.5 for blocks of 32 and 1 for full diffusion."""
     temperature: NonNegative = 0.0
     """Temperature of the tokens. At 0 the rollouts of a group differ only in their actions."""
+    top_k: PositiveInt | None = None
+    """Draw tokens only among the k most probable, at a temperature above 0; None: all."""
+    top_p: Share | None = None
+    """Draw tokens only among the most probable that together have this share, at a temperature above 0; None: all."""
     max_steps_per_rollout: PositiveInt | None = None
     """Forwards after which a rollout stops; None: L."""
     cache: Cache = "none"
@@ -162,6 +166,7 @@ class TrainerConfig(Config):
 
     def __post_init__(self) -> None:
         self._fill_in()
+        self.sampler_config().check_draws()
         self._check_groups()
         self._check_reward()
         self._check_policy()
@@ -290,6 +295,8 @@ class TrainerConfig(Config):
             max_new_tokens=self.max_completion_length,
             block_length=self.block_length,
             temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
             policy_temperature=self.policy_temperature,
             actions=self.actions,
             max_steps=self.max_steps_per_rollout,

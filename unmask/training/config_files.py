@@ -88,9 +88,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
+QUOTED = ("[", "{", '"', "'")
+"""How a value begins that is not a plain word."""
+
+
 def parse_value(text: str) -> Any:
     """A number, true, false, null, [list], {mapping} or "quoted text" as in a YAML file; all else is text."""
-    quoted = text.startswith(("[", "{", '"', "'"))
+    quoted = text.startswith(QUOTED)
     try:
         value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -103,13 +107,14 @@ def parse_value(text: str) -> Any:
 def parse_pairs(pairs: Iterable[str], kind: type[Config] | None = None) -> dict[str, Any]:
     """``NAME=VALUE`` pairs, the values read by :func:`parse_value`, unless the field of ``kind`` is a text.
 
-    Raises ValueError for what is no pair.
+    Of a list of texts, one may be given as it is. Raises ValueError for what is no pair.
     """
-    texts = {name for name, hint in (get_type_hints(kind) if kind else {}).items() if hint is str}
-    values = {}
+    hints = get_type_hints(kind) if kind else {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ValueError(f"{pair!r} is not NAME=VALUE")
-        values[name] = value if name in texts else parse_value(value)
+        plain = hints.get(name) is str or (hints.get(name) == tuple[str, ...] and not value.startswith(QUOTED))
+        values[name] = value if plain else parse_value(value)
     return values

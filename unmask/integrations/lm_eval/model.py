@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from unmask.config import PositiveInt, checked
@@ -24,7 +23,6 @@ from unmask.models.loading import load_model, load_tokenizer
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import model_attention
 from unmask.sampling.prompts import text_ids
-from unmask.sampling.result import first_stop
 from unmask.sampling.sampler import Sampler
 
 logger = logging.getLogger("lm_eval.models.unmask")  # the harness shows its own alone
@@ -32,6 +30,10 @@ logger = logging.getLogger("lm_eval.models.unmask")  # the harness shows its own
 BATCHES_PER_CALL = 4
 """Requests go to the Sampler by the length of their prompts, so many batches at a time: rows that finish make room
 for further ones, and no prompt is padded much."""
+
+OTHERWISE = {"temperature", "top_k", "top_p", "stop", "num_return_sequences"}
+OTHERWISE |= {"record", "stop_at_eos", "max_batch_size"}
+"""Fields of SamplerConfig that the harness says by other means, or has no use for."""
 
 NO_ROLLING = """loglikelihood_rolling: a masked diffusion model has no left-to-right likelihood of a document, and its
 bound over windows would not compare with the perplexities of autoregressive models; leave out tasks of output_type
@@ -42,8 +44,8 @@ loglikelihood_rolling"""
 class UnmaskLM(TemplateLM):
     """A masked diffusion language model decoded by a policy.
 
-    ``--model_args`` takes the parameters below and every field of SamplerConfig but ``temperature``,
-    ``max_batch_size``, ``record`` and ``stop_at_eos``: ``pretrained=tiny,policy=threshold:0.9,block_length=8``.
+    ``--model_args`` takes the parameters below and every field of SamplerConfig but those in ``OTHERWISE``:
+    ``pretrained=tiny,policy=threshold:0.9,block_length=8``.
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class UnmaskLM(TemplateLM):
         self.batch_size, self.mc_num = positive("batch_size", batch_size), positive("mc_num", mc_num)
         self.mc_batch_size = positive("mc_batch_size", self.batch_size if mc_batch_size is None else mc_batch_size)
         self.check_greedy = check_greedy
-        if refused := sorted({"temperature", "record", "stop_at_eos", "max_batch_size"} & set(settings)):
+        if refused := sorted(OTHERWISE & settings.keys()):
             raise ValueError(
-                f"model_args has no {', '.join(refused)}; the temperature is the task's, in --gen_kwargs, and a number "
-                "as batch_size is how many rows are decoded side by side"
+                f"model_args has no {', '.join(refused)}; temperature, top_k, top_p and until (for stop) are the "
+                "task's, in --gen_kwargs, and a number as batch_size is how many rows are decoded side by side"
             )
         settings = {"seed": torch.initial_seed() % 2**63, **settings, "max_batch_size": self.batch_size}
         SamplerConfig().updated(settings)
@@ -134,13 +136,13 @@ class UnmaskLM(TemplateLM):
         return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The completion of each request's context, cut before its first stop string.
+        """The completion of each request's context, which ends before its first stop string.
 
         A request's draws are keyed by its document's number, whatever is decoded beside it.
         """
         if not requests:
             return []
-        wanted, stops = zip(*(self.request_settings(r.args[1]) for r in requests), strict=True)
+        wanted = [self.request_settings(r.args[1]) for r in requests]
         whole = [self.tok_encode(r.args[0]) for r in requests]
         prompts = [self.cut(ids, settings["max_new_tokens"]) for ids, settings in zip(whole, wanted, strict=True)]
         if count := sum(a != b for a, b in zip(whole, prompts, strict=True)):
@@ -154,11 +156,10 @@ class UnmaskLM(TemplateLM):
                 state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
                 result = self.sampler.result(state, config, self.sampler.steps(state, config))
                 self.steps += map(float, result.steps.tolist())
-                self.forwards += map(float, state.forwards.tolist())
+                self.forwards += [] if result.forwards is None else map(float, result.forwards.tolist())
                 self.tokens_per_forward += result.tokens_per_forward.tolist()
-                ends = first_stop(result.completions, self.sampler.stop_ids).tolist()
-                for i, row, end in zip(indices, result.completions.tolist(), ends, strict=True):
-                    texts[i] = self.text(row[:end], stops[i])
+                for i, text in zip(indices, result.texts or [], strict=True):
+                    texts[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
                 progress.update(len(indices))
         info = self.get_model_info()
@@ -167,18 +168,6 @@ class UnmaskLM(TemplateLM):
             "TPF {tpf:.2f} ± {tpf_se:.2f}".format(**info)
         )
         return texts
-
-    def text(self, ids: list[int], stops: Sequence[str]) -> str:
-        """``ids`` decoded and cut before the first of ``stops``; decoding drops special tokens, which stops may be."""
-        whole, decode = ids, partial(self.tokenizer.decode, skip_special_tokens=False)
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        for stop in stops:
-            if stop not in text and stop in decode(ids):
-                end = next(n for n in range(len(ids)) if stop in decode(ids[: n + 1]))
-                ids = ids[: next(n for n in range(end, -1, -1) if stop in decode(ids[n : end + 1]))]
-        if ids is not whole:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return str(postprocess_generated_text(text, list(stops), None))
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The numbers of all processes, (count,) for one of each."""
@@ -193,14 +182,15 @@ class UnmaskLM(TemplateLM):
         """Wait for all processes."""
         gather(None)
 
-    def request_settings(self, gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Fields of SamplerConfig and stop strings that a request asks for; ValueError for what has no meaning here."""
+    def request_settings(self, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Fields of SamplerConfig that a request asks for; ValueError for what has no meaning here."""
         default = self.sampler.config.max_new_tokens
         given: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks=default))
         until, length = given.pop("until"), given.pop("max_gen_toks")
         if not given["do_sample"]:
-            given["temperature"] = None
-        return sampler_settings({**given, "max_new_tokens": length}), list(until)
+            given |= {"temperature": None, "top_k": None, "top_p": None}
+        stops = tuple(text for text in until if text)
+        return {**sampler_settings({**given, "max_new_tokens": length}), "stop": stops}
 
     def cut(self, context: list[int], behind: int) -> list[int]:
         """``context`` without what, on its left, leaves no room for ``behind`` more tokens; ValueError if it is all."""

@@ -32,7 +32,7 @@ REPORTS = ("return_logprob", "return_hidden_states", "return_sampling_mask", "cu
 """What a request may ask for beside them, in vain."""
 ALL_TOKENS = 1 << 30
 """SGLang's top_k that leaves all tokens."""
-SAMPLING = ("max_new_tokens", "temperature", "seed", *LEARNED_ONLY)
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", *LEARNED_ONLY)
 """Settings that go to :class:`unmask.SamplerConfig` under the same name."""
 
 
@@ -57,6 +57,7 @@ def parse(settings: Mapping[str, Any], block_length: int) -> tuple[UnmaskingPoli
         # As it was trained, where nothing else is asked for.
         values = {"max_new_tokens": block_length, **policy.decoding, **given, "block_length": block_length}
         sampling = SamplerConfig(**values)
+        sampling.check_draws()
         if reason := unsuitable(policy, sampling, given, block_length):
             raise ValueError(f"policy {name!r} {reason}")
         if options_of(policy).hold_eos and not stop_ids(settings):
@@ -139,8 +140,8 @@ def refused(request: Any, settings: Mapping[str, Any]) -> str | None:
     """
     params, own = request.sampling_params, settings.get("temperature") or 0
     asked = {name: getattr(params, name) for name in NEUTRAL}
-    asked = {name: value for name, value in asked.items() if value is not None and value != NEUTRAL[name]}
-    if params.top_k not in (-1, 1, ALL_TOKENS):
+    asked = {name: value for name, value in asked.items() if value not in (None, NEUTRAL[name], settings.get(name))}
+    if params.top_k not in (-1, 1, ALL_TOKENS, settings.get("top_k")):
         asked["top_k"] = params.top_k
     temperature = 0 if params.top_k == 1 else params.temperature
     if temperature not in (1, own):

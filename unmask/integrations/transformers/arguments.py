@@ -6,21 +6,27 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
+
 from unmask.sampling.config import SamplerConfig
 
-MEANT = ("do_sample", "max_length", "max_new_tokens", "temperature")
+DRAWN = ("temperature", "top_k", "top_p")
+"""What says how tokens are drawn, and nothing without ``do_sample``."""
+SHARED = ("repetition_penalty", "num_return_sequences")
+"""Further names that transformers and SamplerConfig have in common."""
+MEANT = ("do_sample", "max_length", "max_new_tokens", *DRAWN, *SHARED, "stop_strings", "eos_token_id")
 """Arguments of transformers that settings are made from."""
 
 SETTINGS = tuple(f.name for f in fields(SamplerConfig) if f.name not in MEANT)
 """Fields of SamplerConfig that transformers has no name for: they pass through under their own."""
 
 NEUTRAL = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty", "guidance_scale"), 1),
-    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "length_penalty", "guidance_scale", "top_p"), 1),
+    **dict.fromkeys(("typical_p", "encoder_repetition_penalty"), 1),
     **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty", "min_length"), 0),
     **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
 }
-"""Arguments without a meaning here, and the value of each that asks for nothing."""
+"""The value that asks for nothing, mostly of arguments without a meaning here."""
 
 WITHOUT_EFFECT = ("use_cache", "pad_token_id", "bos_token_id", "transformers_version", "synced_gpus")
 """Arguments that change nothing about which tokens are generated."""
@@ -30,8 +36,10 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     """Fields of SamplerConfig for ``arguments`` named as transformers' GenerationConfig names them.
 
     ``max_new_tokens``, or ``max_length`` less ``prompt_length``, is the length of the buffer; ``do_sample`` with
-    ``temperature`` (1 if none is given) is the temperature of the tokens, 0 without; fields of SamplerConfig that
-    transformers has no name for (``block_length``, ``seed``, ``alpha``, ...) pass through. Only what is given is set.
+    ``temperature`` (1 if none is given) is the temperature of the tokens, 0 without; ``top_k`` and ``top_p`` go with
+    it; ``stop_strings`` is ``stop`` and ``eos_token_id``, one or several, ``stop_ids``; ``repetition_penalty``,
+    ``num_return_sequences`` and fields of SamplerConfig that transformers has no name for (``block_length``, ``seed``,
+    ``alpha``, ...) pass through. Only what is given is set.
 
     Raises ValueError for an argument that has no meaning for a masked diffusion model (``num_beams=4``), or none at
     all, unless its value asks for nothing (None, ``num_beams=1``), and for settings that contradict each other.
@@ -55,13 +63,30 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
             )
         settings["max_new_tokens"] = total - prompt_length
     sample, temperature = given.get("do_sample"), given.get("temperature")
-    if not sample and temperature not in (None, 0, 1):  # 1 is what transformers fills in, and says nothing
-        raise ValueError(f"temperature={temperature!r} has no effect without do_sample=True, got do_sample={sample!r}")
+    for name in DRAWN:
+        value = given.get(name)
+        nothing = (None, 0, 1) if name == "temperature" else (None, NEUTRAL[name])  # 1 is what transformers fills in
+        if not sample and value not in nothing:
+            raise ValueError(f"{name}={value!r} has no effect without do_sample=True, got do_sample={sample!r}")
+        if sample and value not in nothing:
+            settings[name] = value
+    settings |= {name: given[name] for name in SHARED if given.get(name, 1) != 1}
+    settings |= {"stop": given["stop_strings"]} if "stop_strings" in given else {}
+    settings |= {"stop_ids": ids} if (ids := ids_of("eos_token_id", given.get("eos_token_id"))) else {}
     if sample:
         settings["temperature"] = 1.0 if temperature is None else temperature
     elif sample is not None or temperature is not None:
         settings["temperature"] = 0.0
     return settings
+
+
+def ids_of(name: str, value: Any) -> tuple[int, ...]:
+    """The ids that transformers allows as one, a list, or a tensor; ValueError names another value."""
+    ids = value.flatten().tolist() if isinstance(value, Tensor) else value
+    ids = [] if ids is None else ids if isinstance(ids, (list, tuple)) else [ids]
+    if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+        raise ValueError(f"{name} must be an integer or a list of integers, got {value!r}")
+    return tuple(dict.fromkeys(ids))
 
 
 def shortened(value: Any) -> str:

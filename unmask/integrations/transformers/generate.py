@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.integrations.transformers.arguments import SETTINGS, sampler_settings
+from unmask.integrations.transformers.arguments import SETTINGS, ids_of, sampler_settings
 from unmask.models.base import ModelBase, real_positions
 from unmask.models.loading import DIFFUSION_GEMMA, FAMILIES
 from unmask.models.masked_lm import MaskedLM
@@ -28,7 +28,10 @@ ONLY_IN_CALLER = ("assistant_model", "negative_prompt_ids", "negative_prompt_att
 WHOLE = ("llada", "illada")
 """Native model types whose own code gives aligned logits of a whole canvas, seen in both directions."""
 
-FROM_CONFIG = ("TemperatureLogitsWarper", "TopKLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
+FROM_CONFIG = (
+    *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "RepetitionPenaltyLogitsProcessor"),
+    *("MaxLengthCriteria", "EosTokenCriteria"),
+)
 """Processors and criteria that transformers makes of the configuration, which is read here itself."""
 
 
@@ -54,32 +57,24 @@ def generate(
         streamer: see :meth:`unmask.Sampler.generate`.
         policy: a name such as "threshold:0.9", or an object.
         mask_token_id: of a transformers model; None: the tokenizer's, else that of the model's config.
-        tokenizer: asked for ``mask_token_id`` alone.
-        **arguments: see :func:`sampler_settings`; also ``eos_token_id``, ``pad_token_id``, ``num_return_sequences``
-            and ``return_dict_in_generate``.
+        tokenizer: asked for ``mask_token_id``, and for the texts in which ``stop_strings`` are looked for.
+        **arguments: see :func:`sampler_settings`; also ``pad_token_id`` and ``return_dict_in_generate``.
 
     Returns:
-        (B, P + N) int64, N as long as the longest completion with its end of sequence; what follows a row's end of
-        sequence is padding. With ``return_dict_in_generate=True`` the GenerationResult, ``sequences`` as just said.
+        (B, P + N) int64, N as long as the longest completion with its end of sequence or stop string; what follows a
+        row's end is padding. With ``return_dict_in_generate=True`` the GenerationResult, ``sequences`` as just said.
 
     Raises:
         ValueError: an argument without a meaning here, or a bad value; it is named.
     """
     if generation_config is not None:
         arguments = {**fields_of(generation_config), **arguments}
-    ids = arguments.pop("input_ids", None)
-    prompts = ids if inputs is None else inputs
+    given = arguments.pop("input_ids", None)
+    prompts = given if inputs is None else inputs
     if not isinstance(prompts, Tensor):
         raise TypeError(f"inputs must be an int64 tensor (B, P) of token ids, got {type(prompts).__name__}")
-    copies = arguments.pop("num_return_sequences", None) or 1
-    if not isinstance(copies, int) or copies < 1:
-        raise ValueError(f"num_return_sequences must be a positive integer, got {copies!r}")
-    attention = arguments.pop("attention_mask", None)
-    prompts = prompts.repeat_interleave(copies, dim=0)
-    attention = None if attention is None else attention.repeat_interleave(copies, dim=0)
-    if mask_token_id is None:
-        mask_token_id = getattr(tokenizer, "mask_token_id", None)
-    return run(model, prompts, attention, streamer, policy, mask_token_id, arguments)
+    arguments["mask_token_id"] = mask_token_id
+    return run(model, prompts, arguments.pop("attention_mask", None), streamer, policy, tokenizer, arguments)
 
 
 def custom_generate(
@@ -91,13 +86,16 @@ def custom_generate(
     streamer: Streamer | None = None,
     policy: str | UnmaskingPolicy | None = None,
     mask_token_id: int | None = None,
+    tokenizer: Any = None,
     **arguments: Any,
 ) -> Tensor | GenerationResult:
     """The same for ``model.generate(..., custom_generate=custom_generate)``: transformers prepares, this decodes.
 
     ``policy``, ``mask_token_id`` and the fields of SamplerConfig (``block_length=8``) are given to ``model.generate``.
-    It keeps a ``streamer`` to itself, so that has to be bound: ``functools.partial(custom_generate, streamer=...)``.
-    transformers' default ``top_k=50`` counts as not given: the tokens are sampled from the whole distribution.
+    It keeps ``streamer`` and ``tokenizer`` to itself, so these have to be bound: ``functools.partial(custom_generate,
+    streamer=..., tokenizer=...)``; with a tokenizer, ``stop=["Q:"]`` is possible, while ``stop_strings`` is not.
+    transformers' default ``top_k=50`` counts as not given unless the call itself has it: the tokens are sampled from
+    the whole distribution.
 
     Raises ValueError as :func:`generate` does, also for logits processors and stopping criteria of the caller's own.
     """
@@ -110,15 +108,16 @@ def custom_generate(
     # The rows are repeated already, and the length is prepared: it counts the prompt.
     config |= {"num_return_sequences": None, "max_new_tokens": None, "max_length": generation_config.max_length}
     arguments = {name: value for name, value in arguments.items() if name not in FROM_TRANSFORMERS}
-    attention = arguments.pop("attention_mask", None)
+    attention, arguments["mask_token_id"] = arguments.pop("attention_mask", None), mask_token_id
     arguments |= {"logits_processor": foreign(logits_processor), "stopping_criteria": foreign(stopping_criteria)}
-    return run(model, input_ids, attention, streamer, policy, mask_token_id, {**config, **arguments})
+    return run(model, input_ids, attention, streamer, policy, tokenizer, {**config, **arguments})
 
 
 # transformers hands over only the arguments that it finds in the signature.
 _signature = inspect.signature(custom_generate)
 _own = list(_signature.parameters.values())
-_fields = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in SETTINGS if "cache" not in n]
+_names = [name for name in (*SETTINGS, "top_k", "top_p", "repetition_penalty") if "cache" not in name]
+_fields = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _names]
 custom_generate.__signature__ = _signature.replace(parameters=[*_own[:-1], *_fields, _own[-1]])  # type: ignore[attr-defined]
 
 
@@ -138,20 +137,23 @@ def run(
     attention: Tensor | None,
     streamer: Streamer | None,
     policy: str | UnmaskingPolicy | None,
-    mask_token_id: int | None,
+    tokenizer: Any,
     arguments: dict[str, Any],
 ) -> Tensor | GenerationResult:
     """Decode ``prompts`` (B, P) with arguments named as transformers names them, and return what it would."""
-    eos, pad = ids_of("eos_token_id", arguments.pop("eos_token_id", None)), arguments.pop("pad_token_id", None)
-    pad = single_id("pad_token_id", pad)
+    mask, pad = arguments.pop("mask_token_id"), single_id("pad_token_id", arguments.pop("pad_token_id", None))
+    mask = getattr(tokenizer, "mask_token_id", None) if mask is None else mask
     as_result = arguments.pop("return_dict_in_generate", None)
     check_inputs(prompts, attention, arguments.pop("position_ids", None), arguments.pop("token_type_ids", None))
     settings = sampler_settings(arguments, prompts.shape[1])
-    sampler = as_sampler(model, policy, mask_token_id, eos)
+    reader = tokenizer if settings.get("stop") else None
+    sampler = as_sampler(model, policy, mask, settings.get("stop_ids") or (), reader)
     result = sampler.generate(prompts, attention, streamer=streamer, **settings)
-    if sampler.config.updated(settings).stop_at_eos:
-        pad = sampler.padding_id if pad is None and sampler.on_canvases else pad
-        result = replace(result, sequences=trimmed(result, prompts.shape[1], sampler.stop_ids, pad))
+    config = sampler.config.updated(settings)
+    if config.stop_at_eos:
+        ends = sampler.stop_ids if config.stop_ids is None else config.stop_ids
+        pad = sampler.padding_id if pad is None and (sampler.on_canvases or not ends) else pad
+        result = replace(result, sequences=trimmed(result, prompts.shape[1], ends, pad, bool(config.stop)))
     return result if as_result else result.sequences
 
 
@@ -167,20 +169,28 @@ def check_inputs(
 
 
 def as_sampler(
-    model: Any, policy: str | UnmaskingPolicy | None, mask_token_id: int | None, stop_ids: tuple[int, ...]
+    model: Any,
+    policy: str | UnmaskingPolicy | None,
+    mask_token_id: int | None,
+    stop_ids: tuple[int, ...],
+    tokenizer: Any = None,
 ) -> Sampler:
-    """A Sampler for a transformers model, a model of this project, or a Sampler; ValueError for ids that contradict."""
+    """A Sampler for a transformers model, a model of this project, or a Sampler; ValueError for another mask token.
+
+    ``tokenizer``: for a Sampler without one.
+    """
     if not isinstance(model, (Sampler, ModelBase)):
-        return Sampler(wrap(model, mask_token_id, stop_ids), None, policy)
+        return Sampler(wrap(model, mask_token_id, stop_ids), tokenizer, policy)
     inner = model.model if isinstance(model, Sampler) else model
-    given = {"mask_token_id": [] if mask_token_id is None else [mask_token_id], "eos_token_id": [*stop_ids]}
-    for name, own in (("mask_token_id", [inner.mask_token_id]), ("eos_token_id", [*inner.stop_ids])):
-        if given[name] and set(given[name]) != set(own):
-            asked, known = (ids[0] if len(ids) == 1 else ids for ids in (given[name], own))
-            raise ValueError(f"{name}={asked} is not the model's, which is {known}; load_model(..., {name}={asked})")
-    if isinstance(model, Sampler):
-        return model if policy is None else Sampler(inner, model.tokenizer, policy, model.config)
-    return Sampler(inner, None, policy)
+    if mask_token_id not in (None, inner.mask_token_id):
+        asked = f"mask_token_id={mask_token_id}"
+        raise ValueError(f"{asked} is not the model's, which is {inner.mask_token_id}; load_model(..., {asked})")
+    if not isinstance(model, Sampler):
+        return Sampler(inner, tokenizer, policy)
+    if policy is None and (tokenizer is None or model.tokenizer is not None):
+        return model
+    chosen = model.policy if policy is None else policy
+    return Sampler(inner, model.tokenizer or tokenizer, chosen, model.config)
 
 
 def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> ModelBase:
@@ -213,15 +223,6 @@ def wrap(model: Any, mask_token_id: int | None, stop_ids: tuple[int, ...]) -> Mo
     return MaskedLM(model, mask, stops[0] if stops else sep, pad, stop_ids=stops)
 
 
-def ids_of(name: str, value: Any) -> tuple[int, ...]:
-    """The ids that transformers allows as one, a list, or a tensor; ValueError names another value."""
-    ids = value.flatten().tolist() if isinstance(value, Tensor) else value
-    ids = [] if ids is None else ids if isinstance(ids, (list, tuple)) else [ids]
-    if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
-        raise ValueError(f"{name} must be an integer or a list of integers, got {value!r}")
-    return tuple(dict.fromkeys(ids))
-
-
 def single_id(name: str, value: Any) -> int | None:
     """An id given as such or as a list of one, as transformers allows."""
     ids = ids_of(name, value)
@@ -230,12 +231,23 @@ def single_id(name: str, value: Any) -> int | None:
     return ids[0] if ids else None
 
 
-def trimmed(result: GenerationResult, prompt_length: int, stop_ids: Sequence[int], pad_token_id: int | None) -> Tensor:
-    """(B, P + N) int64: sequences cut after the longest completion, padding behind a row's first end of sequence."""
+def trimmed(
+    result: GenerationResult,
+    prompt_length: int,
+    stop_ids: Sequence[int],
+    pad_token_id: int | None,
+    stopped: bool = False,
+) -> Tensor:
+    """(B, P + N) int64: sequences cut after the longest completion, padding behind a row's first end of sequence.
+
+    ``stopped``: stop strings may have ended finished rows, too.
+    """
     ends = first_stop(result.completions, stop_ids)[:, None] + 1  # (B, 1) one past a row's end of sequence
+    if stopped:
+        ends = torch.where(result.finished[:, None], ends.minimum(result.filled[:, None]), ends)
     index = torch.arange(result.completions.shape[1], device=ends.device)
     sequences = result.sequences.clone()
-    if stop_ids:
+    if stop_ids or stopped:
         pad = stop_ids[0] if pad_token_id is None else pad_token_id
         sequences[:, prompt_length:].masked_fill_(index >= ends, pad)
     longest = min(int(ends.max()), len(index)) if len(ends) else 0
