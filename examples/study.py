@@ -119,6 +119,8 @@ class Study:
         common = ["--problems", str(self.problems), "--regimes", regime]
         common += ["--max-batch-size", "64", "--dtype", "bfloat16"]
         output = str(self.results / f"{rows}.csv")
+        for name, value in (("--model", "tiny"), ("--task", "hops")):
+            common += [] if name in options else [name, value]
         self.command("evaluate", "--policies", *policies, *common, "--output", output, *options)
 
     def plot(self, figure: str, *rows: str, options: tuple[str, ...] = ()) -> None:

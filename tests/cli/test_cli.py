@@ -25,6 +25,8 @@ from unmask.testing import write_checkpoint
 from unmask.training.config import TrainerConfig
 from unmask.training.progress import line
 
+HOPS = ("evaluate", "--model", "tiny", "--task", "hops")
+
 
 def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unmask", *arguments]
@@ -42,7 +44,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_generate_json_has_a_row_per_prompt(tmp_path: Path) -> None:
-    done = run("generate", "--json", "cEaCfBeGgD:a=", "bCaBcDdEgF:a=", cwd=tmp_path)
+    done = run("generate", "--model", "tiny", "--json", "cEaCfBeGgD:a=", "bCaBcDdEgF:a=", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == ["cEaCfBeGgD:a=", "bCaBcDdEgF:a="]
@@ -87,15 +89,17 @@ def test_what_nobody_expected_is_one_line_too(
 
 def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("cEaCfBeGgD:a=\n\nbCaBcDdEgF:a=\n")
-    by_file = run("generate", "--json", "--seed", "1", "--file", "prompts.txt", cwd=tmp_path)
-    by_pipe = run("generate", "--json", "--seed", "1", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
+    by_file = run("generate", "--model", "tiny", "--json", "--seed", "1", "--file", "prompts.txt", cwd=tmp_path)
+    by_pipe = run(
+        "generate", "--model", "tiny", "--json", "--seed", "1", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n"
+    )
     assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
     assert by_file.stdout == by_pipe.stdout
     assert len(by_file.stdout.splitlines()) == 2
 
 
 def test_options_reach_the_sampler() -> None:
-    words = "a --cache dual --cache-refresh 4 --block-length full --deterministic --no-stop-at-eos"
+    words = "a --model tiny --cache dual --cache-refresh 4 --block-length full --deterministic --no-stop-at-eos"
     command = parse(Generate, [*words.split(), "--temperature", "1", "b"], "unmask generate")
     assert (command.prompts, command.loading.model, command.prompting.chat_template) == (("a", "b"), "tiny", None)
     overrides = given(command.decoding, SamplerConfig)
@@ -113,7 +117,19 @@ def test_options_reach_the_sampler() -> None:
 
 
 def test_generate_samples_and_stops(tmp_path: Path) -> None:
-    words = ["generate", "cEaCfBeG:a=", "--json", "--seed", "1", "--temperature", "3", "--top-p", "0.95"]
+    words = [
+        "generate",
+        "cEaCfBeG:a=",
+        "--model",
+        "tiny",
+        "--json",
+        "--seed",
+        "1",
+        "--temperature",
+        "3",
+        "--top-p",
+        "0.95",
+    ]
     done = run(*words, "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     settings = {"temperature": 3.0, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
@@ -153,7 +169,7 @@ def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "aB:a="}\n' + line + "\n")
-    assert main(["generate", "--prompts", str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["generate", "--model", "tiny", "--prompts", str(tmp_path / "rows.jsonl")]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -188,10 +204,10 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),
         (["train", "quickstart", "max_steps=1"], "max_steps is now called iterations"),
         (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
-        (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: quickstart"),
+        (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: little, quickstart"),
         (["train", "set", "quickstart", "sure=1"], "unknown SetTrainerConfig fields ['sure']"),
         (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
-        (["generate", "aBbC:a=", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
+        (["generate", "Ann", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
         (["evaluate", "--task", "sum"], "unknown task 'sum'"),
         (["evaluate", "--policies", "threshold:2", "--problems", "2"], "threshold"),
     ],
@@ -209,7 +225,7 @@ def test_bad_input_is_one_clear_line(
 
 def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.csv"
-    assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
+    assert main([*HOPS, "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("`threshold:0.9`") == 2
     assert "TPF = generated tokens per forward (of NFE)" in printed
@@ -218,10 +234,10 @@ def test_evaluate_writes_a_table_and_rows(tmp_path: Path, capsys: pytest.Capture
     assert semi.accuracy > full.accuracy, "the order of unmasking decides the answer"
     assert semi.measures["reasons"] > 0.9
     before = path.read_text()
-    assert main(["evaluate", "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
+    assert main([*HOPS, "--problems", "20", "--policies", "threshold:0.9", "--output", str(path)]) == 0
     assert path.read_text() == before, "rows that are there are not made again"
     other = ["--policies", "threshold:0.9", "--regimes", "8", "--dtype", "bfloat16", "--output", str(path)]
-    assert main(["evaluate", "--problems", "20", *other]) == 0
+    assert main([*HOPS, "--problems", "20", *other]) == 0
     assert [row.settings for row in read_csv(path)] == ["", "", "dtype=bfloat16"]
 
 
@@ -420,7 +436,7 @@ def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.Captur
     folder, rows = tmp_path / "policy", tmp_path / "rows.csv"
     Policy.from_pretrained("tiny").save_pretrained(folder)
     options = ["--policies", f"mine={folder}", "--regimes", "full", "--problems", "20", "--output", str(rows)]
-    assert main(["evaluate", *options]) == 0
+    assert main([*HOPS, *options]) == 0
     (row,) = read_csv(rows)
     command = ["push", str(folder), "user/name", "--base-model", "tiny", "--results", str(rows), "--dry-run"]
     assert main([*command, "--training", "quickstart"]) == 0
@@ -486,7 +502,7 @@ def test_lines_of_the_training_log() -> None:
 def test_training_ends_with_a_command_that_runs() -> None:
     from unmask.cli.train import trial
 
-    assert trial(TrainerConfig(output_dir="runs/a b")) == "unmask generate --policy 'runs/a b/policy'"
+    assert trial(TrainerConfig(output_dir="runs/a b")) == "unmask generate --model tiny --policy 'runs/a b/policy'"
     there = TrainerConfig(model="GSAI-ML/LLaDA-8B-Instruct", output_dir="runs/x")
     assert trial(there) == "unmask generate PROMPT --model GSAI-ML/LLaDA-8B-Instruct --policy runs/x/policy"
 

@@ -58,7 +58,7 @@ class Generate(Command):
     decoding: Decoding = Decoding()
 
     def run(self) -> int:
-        from unmask.sampling.prompts import ChatTokenizer, with_chat_template
+        from unmask.sampling.prompts import with_chat_template
 
         prompts, how = self.read_prompts(), self.prompting
         sampler = self.loading.sampler(self.policy, given(self.decoding, SamplerConfig))
@@ -73,7 +73,7 @@ class Generate(Command):
             if self.json:
                 print_json(prompts, result)
             else:
-                print_results(prompts, result, elapsed, "\n" if isinstance(sampler.tokenizer, ChatTokenizer) else "")
+                print_results(prompts, result, elapsed, between(sampler.tokenizer))
             return 0
         from rich.console import Console
         from rich.text import Text
@@ -157,6 +157,14 @@ def print_json(prompts: list[Any], result: Any) -> None:
     for prompt, text, steps, rate, finished in zip(prompts, *columns, strict=True):
         row = {"prompt" if isinstance(prompt, str) else "messages": prompt, "completion": text, "steps": int(steps)}
         print(json.dumps(row | {"tokens_per_forward": round(float(rate), 4), "finished": bool(finished)}))
+
+
+def between(tokenizer: Any) -> str:
+    """What stands between a prompt and its completion: nothing where the completion goes on from the prompt's text."""
+    from unmask.models.tokenizer import WordTokenizer
+    from unmask.sampling.prompts import ChatTokenizer
+
+    return "\n" if isinstance(tokenizer, (ChatTokenizer, WordTokenizer)) else ""
 
 
 def print_results(prompts: list[Any], result: Any, elapsed: float, between: str) -> None:
