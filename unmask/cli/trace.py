@@ -22,8 +22,8 @@ class Trace(Command):
     Prompts come from where `unmask generate` takes them.
 
     examples:
-      unmask trace "cEaCfBeG:a="
-      unmask trace "cEaCfBeG:a=" --policy tiny --policy threshold:0.7,hold-eos --output orders.html
+      unmask trace "Reverse the line: Tom, Ann, Eve."
+      unmask trace "Name animals that begin with l, f, h." --policy threshold:0 --policy threshold:0.9 --output orders.html
       unmask trace "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --policy threshold:0.9 --device cuda
     """
 
