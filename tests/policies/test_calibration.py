@@ -128,7 +128,8 @@ def test_calibrating_from_the_command_line(
 ) -> None:
     monkeypatch.setattr(calibrate, "POINTS", 2)
     SetPolicy(SMALL).save_pretrained(tmp_path / "set")
-    setting = ["--max-new-tokens", "24", "--block-length", "full"]
+    there = ["--model", "tiny", "--task", "hops"]
+    setting = [*there, "--max-new-tokens", "24", "--block-length", "full"]
     assert main(["calibrate", f"{tmp_path}/set,hold-eos", "--count", "4", *setting]) == 0
     text = capsys.readouterr().out
     assert "max_new_tokens=24, full diffusion, temperature=0, hold-eos, 4 prompts of hops on tiny" in text
@@ -136,7 +137,7 @@ def test_calibrating_from_the_command_line(
     assert found.dial == RANGES["alpha"]
     target = f"{sum(found.nfe) / 2:.2f}"
     asked = ["--policies", f"s={tmp_path}/set,hold-eos", "--targets", target, "--regimes", "full", "--problems", "4"]
-    assert main(["evaluate", *asked]) == 0
+    assert main(["evaluate", *there, *asked]) == 0
     shown = capsys.readouterr().out
     assert f"{found.at(float(target)):g}" in shown.splitlines()[2]
     for words, message in (

@@ -23,7 +23,7 @@ class Trace(Command):
 
     examples:
       unmask trace "Reverse the line: Tom, Ann, Eve."
-      unmask trace "Name animals that begin with l, f, h." --policy threshold:0 --policy threshold:0.9 --output orders.html
+      unmask trace "Name foods that begin with b, b." --policy threshold:0 --policy threshold:0.9 --output orders.html
       unmask trace "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --policy threshold:0.9 --device cuda
     """
 
