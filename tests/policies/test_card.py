@@ -103,7 +103,7 @@ def test_results_are_one_line_per_row() -> None:
     [
         ({"repo_id": "name"}, "repo_id must be \"user/name\", got 'name'"),
         ({"base_model": "/home/me/model"}, r"base_model must be a hub id .* got '/home/me/model'"),
-        ({"base_model": "tinny"}, r"packaged model \(tiny.* got 'tinny'"),
+        ({"base_model": "tinny"}, r"packaged model \(little.* got 'tinny'"),
         ({"results": [ROW, {"task": "hops"}]}, r"results\[1\] has no policy, block_length, length, accuracy, nfe, tpf"),
     ],
 )
