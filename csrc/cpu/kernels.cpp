@@ -5,6 +5,7 @@
 #include "cpu/isa.h"
 #include "cpu/policy_forward_plan.h"
 #include "ops/random.h"
+#include "ops/select_set_row.h"
 #include "ops/topk_confidence.h"
 
 #define UNMASK_ISA portable
@@ -55,6 +56,11 @@ void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,
                     const RotaryTable& rotary) {
   pick(portable::policy_forward, avx2::policy_forward, avx512::policy_forward)(params, begin, end, scratch, rotary);
+}
+
+void select_set(const SelectSetParams& params, int64_t begin, int64_t end, const SetScratch& scratch,
+                const RotaryTable& rotary) {
+  pick(portable::select_set, avx2::select_set, avx512::select_set)(params, begin, end, scratch, rotary);
 }
 
 }  // namespace unmask::cpu

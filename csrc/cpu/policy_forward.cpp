@@ -1,5 +1,4 @@
-#include "ops/policy_forward.h"
-
+// The policy networks on the calling thread: policy_forward and select_set.
 #include <cmath>
 #include <vector>
 
@@ -22,6 +21,7 @@ struct ThreadMemory {
   }
 
   RotaryTable table(int64_t size, int64_t length) {
+    length += kMaxLanes;  // a vector of positions may begin at the last
     if (size != head_size || length > positions) {
       head_size = 0;  // nothing valid, should the allocation fail
       const int64_t half = size / 2, stride = round_up(length, kMaxChunk);
@@ -42,22 +42,30 @@ struct ThreadMemory {
   }
 };
 
+thread_local ThreadMemory thread_memory;
+
 // Asks for all weights at once: the pass over the logits has driven them out of the caches, and the products, which read
 // a line here and there, would wait for them one after the other.
-void prefetch_weights(const PolicyForwardParams& params) {
+void prefetch_weights(const float* weights, int64_t count) {
   constexpr int64_t kFloatsPerLine = 16;
-  const int64_t count = policy_weight_count(params.sizes);
-  for (int64_t i = 0; i < count; i += kFloatsPerLine) __builtin_prefetch(params.weights + i, 0, 2);
+  for (int64_t i = 0; i < count; i += kFloatsPerLine) __builtin_prefetch(weights + i, 0, 2);
 }
 
 }  // namespace
 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end) {
-  static thread_local ThreadMemory memory;
   if (begin >= end) return;
-  const PolicyScratch scratch(params, memory.scratch_of(PolicyScratch(params, nullptr).used));
-  prefetch_weights(params);
-  policy_forward(params, begin, end, scratch, memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+  const PolicyScratch scratch(params, thread_memory.scratch_of(PolicyScratch(params, nullptr).used));
+  prefetch_weights(params.weights, policy_weight_count(params.sizes));
+  policy_forward(params, begin, end, scratch,
+                 thread_memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+}
+
+void select_set(const SelectSetParams& params, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const SetScratch scratch(params, thread_memory.scratch_of(SetScratch(params, nullptr).used));
+  prefetch_weights(params.weights, set_weight_count(params.sizes, params.layers));
+  select_set(params, begin, end, scratch, thread_memory.table(params.sizes.hidden / params.sizes.heads, params.length));
 }
 
 }  // namespace unmask::cpu

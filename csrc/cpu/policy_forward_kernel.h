@@ -1,7 +1,5 @@
-// policy_forward for one instruction set; policy_forward_gemm.h comes before it. No include guard.
+// policy_forward for one instruction set; policy_layers.h comes before it. No include guard.
 namespace unmask::cpu::UNMASK_ISA {
-
-constexpr int64_t kRows = 2 * kLanes;  // rows worked on together, and the row stride of their buffers
 
 // One sequence in hand.
 struct PolicySequence {
@@ -15,8 +13,6 @@ struct PolicySequence {
 
   const float* modulation(int m, int part) const { return ada + (6 * m + part) * p.sizes.hidden; }
 };
-
-UNMASK_INLINE int64_t round_to_lanes(int64_t n) { return round_up(n, kLanes); }
 
 static float mean_of(const float* x, int64_t count, int64_t step) {
   double sum = 0;
@@ -151,21 +147,6 @@ static void project_basis(const PolicySequence& q) {
   dots(1, d, d, q.w.out, q.w.value.bias, s.out_bias);
 }
 
-// Rotary embedding of x (D, lanes) in place, rows 2i and 2i + 1 of each head; tables (D / heads / 2, lanes).
-static void rotate(const PolicySizes& sizes, float* x, int64_t xs, const float* cosine, const float* sine, int64_t ts,
-                   int64_t lanes) {
-  const int64_t half = sizes.hidden / sizes.heads / 2;
-  for (int64_t i = 0; i < sizes.hidden / 2; ++i) {
-    float *even = x + 2 * i * xs, *odd = even + xs;
-    const float *c = cosine + i % half * ts, *s = sine + i % half * ts;
-    for (int64_t j = 0; j < lanes; j += kLanes) {
-      const vf a = load(even + j), b = load(odd + j);
-      store(even + j, a * load(c + j) - b * load(s + j));
-      store(odd + j, a * load(s + j) + b * load(c + j));
-    }
-  }
-}
-
 // Keys (D, L), rotated, and where `values` are not the input coefficients themselves, values (D, L).
 static void keys_and_values(const PolicySequence& q) {
   const PolicyScratch& s = q.s;
@@ -174,7 +155,7 @@ static void keys_and_values(const PolicySequence& q) {
       s.low_rank ? Matrix{s.basis_k, s.basis_stride, q.w.key.bias} : Matrix{q.w.key.weight, d, q.w.key.bias};
   product(d, s.inputs, lanes, by, s.input, s.stride, s.key, s.stride);
   if (!s.low_rank) product(d, d, lanes, {q.w.value.weight, d, q.w.value.bias}, s.input, s.stride, s.value, s.stride);
-  rotate(q.p.sizes, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
+  rotate(d / 2, s.head / 2, s.key, s.stride, q.rotary.cosine, q.rotary.sine, q.rotary.stride, lanes);
 }
 
 // low_rank: x after attention as a combination of s.residual (D, residuals), for rows of mask value m.
@@ -212,67 +193,15 @@ static void project_residual(const PolicySequence& q, int m) {
   for (int64_t c = 0; c < f; ++c) s.up_low[c * stride + s.residuals] += q.w.up.bias[c];
 }
 
-// Queries (D, kRows) of some rows of mask value m, rotated, divided by sqrt(head size).
+// Queries (D, kRows) of some rows of mask value m, rotated.
 static void queries(const PolicySequence& q, int m, const int32_t* rows, int64_t count, int64_t lanes) {
   const PolicyScratch& s = q.s;
-  const int64_t d = q.p.sizes.hidden, half = d / q.p.sizes.heads / 2;
-  const int64_t inputs = s.low_rank ? s.span : d;
-  const float* source = s.low_rank ? s.input + m * s.span * s.stride : s.input;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(2 * half));
-  for (int64_t i = 0; i < lanes; ++i) {
-    const int64_t row = rows[i < count ? i : count - 1];
-    for (int64_t a = 0; a < inputs; ++a) s.query_input[a * kRows + i] = source[a * s.stride + row];
-    for (int64_t a = 0; a < half; ++a) {
-      s.cosine[a * kRows + i] = q.rotary.cosine[a * q.rotary.stride + row] * scale;
-      s.sine[a * kRows + i] = q.rotary.sine[a * q.rotary.stride + row] * scale;
-    }
-  }
+  const int64_t inputs = s.low_rank ? s.span : s.d;
+  gather(inputs, s.low_rank ? s.input + m * s.span * s.stride : s.input, s.stride, rows, count, lanes, s.query_input);
   const Matrix by = s.low_rank ? Matrix{s.basis_q + m * s.span, s.basis_stride, q.w.query.bias}
-                               : Matrix{q.w.query.weight, d, q.w.query.bias};
-  product(d, inputs, lanes, by, s.query_input, kRows, s.query, kRows);
-  rotate(q.p.sizes, s.query, kRows, s.cosine, s.sine, kRows, lanes);
-}
-
-// exp(score - row's maximum) in place for one vector of rows; returns 1 / their sum.
-UNMASK_INLINE vf exponentials(float* scores, int64_t length) {
-  vf best = load(scores);
-  for (int64_t j = 1; j < length; ++j) best = maximum(best, load(scores + j * kRows));
-  vf sum[2] = {};
-  for (int64_t j = 0; j < length; ++j) {
-    const vf e = exp2_fast((load(scores + j * kRows) - best) * kLog2E);
-    store(scores + j * kRows, e);
-    sum[j & 1] += e;
-  }
-  return 1.0f / (sum[0] + sum[1]);
-}
-
-// Attention of a chunk of rows: per head the weighted mean of its values, (heads * values, kRows) at `out`.
-static void attend(const PolicySequence& q, int64_t lanes, float* out) {
-  const PolicyScratch& s = q.s;
-  const int64_t size = q.p.sizes.hidden / q.p.sizes.heads, length = q.p.length;
-  for (int64_t h = 0; h < q.p.sizes.heads; ++h, out += s.values * kRows) {
-    product<true>(length, size, lanes, {s.key + h * size * s.stride, s.stride}, s.query + h * size * kRows, kRows,
-                  s.scores, kRows);
-    vf inverse[2];
-    for (int64_t v = 0; v < lanes; v += kLanes) inverse[v / kLanes] = exponentials(s.scores + v, length);
-    const float* values = s.low_rank ? s.input : s.value + h * size * s.stride;
-    product(s.values, length, lanes, {values, s.stride}, s.scores, kRows, out, kRows);
-    for (int64_t a = 0; a < s.values; ++a) {
-      for (int64_t v = 0; v < lanes; v += kLanes) {
-        store(out + a * kRows + v, load(out + a * kRows + v) * inverse[v / kLanes]);
-      }
-    }
-  }
-}
-
-// s.x (D, kRows) += gate * s.update.
-static void add_update(const PolicySequence& q, const float* gate, int64_t lanes) {
-  for (int64_t c = 0; c < q.p.sizes.hidden; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) {
-      float* x = q.s.x + c * kRows + v;
-      store(x, mul_add(load(q.s.update + c * kRows + v), splat(gate[c]), load(x)));
-    }
-  }
+                               : Matrix{q.w.query.weight, s.d, q.w.query.bias};
+  product(s.d, inputs, lanes, by, s.query_input, kRows, s.query, kRows);
+  rotate_rows(s, q.rotary, s.d / 2, rows, count, lanes, s.query);
 }
 
 // s.x (D, kRows): the residual stream after attention; with low_rank its coefficients are left in s.mixed.
@@ -281,60 +210,38 @@ static void attention_block(const PolicySequence& q, int m, const int32_t* rows,
   const int64_t d = q.p.sizes.hidden, k = q.p.sizes.confidences;
   queries(q, m, rows, count, lanes);
   gather_confidence(q, rows, 0, count, lanes);
+  const Attention keys{s.key, s.low_rank ? s.input : s.value, s.stride, s.values, s.low_rank ? 0 : s.head};
   if (s.low_rank) {
     for (int64_t v = 0; v < lanes; v += kLanes) {
       for (int64_t a = 0; a < k; ++a) store(s.mixed + a * kRows + v, load(s.confidence + a * kRows + v));
       store(s.mixed + k * kRows + v, splat(1.0f));
     }
-    attend(q, lanes, s.mixed + (k + 1) * kRows);
+    attend(s, keys, lanes, s.mixed + (k + 1) * kRows);
     product(d, s.residuals, lanes, {s.residual, s.residual_stride}, s.mixed, kRows, s.x, kRows);
     return;
   }
-  attend(q, lanes, s.mixed);
+  attend(s, keys, lanes, s.mixed);
   product(d, k, lanes, {q.w.confidence.weight, k, q.w.confidence.bias}, s.confidence, kRows, s.x, kRows);
   product(d, d, lanes, {q.w.out.weight, d, q.w.out.bias}, s.mixed, kRows, s.update, kRows);
-  add_update(q, q.modulation(m, 2), lanes);
+  add_update(s, q.modulation(m, 2), lanes);
 }
 
 // Adds the feed-forward to s.x; `low` = its first layer works on the coefficients in s.mixed.
 static void feed_forward(const PolicySequence& q, int m, bool low, int64_t lanes) {
   const PolicyScratch& s = q.s;
-  const int64_t d = q.p.sizes.hidden, f = q.p.sizes.ffn;
-  const float *scale = q.modulation(m, 3), *shift = q.modulation(m, 4);
+  if (!low) {
+    normed(s, {q.modulation(m, 3), q.modulation(m, 4)}, lanes, s.h);
+    feed_forward(s, {q.w.up.weight, s.d, q.w.up.bias}, s.d, q.w.down, q.modulation(m, 5), lanes, s.h);
+    return;
+  }
   for (int64_t v = 0; v < lanes; v += kLanes) {
     vf mean, inverse;
-    layer_statistics(s.x + v, d, kRows, &mean, &inverse);
-    for (int64_t a = 0; low && a < s.residuals; ++a) {
-      store(s.h + a * kRows + v, load(s.mixed + a * kRows + v) * inverse);
-    }
-    if (low) store(s.h + s.residuals * kRows + v, splat(1.0f));
-    for (int64_t c = 0; !low && c < d; ++c) {
-      const vf centred = (load(s.x + c * kRows + v) - mean) * inverse;
-      store(s.h + c * kRows + v, mul_add(centred, splat(scale[c]), splat(shift[c])));
-    }
+    layer_statistics(s.x + v, s.d, kRows, &mean, &inverse);
+    for (int64_t a = 0; a < s.residuals; ++a) store(s.h + a * kRows + v, load(s.mixed + a * kRows + v) * inverse);
+    store(s.h + s.residuals * kRows + v, splat(1.0f));
   }
-  const Matrix up = low ? Matrix{s.up_low, s.residual_stride} : Matrix{q.w.up.weight, d, q.w.up.bias};
-  product(f, low ? s.residuals + 1 : d, lanes, up, s.h, kRows, s.ffn, kRows);
-  for (int64_t c = 0; c < f; ++c) {
-    for (int64_t v = 0; v < lanes; v += kLanes) store(s.ffn + c * kRows + v, gelu(load(s.ffn + c * kRows + v)));
-  }
-  product(d, f, lanes, {q.w.down.weight, f, q.w.down.bias}, s.ffn, kRows, s.update, kRows);
-  add_update(q, q.modulation(m, 5), lanes);
-}
-
-static void output_logits(const PolicySequence& q, const int32_t* rows, int64_t count, int64_t lanes, float* logits) {
-  const int64_t d = q.p.sizes.hidden;
-  for (int64_t v = 0; v < lanes; v += kLanes) {
-    vf mean, inverse, sum = {}, constant = {};
-    layer_statistics(q.s.x + v, d, kRows, &mean, &inverse);
-    for (int64_t c = 0; c < d; ++c) {
-      const float out = q.w.output.weight[c];
-      sum = mul_add(load(q.s.x + c * kRows + v) - mean, splat(q.w.final_norm.weight[c] * out), sum);
-      constant = mul_add(splat(q.w.final_norm.bias[c]), splat(out), constant);
-    }
-    const vf logit = mul_add(sum, inverse, constant + q.w.output.bias[0]);
-    for (int64_t i = 0; i < kLanes && v + i < count; ++i) logits[rows[v + i]] = logit[i];
-  }
+  const Matrix up{s.up_low, s.residual_stride};
+  feed_forward(s, up, s.residuals + 1, q.w.down, q.modulation(m, 5), lanes, s.h);
 }
 
 // Logits of one sequence whose ada is ready; at least one row is selected.
@@ -359,7 +266,7 @@ static void policy_sequence(const PolicySequence& q, const uint8_t* select, floa
       const int64_t some = count - first < kRows ? count - first : kRows, lanes = round_to_lanes(some);
       attention_block(q, m, s.rows + first, some, lanes);
       feed_forward(q, m, low, lanes);
-      output_logits(q, s.rows + first, some, lanes, logits);
+      output(s, q.w.final_norm, q.w.output, s.rows + first, some, lanes, logits);
     }
   }
 }

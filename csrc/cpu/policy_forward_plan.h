@@ -1,8 +1,8 @@
-// What the CPU policy_forward kernels share: where each weight is, and where each intermediate lives.
+// Where the CPU kernels of the policy networks keep each intermediate.
 #pragma once
 #include <stdint.h>
 
-#include "ops/policy_forward.h"
+#include "ops/select_set.h"
 
 namespace unmask::cpu {
 
@@ -21,16 +21,51 @@ struct RotaryTable {
   int64_t stride;
 };
 
-// Sizes that follow from the problem, and the scratch memory of one thread.
+// Scratch memory of one thread, handed out in pieces aligned to 64 bytes; with a null base, `used` is only counted.
+struct ScratchMemory {
+  char* const base;
+  int64_t used = 0;
+
+  explicit ScratchMemory(char* memory) : base(memory) {}
+
+  float* take(int64_t count) {
+    float* start = base ? reinterpret_cast<float*>(base + used) : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(float)), 64);
+    return start;
+  }
+};
+
+// What every policy network needs for the chunk of rows in hand: (n, chunk).
+struct ChunkScratch : ScratchMemory {
+  const int64_t d, f, heads, head, length;  // head: channels of one
+  // Floats between the rows of what is kept of all positions. Not a multiple of a power of two of cache lines: the rows of
+  // a column must not share a cache set.
+  const int64_t stride = round_up(length, kMaxChunk) + 16;
+  float* const x = take(d * kMaxChunk);
+  float* const query = take(d * kMaxChunk);
+  float* const cosine = take(d / 2 * kMaxChunk);
+  float* const sine = take(d / 2 * kMaxChunk);
+  float* const scores = take(length * kMaxChunk);
+  float* const ffn = take(f * kMaxChunk);
+  float* const update = take(d * kMaxChunk);
+
+  ChunkScratch(const PolicySizes& sizes, int64_t positions, char* memory)
+      : ScratchMemory(memory),
+        d(sizes.hidden),
+        f(sizes.ffn),
+        heads(sizes.heads),
+        head(sizes.hidden / sizes.heads),
+        length(positions) {}
+};
+
+// Sizes that follow from the problem, and the scratch memory of policy_forward.
 //
 // Since x_i = W c_i + b, the layer-normed and shifted input of the attention is a combination of K + 2 vectors (the
 // centred columns of W and centred b, both times 1/deviation, and the shift), which ada makes different for mask 0 and
 // 1. With `low_rank`, keys, values and queries are therefore kept as 2 (K + 2) coefficients per position on a *basis*,
 // whose projections are computed once per sequence; so is the attention's output, and the input of the feed-forward.
-struct PolicyScratch {
-  const PolicySizes sizes;
-  const int64_t length;
-  const int64_t d = sizes.hidden, f = sizes.ffn, k = sizes.confidences, heads = sizes.heads;
+struct PolicyScratch : ChunkScratch {
+  const int64_t k;
   const int64_t span = k + 2;  // coefficients per mask value
   const bool low_rank = 2 * span <= d / heads && 4 * span <= length;
   const int64_t inputs = low_rank ? 2 * span : d;                   // rows of `input`
@@ -38,13 +73,6 @@ struct PolicyScratch {
   const int64_t residuals = low_rank ? k + 1 + heads * values : 0;  // low_rank: coefficients of x after attention
   const int64_t basis_stride = low_rank ? round_up(2 * span, kMaxLanes) : 0;
   const int64_t residual_stride = low_rank ? round_up(residuals + 1, kMaxLanes) : 0;
-  // Floats between the rows of `input`, `key` and `value`. Not a multiple of a power of two of cache lines: the rows of a
-  // column must not share a cache set.
-  const int64_t stride = round_up(length, kMaxChunk) + 16;
-
-  // Memory is handed out below in pieces aligned to 64 bytes; with a null base, `used` is only counted.
-  char* const base;
-  int64_t used = 0;
 
   // per group of sequences
   float* const embedding = take(kMaxGroup * d);
@@ -68,28 +96,40 @@ struct PolicyScratch {
   int32_t* const rows = reinterpret_cast<int32_t*>(take(length));  // selected positions of one mask value
   // per chunk of rows: (n, chunk)
   float* const confidence = take(k * kMaxChunk);
-  float* const x = take(d * kMaxChunk);
   float* const query_input = take(inputs * kMaxChunk);
-  float* const query = take(d * kMaxChunk);
-  float* const cosine = take(d / 2 * kMaxChunk);
-  float* const sine = take(d / 2 * kMaxChunk);
-  float* const scores = take(length * kMaxChunk);
   float* const mixed = take((low_rank ? residuals : d) * kMaxChunk);
   float* const h = take((d > residuals ? d : residuals + 1) * kMaxChunk);
-  float* const ffn = take(f * kMaxChunk);
-  float* const update = take(d * kMaxChunk);
 
-  PolicyScratch(const PolicyForwardParams& p, char* memory) : sizes(p.sizes), length(p.length), base(memory) {}
-
- private:
-  float* take(int64_t count) {
-    float* start = base ? reinterpret_cast<float*>(base + used) : nullptr;
-    used += round_up(count * static_cast<int64_t>(sizeof(float)), 64);
-    return start;
-  }
+  PolicyScratch(const PolicyForwardParams& p, char* memory)
+      : ChunkScratch(p.sizes, p.length, memory), k(p.sizes.confidences) {}
 };
 
+// Scratch memory of select_set.
+struct SetScratch : ChunkScratch {
+  const int64_t layers;
+  // of all positions: (n, L)
+  float* const input = take(d * stride);                    // of the first layer
+  float* const stream = take(layers > 1 ? d * stride : 0);  // of the layer at work
+  float* const p = take(length);
+  int32_t* const all = reinterpret_cast<int32_t*>(take(length));    // 0, 1, 2, ...
+  int32_t* const fresh = reinterpret_cast<int32_t*>(take(length));  // positions whose input is new
+  int32_t* const free = reinterpret_cast<int32_t*>(take(length));   // positions that may be picked
+  // per chunk of rows
+  float* const h = take(d * kMaxChunk);
+  float* const mixed = take(d * kMaxChunk);
+  float* const qkv = take(3 * d * kMaxChunk);
+  float* const all_projected = take(layers * 3 * d * stride);
+
+  // Queries, keys and values (3 D, L) of a layer.
+  float* projected(int64_t layer) const { return all_projected + layer * 3 * d * stride; }
+
+  SetScratch(const SelectSetParams& p, char* memory) : ChunkScratch(p.sizes, p.length, memory), layers(p.layers) {}
+};
+
+// On the active instruction set.
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,
-                    const RotaryTable& rotary);  // on the active instruction set
+                    const RotaryTable& rotary);
+void select_set(const SelectSetParams& params, int64_t begin, int64_t end, const SetScratch& scratch,
+                const RotaryTable& rotary);
 
 }  // namespace unmask::cpu

@@ -38,6 +38,21 @@ struct PolicyLinear {
   const float* bias;
 };
 
+// Hands out a packed buffer piece by piece.
+struct PolicyWeightReader {
+  const float* p;
+
+  const float* take(int64_t count) {
+    const float* start = p;
+    p += count;
+    return start;
+  }
+  PolicyLinear linear(int64_t rows, int64_t columns) {
+    const float* weight = take(rows * columns);
+    return PolicyLinear{weight, take(rows)};
+  }
+};
+
 // The packed buffer, taken apart in the order above. A norm has weight and bias as a layer has.
 struct PolicyWeightView {
   const float *frequencies, *mask_embedding;
@@ -45,31 +60,23 @@ struct PolicyWeightView {
 
   PolicyWeightView(const float* p, const PolicySizes& s) {
     const int64_t d = s.hidden;
-    auto take = [&p](int64_t count) {
-      const float* start = p;
-      p += count;
-      return start;
-    };
-    auto linear = [&take](int64_t rows, int64_t columns) {
-      const float* weight = take(rows * columns);
-      return PolicyLinear{weight, take(rows)};
-    };
-    frequencies = take(d / 2);
-    mask_embedding = take(2 * d);
-    time_in = linear(d, d);
-    time_out = linear(d, d);
-    confidence = linear(d, s.confidences);
-    norm1 = linear(d, 1);
-    ada = linear(6 * d, d);
-    query = linear(d, d);
-    key = linear(d, d);
-    value = linear(d, d);
-    out = linear(d, d);
-    norm2 = linear(d, 1);
-    up = linear(s.ffn, d);
-    down = linear(d, s.ffn);
-    final_norm = linear(d, 1);
-    output = linear(1, d);
+    PolicyWeightReader read{p};
+    frequencies = read.take(d / 2);
+    mask_embedding = read.take(2 * d);
+    time_in = read.linear(d, d);
+    time_out = read.linear(d, d);
+    confidence = read.linear(d, s.confidences);
+    norm1 = read.linear(d, 1);
+    ada = read.linear(6 * d, d);
+    query = read.linear(d, d);
+    key = read.linear(d, d);
+    value = read.linear(d, d);
+    out = read.linear(d, d);
+    norm2 = read.linear(d, 1);
+    up = read.linear(s.ffn, d);
+    down = read.linear(d, s.ffn);
+    final_norm = read.linear(d, 1);
+    output = read.linear(1, d);
   }
 };
 

@@ -13,10 +13,7 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
                       const Tensor& mask, const Tensor& confidence, const Tensor& time, const OptionalTensor& rows,
                       const OptionalTensor& cond) {
   [[maybe_unused]] const auto scope = device_scope<kCuda>(mask);
-  check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
-  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0,
-        "ValueError: heads: expected hidden / heads to ", "be an even number, got ", hidden, " / ", heads);
-  check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
+  check_network(hidden, heads, ffn);
   check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
   check_value(mask.dim() == 2, "mask", mask.sizes(), "shape (B, L)");
   const int64_t batch = mask.size(0), length = mask.size(1);

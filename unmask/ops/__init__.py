@@ -1,13 +1,14 @@
-"""The three ops, compiled for CPU and CUDA and in plain torch for what is left, with their result types."""
+"""The ops, compiled for CPU and CUDA and in plain torch for what is left, with their result types."""
 
 from unmask.ops import reference  # registers the ops in plain torch
 from unmask.ops.library import build_info
 from unmask.ops.policy_forward import PolicyWeights, policy_forward
+from unmask.ops.select_set import SetWeights, select_set
 from unmask.ops.state import State
 from unmask.ops.topk_confidence import TopkConfidence, topk_confidence
 from unmask.ops.unmask_ import unmask_
 
 __all__ = [
-    "PolicyWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference", "topk_confidence",
-    "unmask_",
+    "PolicyWeights", "SetWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference", "select_set",
+    "topk_confidence", "unmask_",
 ]  # fmt: skip

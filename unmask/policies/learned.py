@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unmask import ops
-from unmask.ops.policy_forward import unsupported_sizes
 from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork
+from unmask.policies.packing import Packing, kernels_take
 from unmask.policies.pretrained import Pretrained
 
 
@@ -34,8 +34,7 @@ class Policy(PolicyNetwork, Pretrained):
         self.float()  # also where a program has set another default dtype for its model
         self.num_confidences, self.conditioned = self.config.num_confidences, self.config.alpha_conditioned
         self.default_alpha = self.config.default_alpha
-        self._packed: Tensor | None = None
-        self._packed_key: list[tuple[int, int]] | None = None
+        self._packing = Packing()
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -95,7 +94,7 @@ class Policy(PolicyNetwork, Pretrained):
         whole = self.config.context == "full" or (o.phase is None and o.block_length >= o.length)
         # The keys outside of a shorter first or last block must be hidden.
         ragged = not whole and (o.phase is not None or o.length % o.block_length != 0)
-        if ragged or not self._kernel_takes(o.mask.device):
+        if ragged or not self._kernel_takes():
             logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length, o.phase)
             return logits.float().masked_fill(~o.allowed, float("-inf"))
         condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
@@ -125,49 +124,21 @@ class Policy(PolicyNetwork, Pretrained):
         added, shift = condition.split((self.config.hidden_size, 1), dim=1)
         return ops.policy_forward(weights, mask, confidence.float(), time, allowed, added) + shift
 
-    def _kernel_takes(self, device: torch.device) -> bool:
+    def _kernel_takes(self) -> bool:
         c = self.config
-        if unsupported_sizes(c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences) is not None:
-            return False
-        if self.mask_embedding.weight.dtype == torch.float64:
-            return False  # the kernel computes in float32
-        return device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
+        return kernels_take(self.mask_embedding.weight, c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences)
 
     def captured_state(self) -> tuple[int, ...]:
         addresses = tensor_addresses(self)
-        if not self._kernel_takes(self.mask_embedding.weight.device):
+        if not self._kernel_takes():
             return addresses
         return (*addresses, self.packed_weights().packed.data_ptr())
 
     def packed_weights(self) -> ops.PolicyWeights:
-        """The current weights in the layout of :func:`unmask.ops.policy_forward`.
-
-        They are packed again only after a parameter changed, moved or was replaced, and into the same memory where
-        possible, so that a captured graph reads the update. Changes through ``parameter.data`` are not noticed; use
-        ``torch.no_grad()`` instead.
-        """
-        tensors = self.kernel_parameters()
-        try:
-            key = [(t.data_ptr(), t._version) for t in tensors]
-        except RuntimeError:  # an inference tensor counts no versions
-            key = None
-        if self._packed is None or key is None or key != self._packed_key:
-            with torch.no_grad():
-                packed = torch.cat([t.detach().reshape(-1).float() for t in tensors])
-                old = self._packed
-                if (
-                    old is not None
-                    and not old.is_inference()
-                    and (old.device, old.shape) == (packed.device, packed.shape)
-                ):
-                    packed = old.copy_(packed)
-            self._packed, self._packed_key = packed, key
-        c = self.config
-        return ops.PolicyWeights(self._packed, c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed copy: a copied or pickled policy packs its own."""
-        return {**self.__dict__, "_packed": None, "_packed_key": None}
+        """The current weights in the layout of :func:`unmask.ops.policy_forward`; see :class:`Packing`."""
+        tensors, c = self.kernel_parameters(), self.config
+        packed = self._packing(tensors, lambda: tensors)
+        return ops.PolicyWeights(packed, c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences)
 
 
 class _Block:

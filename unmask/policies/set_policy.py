@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask import ops
 from unmask.ops.reference.policy_forward import rotary_frequencies
-from unmask.ops.reference.select_set import select_set, set_logits
+from unmask.ops.reference.select_set import MOST_LAYERS, selected, set_logits
 from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import SetPolicyConfig
+from unmask.policies.packing import Packing, kernels_take
 from unmask.policies.pretrained import Pretrained
 
 LEAST = 1e-4
@@ -88,6 +90,7 @@ class SetPolicy(Pretrained):
     dial = "alpha"
     frequencies: Tensor
     places: Tensor
+    pairs: Tensor
 
     def __init__(self, config: SetPolicyConfig) -> None:
         super().__init__()
@@ -110,8 +113,12 @@ class SetPolicy(Pretrained):
             nn.init.zeros_(p)  # a fresh policy believes the model's probabilities
         periods = torch.logspace(math.log10(low), math.log10(high), count)
         self.register_buffer("frequencies", rotary_frequencies(width // c.num_heads), persistent=False)
+        halves = torch.arange(width).view(c.num_heads, 2, -1).transpose(1, 2).reshape(-1)  # pairs of channels together
+        pairs = torch.cat((halves, width + halves, torch.arange(2 * width, 3 * width)))
+        self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
         self._table: Tensor | None = None
+        self._packing = Packing()
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -163,8 +170,22 @@ class SetPolicy(Pretrained):
 
     @property
     def weights(self) -> list[Tensor]:
-        """The parameters of the layers and the output, in the order of ``set_logits``."""
-        return [*self.layers.parameters(), *self.norm.parameters(), *self.output.parameters()]
+        """The parameters of the layers and the output, as ``set_logits`` takes them.
+
+        The two channels of a rotary pair of this network are half a head apart, those of the op are neighbours.
+        """
+        layers = [p[self.pairs] if ".qkv." in name else p for name, p in self.layers.named_parameters()]
+        return [*layers, *self.norm.parameters(), *self.output.parameters()]
+
+    def packed_weights(self) -> ops.SetWeights:
+        """The current weights in the layout of :func:`unmask.ops.select_set`; see :class:`Packing`."""
+        c, parameters = self.config, [self.state.weight, *self.layers.parameters(), *self.norm.parameters()]
+        packed = self._packing([*parameters, *self.output.parameters()], lambda: [self.change, *self.weights])
+        return ops.SetWeights(packed, c.hidden_size, c.num_heads, c.ffn_size, c.num_layers)
+
+    def _kernel_takes(self) -> bool:
+        c = self.config
+        return c.num_layers <= MOST_LAYERS and kernels_take(self.state.weight, c.hidden_size, c.num_heads, c.ffn_size)
 
     def forward(self, inputs: SetInputs, picked: Tensor) -> Tensor:
         """Differentiable logits (M, L) that a proposal survives once ``picked`` (M, L) bool are committed."""
@@ -177,12 +198,16 @@ class SetPolicy(Pretrained):
         inputs = SetInputs.of(o)
         risk = torch.full_like(inputs.probability[:, 0], c.default_risk) if o.alpha is None else o.alpha.float()
         prior = inputs.prior if o.bias is None else inputs.prior + o.bias
-        network = (self.embed(inputs), self.change, self.weights, c.num_heads, self.frequencies)
-        select, score = select_set(*network, prior, o.allowed, risk, c.sure, c.max_runs)
+        x, rest = self.embed(inputs), (prior, o.allowed, risk, c.sure, c.max_runs)
+        if self._kernel_takes():
+            select, score = ops.select_set(self.packed_weights(), x, *rest)
+        else:
+            select, score = selected(x, self.change, (self.weights, c.num_heads, self.frequencies), *rest)
         return Decision(select=select, score=score)
 
     def captured_state(self) -> tuple[int, ...]:
-        return (*tensor_addresses(self), *(() if self._table is None else (self._table.data_ptr(),)))
+        packed = self.packed_weights().packed if self._kernel_takes() else None
+        return (*tensor_addresses(self), *(0 if t is None else t.data_ptr() for t in (self._table, packed)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model's embedding, which a Sampler gives again."""

@@ -82,7 +82,7 @@ def network(
     q, k, v = (F.linear(h, *layer).view(split).transpose(1, 2) for layer in (query, key, value))
     angles = torch.arange(length, device=x.device, dtype=rotary.dtype)[:, None] * rotary
     keys = None if valid is None else valid[:, None, None, :]
-    mixed = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v, attn_mask=keys)
+    mixed = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v, attn_mask=keys)
     x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, d), *out) * (1 + a1)
     h = F.layer_norm(x, (d,), *norm2) * (1 + g2) + b2
     x = x + F.linear(F.gelu(F.linear(h, *up)), *down) * (1 + a2)
@@ -101,7 +101,7 @@ def rotary_frequencies(head_dim: int) -> Tensor:
     return (10_000.0**-exponent).float()
 
 
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate channel pairs (2i, 2i+1) of ``x`` (B, H, L, d) by ``angles`` (L, d/2); the halves end up [even', odd']."""
     (even, odd), cos, sin = (x[..., 0::2], x[..., 1::2]), angles.cos(), angles.sin()
     return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unmask.ops.library import fallback
+from unmask.ops.policy_forward import unsupported_sizes
+from unmask.ops.reference.checks import check, check_tensors
+from unmask.ops.reference.policy_forward import rotary_frequencies, rotate
+
 LAYER_TENSORS = 12
+MOST_LAYERS = 8
 UNLIKELY = 1e-6
 """Least probability in a cost, -log p."""
 
@@ -17,16 +24,11 @@ def set_logits(x: Tensor, weights: Sequence[Tensor], heads: int, frequencies: Te
     """The network's output (B, L) for its inputs ``x`` (B, L, D): pre-norm layers of full attention with rotary places.
 
     ``weights`` are weight and bias of norm, query-key-value, output, norm, up and down projection for each layer, then
-    of the last norm and the output (1, D). ``frequencies`` (D / heads / 2,) are those of the rotary embedding.
+    of the last norm and the output (1, D). Channels 2i and 2i + 1 of a query or key are a rotary pair. ``frequencies``
+    (D / heads / 2,) are those of the rotary embedding.
     """
     batch, length, width = x.shape
     angles = torch.arange(length, device=x.device, dtype=x.dtype)[:, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
-
-    def turned(part: Tensor) -> Tensor:
-        left, right = part.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-
     *layers, norm, norm_bias, output, output_bias = weights
     for i in range(0, len(layers), LAYER_TENSORS):
         n1, n1_bias, qkv, qkv_bias, out, out_bias, n2, n2_bias, up, up_bias, down, down_bias = layers[
@@ -34,41 +36,68 @@ def set_logits(x: Tensor, weights: Sequence[Tensor], heads: int, frequencies: Te
         ]
         h = F.linear(F.layer_norm(x, (width,), n1, n1_bias), qkv, qkv_bias)
         q, k, v = h.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(turned(q), turned(k), v)
+        mixed = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v)
         x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, width), out, out_bias)
         x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (width,), n2, n2_bias), up, up_bias)), down, down_bias)
     return F.linear(F.layer_norm(x, (width,), norm, norm_bias), output, output_bias)[..., 0]
 
 
+@fallback
 def select_set(
+    packed: Tensor,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    layers: int,
+    x: Tensor,
+    prior: Tensor,
+    allowed: Tensor,
+    risk: Tensor,
+    sure: float,
+    runs: int,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
+    if problem := unsupported_sizes(hidden, heads, ffn, 1):
+        raise ValueError(problem)
+    check(1 <= layers <= MOST_LAYERS, "layers", f"1 to {MOST_LAYERS}", layers)
+    check(0 < sure < 1, "sure", "a number between 0 and 1", sure)
+    check(runs >= 1, "runs", "at least 1", runs)
+    shapes = _shapes(hidden, ffn, layers)
+    counts = [math.prod(shape) for shape in shapes]
+    check_tensors(
+        {"D": hidden, "N": sum(counts)},
+        x,
+        allowed=(allowed, torch.bool, "BL"),
+        x=(x, torch.float32, "BLD"),
+        prior=(prior, torch.float32, "BL"),
+        risk=(risk, torch.float32, "B"),
+        packed=(packed, torch.float32, "N"),
+    )
+    parts = packed.to(dtype).split(counts)
+    if not allowed.numel():
+        return allowed.clone(), prior.clone()
+    change, *weights = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+    frequencies = rotary_frequencies(hidden // heads).to(change)
+    network = (weights, heads, frequencies)
+    select, score = selected(x.to(dtype), change, network, prior.to(dtype), allowed, risk.to(dtype), sure, runs)
+    return select, score.float()
+
+
+def selected(
     x: Tensor,
     change: Tensor,
-    weights: Sequence[Tensor],
-    heads: int,
-    frequencies: Tensor,
+    network: tuple[Sequence[Tensor], int, Tensor],
     prior: Tensor,
     allowed: Tensor,
     risk: Tensor,
     sure: float,
     runs: int,
 ) -> tuple[Tensor, Tensor]:
-    """The positions to commit in one step, each row by itself.
+    """Result of the op for a network of any size, in the dtype of ``x``.
 
-    In each of at most ``runs`` runs p = sigmoid(prior + network) of every allowed position, given those picked so far.
-    All with p above ``sure``, or above exp(-risk) where that is more, are picked. Then the most probable of the others
-    is, if -log p summed over such picks stays within ``risk``; the very first pick of a row costs nothing, so that at
-    least one is made. A row in which a run picks nothing has ended.
-
-    Args:
-        x: (B, L, D) float32, the network's inputs where nothing is picked.
-        change: (D,) float32, added to the inputs of a picked position.
-        weights, heads, frequencies: of the network, as :func:`set_logits` takes them.
-        prior: (B, L) float32 logits, to which the network's output is added.
-        allowed: (B, L) bool.
-        risk: (B,) float32, at least 0.
-
-    Returns:
-        (B, L) bool, the positions picked, and (B, L) float32, p of the first run, 0 where not ``allowed``.
+    ``change`` (D,) is added to the inputs of a picked position; ``network`` are the last three arguments of
+    :func:`set_logits`. For the others see :func:`unmask.ops.select_set`.
     """
     batch = torch.arange(len(x), device=x.device)
     picked, spent = torch.zeros_like(allowed), torch.zeros_like(risk)
@@ -77,7 +106,7 @@ def select_set(
     for run in range(runs):
         chosen, free = picked[rows], allowed[rows] & ~picked[rows]
         marked = x[rows] + chosen[..., None] * change
-        p = (prior[rows] + set_logits(marked, weights, heads, frequencies)).sigmoid()
+        p = (prior[rows] + set_logits(marked, *network)).sigmoid()
         p = torch.where(free, p.nan_to_num(0.0), -1.0)
         if run == 0:
             score = p.clamp_min(0.0)
@@ -95,3 +124,10 @@ def select_set(
             if not len(rows):
                 break
     return picked, score
+
+
+def _shapes(d: int, f: int, layers: int) -> list[tuple[int, ...]]:
+    """Shapes of the packed tensors, in their order: all but the first are pairs of weight and bias."""
+    norm = [(d,), (d,)]
+    layer = [*norm, (3 * d, d), (3 * d,), (d, d), (d,), *norm, (f, d), (f,), (d, f), (d,)]
+    return [(d,), *layer * layers, *norm, (1, d), (1,)]
