@@ -69,14 +69,6 @@ inline const char* dtype_name(ScalarType dtype) {
   return "another dtype";
 }
 
-// The sizes that the kernels of the policy networks take.
-inline void check_network(int64_t hidden, int64_t heads, int64_t ffn) {
-  check_value(hidden >= 16 && hidden <= 256 && hidden % 16 == 0, "hidden", hidden, "a multiple of 16 up to 256");
-  check(heads >= 1 && hidden % heads == 0 && (hidden / heads) % 2 == 0,
-        "ValueError: heads: expected hidden / heads to be an even number, got ", hidden, " / ", heads);
-  check_value(ffn >= 16 && ffn <= 1024 && ffn % 16 == 0, "ffn", ffn, "a multiple of 16 up to 1024");
-}
-
 // The dtype of tensors whose elements the kernels see as T.
 template <typename T>
 inline constexpr ScalarType kDTypeOf = std::is_same_v<T, uint8_t>   ? ScalarType::Bool
@@ -87,7 +79,7 @@ inline constexpr ScalarType kDTypeOf = std::is_same_v<T, uint8_t>   ? ScalarType
 // The tensors of one call, all on the device of `like`: those read are kept until the object goes.
 class Arguments {
  public:
-  explicit Arguments(const Tensor& like_) : like(like_) { kept.reserve(8); }
+  explicit Arguments(const Tensor& like_) : like(like_) { kept.reserve(16); }
 
   template <typename T>
   void check_tensor(const Tensor& t, const char* name, Shape shape) const {

@@ -54,13 +54,13 @@ void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t 
 }
 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,
-                    const RotaryTable& rotary) {
+                    const SinusoidTable& rotary) {
   pick(portable::policy_forward, avx2::policy_forward, avx512::policy_forward)(params, begin, end, scratch, rotary);
 }
 
 void select_set(const SelectSetParams& params, int64_t begin, int64_t end, const SetScratch& scratch,
-                const RotaryTable& rotary) {
-  pick(portable::select_set, avx2::select_set, avx512::select_set)(params, begin, end, scratch, rotary);
+                const SinusoidTable& rotary, const SinusoidTable& places) {
+  pick(portable::select_set, avx2::select_set, avx512::select_set)(params, begin, end, scratch, rotary, places);
 }
 
 }  // namespace unmask::cpu

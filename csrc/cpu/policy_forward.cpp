@@ -1,4 +1,5 @@
 // The policy networks on the calling thread: policy_forward and select_set.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -8,11 +9,34 @@ namespace unmask::cpu {
 
 namespace {
 
+constexpr int64_t kMaxPairs = 128;  // of channels of a head
+
 // Memory that a thread keeps between calls: a step of decoding allocates nothing once it is warm.
+struct Sinusoids {
+  std::vector<float> frequencies, values;
+  int64_t positions = 0;
+
+  SinusoidTable of(const float* wanted, int64_t count, int64_t length) {
+    if (!std::equal(wanted, wanted + count, frequencies.begin(), frequencies.end()) || length > positions) {
+      positions = 0;                                                   // nothing valid, should an allocation fail
+      const int64_t stride = round_up(length, kMaxChunk) + kMaxLanes;  // a vector may begin at the last position
+      frequencies.assign(wanted, wanted + count);
+      values.assign(static_cast<size_t>(2 * count * stride), 0.0f);
+      for (int64_t i = 0; i < count * stride; ++i) {
+        const double angle = static_cast<double>(i % stride) * static_cast<double>(wanted[i / stride]);
+        values[static_cast<size_t>(i)] = static_cast<float>(std::cos(angle));
+        values[static_cast<size_t>(count * stride + i)] = static_cast<float>(std::sin(angle));
+      }
+      positions = stride - kMaxLanes;
+    }
+    const int64_t stride = positions + kMaxLanes;
+    return SinusoidTable{values.data(), values.data() + count * stride, stride};
+  }
+};
+
 struct ThreadMemory {
   std::vector<char> scratch;
-  std::vector<float> rotary;
-  int64_t head_size = 0, positions = 0;
+  Sinusoids rotary, places;
 
   char* scratch_of(int64_t bytes) {
     if (static_cast<int64_t>(scratch.size()) < bytes + 64) scratch.assign(static_cast<size_t>(bytes + 64), 0);
@@ -20,29 +44,17 @@ struct ThreadMemory {
     return scratch.data() + (64 - address % 64) % 64;
   }
 
-  RotaryTable table(int64_t size, int64_t length) {
-    length += kMaxLanes;  // a vector of positions may begin at the last
-    if (size != head_size || length > positions) {
-      head_size = 0;  // nothing valid, should the allocation fail
-      const int64_t half = size / 2, stride = round_up(length, kMaxChunk);
-      rotary.assign(static_cast<size_t>(2 * half * stride), 0.0f);
-      for (int64_t i = 0; i < half; ++i) {
-        const double frequency =
-            static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(size)));
-        for (int64_t j = 0; j < stride; ++j) {
-          const double angle = static_cast<double>(j) * frequency;
-          rotary[static_cast<size_t>(i * stride + j)] = static_cast<float>(std::cos(angle));
-          rotary[static_cast<size_t>((half + i) * stride + j)] = static_cast<float>(std::sin(angle));
-        }
-      }
-      head_size = size;
-      positions = stride;
+  SinusoidTable rotary_of(const PolicySizes& sizes, int64_t length) {
+    const int64_t head = sizes.hidden / sizes.heads;
+    float frequencies[kMaxPairs];
+    for (int64_t i = 0; i < head / 2; ++i) {
+      frequencies[i] = static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head)));
     }
-    return RotaryTable{rotary.data(), rotary.data() + head_size / 2 * positions, positions};
+    return rotary.of(frequencies, head / 2, length);
   }
 };
 
-thread_local ThreadMemory thread_memory;
+thread_local ThreadMemory memory;
 
 // Asks for all weights at once: the pass over the logits has driven them out of the caches, and the products, which read
 // a line here and there, would wait for them one after the other.
@@ -55,17 +67,18 @@ void prefetch_weights(const float* weights, int64_t count) {
 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end) {
   if (begin >= end) return;
-  const PolicyScratch scratch(params, thread_memory.scratch_of(PolicyScratch(params, nullptr).used));
+  const PolicyScratch scratch(params, memory.scratch_of(PolicyScratch(params, nullptr).used));
   prefetch_weights(params.weights, policy_weight_count(params.sizes));
-  policy_forward(params, begin, end, scratch,
-                 thread_memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+  policy_forward(params, begin, end, scratch, memory.rotary_of(params.sizes, params.length));
 }
 
 void select_set(const SelectSetParams& params, int64_t begin, int64_t end) {
   if (begin >= end) return;
-  const SetScratch scratch(params, thread_memory.scratch_of(SetScratch(params, nullptr).used));
+  const SetScratch scratch(params, memory.scratch_of(SetScratch(params, nullptr).used));
   prefetch_weights(params.weights, set_weight_count(params.sizes, params.layers));
-  select_set(params, begin, end, scratch, thread_memory.table(params.sizes.hidden / params.sizes.heads, params.length));
+  const float* frequencies = SetWeightView(params.weights, params.sizes, params.layers).frequencies;
+  select_set(params, begin, end, scratch, memory.rotary_of(params.sizes, params.length),
+             memory.places.of(frequencies, kSetPeriods, params.length));
 }
 
 }  // namespace unmask::cpu

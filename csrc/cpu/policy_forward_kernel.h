@@ -6,7 +6,7 @@ struct PolicySequence {
   const PolicyForwardParams& p;
   const PolicyWeightView& w;
   const PolicyScratch& s;
-  RotaryTable rotary;
+  SinusoidTable rotary;
   const uint8_t* mask;      // (L)
   const float* confidence;  // (L, K)
   const float* ada;         // (2, 6D): scale1, shift1, gate1, scale2, shift2, gate2 for mask 0 and 1, see condition()
@@ -272,7 +272,7 @@ static void policy_sequence(const PolicySequence& q, const uint8_t* select, floa
 }
 
 void policy_forward(const PolicyForwardParams& p, int64_t begin, int64_t end, const PolicyScratch& s,
-                    const RotaryTable& rotary) {
+                    const SinusoidTable& rotary) {
   const PolicyWeightView w(p.weights, p.sizes);
   const int64_t length = p.length;
   int64_t sequence = begin;

@@ -14,8 +14,9 @@ constexpr int64_t kMaxGroup = 8;
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Cosines and sines of the rotary embedding: row i (of head size / 2) holds frequency i for positions 0, 1, 2, ...
-struct RotaryTable {
+// Cosines and sines of positions 0, 1, 2, ... times frequencies: a row for each frequency, `stride` apart, the sines behind
+// the cosines.
+struct SinusoidTable {
   const float* cosine;
   const float* sine;
   int64_t stride;
@@ -106,7 +107,7 @@ struct PolicyScratch : ChunkScratch {
 
 // Scratch memory of select_set.
 struct SetScratch : ChunkScratch {
-  const int64_t layers;
+  const int64_t layers, all_numbers;
   // of all positions: (n, L)
   float* const input = take(d * stride);                    // of the first layer
   float* const stream = take(layers > 1 ? d * stride : 0);  // of the layer at work
@@ -115,6 +116,9 @@ struct SetScratch : ChunkScratch {
   int32_t* const fresh = reinterpret_cast<int32_t*>(take(length));  // positions whose input is new
   int32_t* const free = reinterpret_cast<int32_t*>(take(length));   // positions that may be picked
   // per chunk of rows
+  float* const share = take(d);
+  float* const added = take(2 * d);  // to the inputs, for mask 0 and 1
+  float* const numbers = take(all_numbers * kMaxChunk);
   float* const h = take(d * kMaxChunk);
   float* const mixed = take(d * kMaxChunk);
   float* const qkv = take(3 * d * kMaxChunk);
@@ -123,13 +127,14 @@ struct SetScratch : ChunkScratch {
   // Queries, keys and values (3 D, L) of a layer.
   float* projected(int64_t layer) const { return all_projected + layer * 3 * d * stride; }
 
-  SetScratch(const SelectSetParams& p, char* memory) : ChunkScratch(p.sizes, p.length, memory), layers(p.layers) {}
+  SetScratch(const SelectSetParams& p, char* memory)
+      : ChunkScratch(p.sizes, p.length, memory), layers(p.layers), all_numbers(set_numbers(p.sizes)) {}
 };
 
 // On the active instruction set.
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,
-                    const RotaryTable& rotary);
+                    const SinusoidTable& rotary);
 void select_set(const SelectSetParams& params, int64_t begin, int64_t end, const SetScratch& scratch,
-                const RotaryTable& rotary);
+                const SinusoidTable& rotary, const SinusoidTable& places);
 
 }  // namespace unmask::cpu

@@ -56,7 +56,7 @@ static void rotate(int64_t pairs, int64_t half, float* x, int64_t xs, const floa
 }
 
 // The same for x (2 pairs, kRows) at positions `rows`.
-static void rotate_rows(const ChunkScratch& s, const RotaryTable& table, int64_t pairs, const int32_t* rows,
+static void rotate_rows(const ChunkScratch& s, const SinusoidTable& table, int64_t pairs, const int32_t* rows,
                         int64_t count, int64_t lanes, float* x) {
   gather(s.head / 2, table.cosine, table.stride, rows, count, lanes, s.cosine);
   gather(s.head / 2, table.sine, table.stride, rows, count, lanes, s.sine);

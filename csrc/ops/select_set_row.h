@@ -23,6 +23,31 @@ UNMASK_SET float set_probability(float logit) {
   return p >= 0.0f ? p : 0.0f;  // also where it is NaN
 }
 
+// What the network reads of position `at` of the batch.
+struct SetPosition {
+  int64_t token;        // row of the table
+  float p;              // of the proposal
+  const float* values;  // confidences, or null
+
+  UNMASK_SET SetPosition(const SelectSetParams& q, int64_t at)
+      : token(q.region[at] ? q.candidates[at] : q.tokens[at]),
+        p(q.region[at] && q.probability[at] == q.probability[at] ? q.probability[at] : 0.0f),
+        values(q.region[at] ? q.confidence + at * q.sizes.confidences : nullptr) {
+    token = token < 0 ? 0 : token < q.table_rows ? token : q.table_rows - 1;
+  }
+
+  // Number i of the first confidences + 2.
+  UNMASK_SET float number(int64_t i, int64_t confidences) const {
+    if (i < confidences) return values && values[i] == values[i] ? values[i] : 0.0f;
+    return i == confidences ? p : logf(p > 1e-4f ? p : 1e-4f);
+  }
+  // Logit of p, to which the network's output is added.
+  UNMASK_SET float prior() const {
+    const float x = p < 1e-4f ? 1e-4f : p > 1.0f - 1e-4f ? 1.0f - 1e-4f : p;
+    return logf(x / (1.0f - x));
+  }
+};
+
 // Where a row stands; the same in all lanes.
 struct SetChoice {
   const float risk;

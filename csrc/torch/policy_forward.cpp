@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "checks.h"
+#include "torch/policy_sizes.h"
 
 namespace unmask {
 namespace {
@@ -13,8 +13,7 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
                       const Tensor& mask, const Tensor& confidence, const Tensor& time, const OptionalTensor& rows,
                       const OptionalTensor& cond) {
   [[maybe_unused]] const auto scope = device_scope<kCuda>(mask);
-  check_network(hidden, heads, ffn);
-  check_value(confidences >= 1 && confidences <= 64, "confidences", confidences, "1 to 64");
+  check_network(PolicySizes{hidden, heads, ffn, confidences});
   check_value(mask.dim() == 2, "mask", mask.sizes(), "shape (B, L)");
   const int64_t batch = mask.size(0), length = mask.size(1);
   Arguments in(mask);

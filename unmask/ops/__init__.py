@@ -3,12 +3,12 @@
 from unmask.ops import reference  # registers the ops in plain torch
 from unmask.ops.library import build_info
 from unmask.ops.policy_forward import PolicyWeights, policy_forward
-from unmask.ops.select_set import SetWeights, select_set
+from unmask.ops.select_set import Proposals, SetWeights, select_set
 from unmask.ops.state import State
 from unmask.ops.topk_confidence import TopkConfidence, topk_confidence
 from unmask.ops.unmask_ import unmask_
 
 __all__ = [
-    "PolicyWeights", "SetWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference", "select_set",
-    "topk_confidence", "unmask_",
+    "PolicyWeights", "Proposals", "SetWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference",
+    "select_set", "topk_confidence", "unmask_",
 ]  # fmt: skip

@@ -25,8 +25,9 @@ _SCHEMAS = (
     "Tensor sample, Tensor sample_confidence, Tensor logsumexp, Tensor entropy)",
     "policy_forward(Tensor packed, int hidden, int heads, int ffn, int confidences, Tensor mask, Tensor confidence, "
     "Tensor time, Tensor? rows, Tensor? cond) -> Tensor",
-    "select_set(Tensor packed, int hidden, int heads, int ffn, int layers, Tensor x, Tensor prior, Tensor allowed, "
-    "Tensor risk, float sure, int runs) -> (Tensor select, Tensor score)",
+    "select_set(Tensor packed, int hidden, int heads, int ffn, int layers, Tensor table, Tensor tokens, "
+    "Tensor candidates, Tensor mask, Tensor region, Tensor confidence, Tensor probability, Tensor? bias, "
+    "Tensor allowed, Tensor risk, float sure, int runs) -> (Tensor select, Tensor score)",
     "unmask_(Tensor(a!) tokens, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) rows, Tensor candidates, "
     "Tensor action, int start, int block_length, int max_steps, int action_mode, int[] eos, float temperature, "
     "float scale, float stop_logit, Tensor? seed, Tensor? revise, Tensor? editable, int? max_post, bool everywhere, "

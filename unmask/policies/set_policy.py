@@ -18,16 +18,22 @@ from torch.nn import functional as F
 
 from unmask import ops
 from unmask.ops.reference.policy_forward import rotary_frequencies
-from unmask.ops.reference.select_set import MOST_LAYERS, selected, set_logits
+from unmask.ops.reference.select_set import (
+    MOST_LAYERS,
+    NUM_PERIODS,
+    prior_logit,
+    read_proposals,
+    selected,
+    set_inputs,
+    set_logits,
+)
 from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import SetPolicyConfig
 from unmask.policies.packing import Packing, kernels_take
 from unmask.policies.pretrained import Pretrained
 
-LEAST = 1e-4
-"""Probabilities are clamped to [LEAST, 1 - LEAST] before their logit or logarithm is taken."""
-PERIODS = (2.2, 64.0, 16)
-"""Shortest and longest period in positions, and number, of the sinusoids that tell a place in the buffer."""
+PERIODS = (2.2, 64.0)
+"""Shortest and longest period, in positions, of the sinusoids that tell a place in the buffer."""
 
 
 @dataclass
@@ -45,16 +51,10 @@ class SetInputs:
 
     @classmethod
     def of(cls, o: Observation) -> SetInputs:
-        """The inputs of one step: proposals are those of the masked positions of the active block."""
-        if o.tokens is None:
-            raise ValueError("a set policy needs observation.tokens, which are None")
-        region = o.allowed if o.region is None else o.region
-        return cls(
-            tokens=torch.where(region, o.candidates, o.tokens).clamp_min(0),
-            mask=o.mask,
-            confidence=torch.where(region[..., None], o.confidence.nan_to_num(0.0), 0.0),
-            probability=torch.where(region, o.token_confidence.nan_to_num(0.0), 0.0),
-        )
+        """The inputs of one step."""
+        proposals = proposed(o)
+        tokens, confidence, probability = read_proposals(proposals)
+        return cls(tokens, proposals.mask, confidence, probability)
 
     def take(self, index: Tensor) -> SetInputs:
         """The states at ``index``."""
@@ -63,11 +63,19 @@ class SetInputs:
     @property
     def prior(self) -> Tensor:
         """(M, L): logit of the proposal's probability, to which the network adds."""
-        return torch.logit(self.probability.clamp(LEAST, 1 - LEAST))
+        return prior_logit(self.probability)
+
+
+def proposed(o: Observation) -> ops.Proposals:
+    """The proposals of one step: those of the masked positions of the active block."""
+    if o.tokens is None:
+        raise ValueError("a set policy needs observation.tokens, which are None")
+    region = o.allowed if o.region is None else o.region
+    return ops.Proposals(o.tokens, o.candidates, o.mask, region, o.confidence, o.token_confidence, o.bias)
 
 
 class SetLayer(nn.Module):
-    """Parameters of one layer, in the order of :func:`unmask.ops.reference.select_set.set_logits`."""
+    """Parameters of one layer, in the op's order."""
 
     def __init__(self, width: int, ffn: int) -> None:
         super().__init__()
@@ -103,7 +111,7 @@ class SetPolicy(Pretrained):
             self.tokens = nn.Linear(c.embedding_size, width, bias=False)
         self.numbers, self.state = nn.Linear(c.num_confidences + 2, width), nn.Embedding(3, width)
         self.share = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
-        low, high, count = PERIODS
+        (low, high), count = PERIODS, NUM_PERIODS
         self.place = nn.Linear(2 * count, width, bias=False)
         self.layers = nn.ModuleList(SetLayer(width, c.ffn_size) for _ in range(c.num_layers))
         self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, 1)
@@ -112,13 +120,14 @@ class SetPolicy(Pretrained):
         for p in self.output.parameters():
             nn.init.zeros_(p)  # a fresh policy believes the model's probabilities
         periods = torch.logspace(math.log10(low), math.log10(high), count)
-        self.register_buffer("frequencies", rotary_frequencies(width // c.num_heads), persistent=False)
         halves = torch.arange(width).view(c.num_heads, 2, -1).transpose(1, 2).reshape(-1)  # pairs of channels together
         pairs = torch.cat((halves, width + halves, torch.arange(2 * width, 3 * width)))
+        self.register_buffer("frequencies", rotary_frequencies(width // c.num_heads), persistent=False)
         self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
         self._table: Tensor | None = None
         self._packing = Packing()
+        self._packed_parts = [part for part in self.modules() if part is not self.tokens and part._parameters]
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -147,62 +156,61 @@ class SetPolicy(Pretrained):
             )
         self._table = table.detach().to(self.state.weight.device)
 
-    def embed(self, inputs: SetInputs) -> Tensor:
-        """(M, L, D): the network's inputs where nothing is picked."""
-        p = inputs.probability
-        numbers = (inputs.confidence, p[..., None], p.clamp_min(LEAST).log()[..., None])
-        x = self.numbers(torch.cat(numbers, dim=-1)) + self.state(inputs.mask.long())
-        committed = 1 - inputs.mask.to(p.dtype).mean(dim=1)
-        x = x + self.share(4 * committed[:, None])[:, None]
-        angles = torch.arange(p.shape[1], device=p.device)[:, None] * self.places
-        x = x + self.place(torch.cat((angles.cos(), angles.sin()), dim=-1))
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(..., D): the embedding of ``tokens``, or the projection of the model's."""
         if isinstance(self.tokens, nn.Embedding):
-            return x + self.tokens(inputs.tokens)
+            return F.embedding(tokens, self.tokens.weight)
         if self._table is None:
             raise ValueError("the set policy reads the model's embedding: call attach(model), as a Sampler does")
-        known = F.embedding(inputs.tokens, self._table).to(p.dtype)
-        return x + self.tokens(F.layer_norm(known, known.shape[-1:]))
-
-    @property
-    def change(self) -> Tensor:
-        """(D,): what being picked adds to the inputs of a position."""
-        return self.state.weight[2] - self.state.weight[1]
+        known = F.embedding(tokens, self._table).to(self.state.weight.dtype)
+        return F.linear(F.layer_norm(known, known.shape[-1:]), self.tokens.weight)
 
     @property
     def weights(self) -> list[Tensor]:
-        """The parameters of the layers and the output, as ``set_logits`` takes them.
+        """All parameters but the embedding, as the op takes them.
 
         The two channels of a rotary pair of this network are half a head apart, those of the op are neighbours.
         """
+        numbers = torch.cat((self.numbers.weight, self.place.weight), dim=1)
         layers = [p[self.pairs] if ".qkv." in name else p for name, p in self.layers.named_parameters()]
-        return [*layers, *self.norm.parameters(), *self.output.parameters()]
+        return [
+            *(self.places, self.state.weight, numbers, self.numbers.bias, *self.share.parameters()),
+            *(*layers, *self.norm.parameters(), *self.output.parameters()),
+        ]
 
     def packed_weights(self) -> ops.SetWeights:
         """The current weights in the layout of :func:`unmask.ops.select_set`; see :class:`Packing`."""
-        c, parameters = self.config, [self.state.weight, *self.layers.parameters(), *self.norm.parameters()]
-        packed = self._packing([*parameters, *self.output.parameters()], lambda: [self.change, *self.weights])
+        c, own = self.config, (p for part in self._packed_parts for p in part._parameters.values())
+        packed = self._packing([p for p in own if p is not None], lambda: self.weights)
         return ops.SetWeights(packed, c.hidden_size, c.num_heads, c.ffn_size, c.num_layers)
 
     def _kernel_takes(self) -> bool:
         c = self.config
-        return c.num_layers <= MOST_LAYERS and kernels_take(self.state.weight, c.hidden_size, c.num_heads, c.ffn_size)
+        sizes = (c.hidden_size, c.num_heads, c.ffn_size, c.num_confidences)
+        return c.num_layers <= MOST_LAYERS and kernels_take(self.state.weight, *sizes)
 
     def forward(self, inputs: SetInputs, picked: Tensor) -> Tensor:
         """Differentiable logits (M, L) that a proposal survives once ``picked`` (M, L) bool are committed."""
-        x = self.embed(inputs) + picked[..., None] * self.change
-        return inputs.prior + set_logits(x, self.weights, self.config.num_heads, self.frequencies)
+        weights, i = self.weights, inputs
+        x = set_inputs(weights, self.embed(i.tokens), i.mask, i.confidence, i.probability)
+        x = x + picked[..., None] * (self.state.weight[2] - self.state.weight[1])
+        return i.prior + set_logits(x, weights, self.frequencies)
 
     @torch.no_grad()
     def decide(self, observation: Observation) -> Decision:
-        o, c = observation, self.config
-        inputs = SetInputs.of(o)
-        risk = torch.full_like(inputs.probability[:, 0], c.default_risk) if o.alpha is None else o.alpha.float()
-        prior = inputs.prior if o.bias is None else inputs.prior + o.bias
-        x, rest = self.embed(inputs), (prior, o.allowed, risk, c.sure, c.max_runs)
+        o, c, proposals = observation, self.config, proposed(observation)
+        risk = o.token_confidence.new_full((len(o.mask),), c.default_risk) if o.alpha is None else o.alpha.float()
+        table = self.tokens.weight
+        if not isinstance(self.tokens, nn.Embedding):
+            tokens = torch.where(proposals.region, o.candidates, proposals.tokens).clamp_min(0)
+            table = self.embed(tokens).flatten(0, 1)
+            number = torch.arange(len(table), device=table.device).view_as(tokens)
+            proposals = proposals._replace(tokens=number, candidates=number)
+        rest = (table, proposals, o.allowed, risk, c.sure, c.max_runs)
         if self._kernel_takes():
-            select, score = ops.select_set(self.packed_weights(), x, *rest)
+            select, score = ops.select_set(self.packed_weights(), *rest)
         else:
-            select, score = selected(x, self.change, (self.weights, c.num_heads, self.frequencies), *rest)
+            select, score = selected(self.weights, self.frequencies, *rest)
         return Decision(select=select, score=score)
 
     def captured_state(self) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.ops.reference.select_set import LEAST
 from unmask.ops.state import REMAINING
 from unmask.policies.base import Observation, UnmaskingPolicy
 from unmask.policies.registry import make_policy
-from unmask.policies.set_policy import LEAST, SetInputs, SetPolicy
+from unmask.policies.set_policy import SetInputs, SetPolicy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import Sampler
 from unmask.training.rollout import WideView

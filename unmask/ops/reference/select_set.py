@@ -1,4 +1,4 @@
-"""Building a set of positions within one step, by a small network that runs again with what is picked marked."""
+"""``select_set`` in plain torch, by the contract of csrc/ops/select_set.h, and its network for training."""
 
 from __future__ import annotations
 
@@ -13,33 +13,16 @@ from unmask.ops.library import fallback
 from unmask.ops.policy_forward import unsupported_sizes
 from unmask.ops.reference.checks import check, check_tensors
 from unmask.ops.reference.policy_forward import rotary_frequencies, rotate
+from unmask.ops.select_set import Proposals
 
-LAYER_TENSORS = 12
+INPUT_TENSORS, LAYER_TENSORS = 8, 12
 MOST_LAYERS = 8
+NUM_PERIODS = 16
+"""Sinusoids that tell a place in the buffer."""
+LEAST = 1e-4
+"""Probabilities are clamped to [LEAST, 1 - LEAST] before their logit or logarithm is taken."""
 UNLIKELY = 1e-6
 """Least probability in a cost, -log p."""
-
-
-def set_logits(x: Tensor, weights: Sequence[Tensor], heads: int, frequencies: Tensor) -> Tensor:
-    """The network's output (B, L) for its inputs ``x`` (B, L, D): pre-norm layers of full attention with rotary places.
-
-    ``weights`` are weight and bias of norm, query-key-value, output, norm, up and down projection for each layer, then
-    of the last norm and the output (1, D). Channels 2i and 2i + 1 of a query or key are a rotary pair. ``frequencies``
-    (D / heads / 2,) are those of the rotary embedding.
-    """
-    batch, length, width = x.shape
-    angles = torch.arange(length, device=x.device, dtype=x.dtype)[:, None] * frequencies
-    *layers, norm, norm_bias, output, output_bias = weights
-    for i in range(0, len(layers), LAYER_TENSORS):
-        n1, n1_bias, qkv, qkv_bias, out, out_bias, n2, n2_bias, up, up_bias, down, down_bias = layers[
-            i : i + LAYER_TENSORS
-        ]
-        h = F.linear(F.layer_norm(x, (width,), n1, n1_bias), qkv, qkv_bias)
-        q, k, v = h.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v)
-        x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, width), out, out_bias)
-        x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (width,), n2, n2_bias), up, up_bias)), down, down_bias)
-    return F.linear(F.layer_norm(x, (width,), norm, norm_bias), output, output_bias)[..., 0]
 
 
 @fallback
@@ -49,8 +32,14 @@ def select_set(
     heads: int,
     ffn: int,
     layers: int,
-    x: Tensor,
-    prior: Tensor,
+    table: Tensor,
+    tokens: Tensor,
+    candidates: Tensor,
+    mask: Tensor,
+    region: Tensor,
+    confidence: Tensor,
+    probability: Tensor,
+    bias: Tensor | None,
     allowed: Tensor,
     risk: Tensor,
     sure: float,
@@ -58,47 +47,58 @@ def select_set(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
-    if problem := unsupported_sizes(hidden, heads, ffn, 1):
+    confidences = confidence.shape[-1]
+    if problem := unsupported_sizes(hidden, heads, ffn, confidences):
         raise ValueError(problem)
     check(1 <= layers <= MOST_LAYERS, "layers", f"1 to {MOST_LAYERS}", layers)
     check(0 < sure < 1, "sure", "a number between 0 and 1", sure)
     check(runs >= 1, "runs", "at least 1", runs)
-    shapes = _shapes(hidden, ffn, layers)
+    shapes = _shapes(hidden, ffn, confidences, layers)
     counts = [math.prod(shape) for shape in shapes]
     check_tensors(
-        {"D": hidden, "N": sum(counts)},
-        x,
+        {"D": hidden, "K": confidences, "P": sum(counts)},
+        mask,
+        mask=(mask, torch.bool, "BL"),
+        tokens=(tokens, torch.int64, "BL"),
+        candidates=(candidates, torch.int64, "BL"),
+        region=(region, torch.bool, "BL"),
+        confidence=(confidence, torch.float32, "BLK"),
+        probability=(probability, torch.float32, "BL"),
+        bias=(bias, torch.float32, "BL"),
         allowed=(allowed, torch.bool, "BL"),
-        x=(x, torch.float32, "BLD"),
-        prior=(prior, torch.float32, "BL"),
         risk=(risk, torch.float32, "B"),
-        packed=(packed, torch.float32, "N"),
+        table=(table, torch.float32, "ND"),
+        packed=(packed, torch.float32, "P"),
     )
+    check(len(table) >= 1, "table", "at least one row", tuple(table.shape))
+    if not mask.numel():
+        return torch.zeros_like(mask), torch.zeros_like(probability)
     parts = packed.to(dtype).split(counts)
-    if not allowed.numel():
-        return allowed.clone(), prior.clone()
-    change, *weights = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
-    frequencies = rotary_frequencies(hidden // heads).to(change)
-    network = (weights, heads, frequencies)
-    select, score = selected(x.to(dtype), change, network, prior.to(dtype), allowed, risk.to(dtype), sure, runs)
+    weights = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    proposals = Proposals(tokens, candidates, mask, region, confidence, probability, bias)
+    frequencies = rotary_frequencies(hidden // heads).to(weights[0])
+    rest = (proposals, allowed, risk.to(dtype), sure, runs)
+    select, score = selected(weights, frequencies, table.to(dtype), *rest)
     return select, score.float()
 
 
 def selected(
-    x: Tensor,
-    change: Tensor,
-    network: tuple[Sequence[Tensor], int, Tensor],
-    prior: Tensor,
+    weights: Sequence[Tensor],
+    frequencies: Tensor,
+    table: Tensor,
+    proposals: Proposals,
     allowed: Tensor,
     risk: Tensor,
     sure: float,
     runs: int,
 ) -> tuple[Tensor, Tensor]:
-    """Result of the op for a network of any size, in the dtype of ``x``.
-
-    ``change`` (D,) is added to the inputs of a picked position; ``network`` are the last three arguments of
-    :func:`set_logits`. For the others see :func:`unmask.ops.select_set`.
-    """
+    """Result of the op for a network of any size, in the dtype of ``weights``; these two as for :func:`set_logits`."""
+    read = read_proposals(proposals)
+    numbers = [t.to(weights[0].dtype) for t in read[1:]]
+    x = set_inputs(weights, table[read[0].clamp_max(len(table) - 1)], proposals.mask, *numbers)
+    prior, change = prior_logit(numbers[1]), weights[1][2] - weights[1][1]
+    if proposals.bias is not None:
+        prior = prior + proposals.bias
     batch = torch.arange(len(x), device=x.device)
     picked, spent = torch.zeros_like(allowed), torch.zeros_like(risk)
     level = torch.exp(-risk).clamp_min(sure)[:, None]
@@ -106,7 +106,7 @@ def selected(
     for run in range(runs):
         chosen, free = picked[rows], allowed[rows] & ~picked[rows]
         marked = x[rows] + chosen[..., None] * change
-        p = (prior[rows] + set_logits(marked, *network)).sigmoid()
+        p = (prior[rows] + set_logits(marked, weights, frequencies)).sigmoid()
         p = torch.where(free, p.nan_to_num(0.0), -1.0)
         if run == 0:
             score = p.clamp_min(0.0)
@@ -126,8 +126,57 @@ def selected(
     return picked, score
 
 
-def _shapes(d: int, f: int, layers: int) -> list[tuple[int, ...]]:
-    """Shapes of the packed tensors, in their order: all but the first are pairs of weight and bias."""
-    norm = [(d,), (d,)]
-    layer = [*norm, (3 * d, d), (3 * d,), (d, d), (d,), *norm, (f, d), (f,), (d, f), (d,)]
-    return [(d,), *layer * layers, *norm, (1, d), (1,)]
+def read_proposals(proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, L) int64, confidences (B, L, k) and probabilities (B, L) as the network reads them."""
+    p, region = proposals, proposals.region
+    tokens = torch.where(region, p.candidates, p.tokens).clamp_min(0)
+    confidence = torch.where(region[..., None], p.confidence.nan_to_num(0.0), 0.0)
+    return tokens, confidence, torch.where(region, p.probability.nan_to_num(0.0), 0.0)
+
+
+def prior_logit(probability: Tensor) -> Tensor:
+    """Logit of the proposal's probability, to which the network's output is added."""
+    return torch.logit(probability.clamp(LEAST, 1 - LEAST))
+
+
+def set_inputs(
+    weights: Sequence[Tensor], tokens: Tensor, mask: Tensor, confidence: Tensor, probability: Tensor
+) -> Tensor:
+    """(B, L, D): the network's inputs where nothing is picked; ``tokens`` (B, L, D) are rows of the table."""
+    frequencies, state, numbers, bias, share_in, share_in_bias, share_out, share_out_bias = weights[:INPUT_TENSORS]
+    angles = torch.arange(mask.shape[1], device=mask.device, dtype=frequencies.dtype)[:, None] * frequencies
+    place = torch.cat((angles.cos(), angles.sin()), dim=-1).expand(len(mask), -1, -1)
+    p = probability[..., None]
+    x = F.linear(torch.cat((confidence, p, p.clamp_min(LEAST).log(), place), dim=-1), numbers, bias)
+    committed = 1 - mask.to(p.dtype).mean(dim=1, keepdim=True)
+    share = F.linear(F.silu(F.linear(4 * committed, share_in, share_in_bias)), share_out, share_out_bias)
+    return x + F.embedding(mask.long(), state) + share[:, None] + tokens
+
+
+def set_logits(x: Tensor, weights: Sequence[Tensor], frequencies: Tensor) -> Tensor:
+    """The network's output (B, L) for its inputs ``x`` (B, L, D): pre-norm layers of full attention with rotary places.
+
+    It is differentiable. ``weights`` are in the op's order, ``frequencies`` (head size / 2,) the rotary ones.
+    """
+    batch, length, width = x.shape
+    head = 2 * len(frequencies)
+    *layers, norm, norm_bias, output, output_bias = weights[INPUT_TENSORS:]
+    angles = torch.arange(length, device=x.device, dtype=x.dtype)[:, None] * frequencies
+    for i in range(0, len(layers), LAYER_TENSORS):
+        n1, n1_bias, qkv, qkv_bias, out, out_bias, n2, n2_bias, up, up_bias, down, down_bias = layers[
+            i : i + LAYER_TENSORS
+        ]
+        h = F.linear(F.layer_norm(x, (width,), n1, n1_bias), qkv, qkv_bias)
+        q, k, v = h.view(batch, length, 3, -1, head).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(rotate(q, angles), rotate(k, angles), v)
+        x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, width), out, out_bias)
+        x = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (width,), n2, n2_bias), up, up_bias)), down, down_bias)
+    return F.linear(F.layer_norm(x, (width,), norm, norm_bias), output, output_bias)[..., 0]
+
+
+def _shapes(d: int, f: int, k: int, layers: int) -> list[tuple[int, ...]]:
+    """Shapes of the packed tensors, in their order: all but the first two are pairs of weight and bias."""
+    norm, square = [(d,), (d,)], [(d, d), (d,)]
+    layer = [*norm, (3 * d, d), (3 * d,), *square, *norm, (f, d), (f,), (d, f), (d,)]
+    inputs = [(NUM_PERIODS,), (3, d), (d, k + 2 + 2 * NUM_PERIODS), (d,), (d, 1), (d,), *square]
+    return [*inputs, *layer * layers, *norm, (1, d), (1,)]
