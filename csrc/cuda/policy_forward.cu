@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
         to[s.padded] = y;
         return;
       }
-      const float scale = which == 0 ? 1.4426950408889634f / sqrtf(static_cast<float>(s.head)) : 1.0f;
+      const float scale = which == 0 ? s.query_scale() : 1.0f;
       const float2 angle = angle_of(static_cast<double>(row(r) / 2 % s.length) * s.rotary[c % s.head / 2]);
       float* to = (which == 0 ? s.query : s.key) + static_cast<int64_t>(row0 + r) * d + c;
       store2(to, (x * angle.x - y * angle.y) * scale, (x * angle.y + y * angle.x) * scale);
@@ -166,69 +166,20 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
   wait_copies<0>();
 }
 
-// 3. By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is
-// the factor of what was summed before.
-UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
-  const int lane = lane_id();
-  const float first = lane < count ? scores[lane] : -INFINITY;
-  const float second = lane + 32 < count ? scores[lane + 32] : -INFINITY;
-  const float now = fmaxf(scale->x, warp_max(fmaxf(first, second))), factor = exp2_fast(scale->x - now);
-  const float a = exp2_fast(first - now), b = exp2_fast(second - now);
-  if (lane < count) scores[lane] = a;
-  if (lane + 32 < count) scores[lane + 32] = b;
-  *scale = make_float2(now, fmaf(scale->y, factor, warp_sum(a + b)));
-  return factor;
-}
-
 // 3. Attention of a tile of slots, for one head and a share of the keys.
 __global__ void __launch_bounds__(kTileThreads, 2) attend_kernel(const __grid_constant__ PolicyWork s) {
   launch_dependents();
-  const int per_tile = s.heads * s.splits, key_tiles = (s.padded + s.keys - 1) / s.keys;
+  const int per_tile = s.heads * s.splits, key_tiles = ceil_div(s.padded, s.keys);
   wait_for_launches();
   for (int task = block_id(); task < s.tiles * per_tile; task += block_count()) {
     const int row0 = task / per_tile * kRows, head = task % per_tile / s.splits, split = task % s.splits;
     if (s.rows[row0] == kNone) break;
-    const int low = head * s.head / 16 * 16, span = (head * s.head + s.head + 15) / 16 * 16 - low;
-    const int64_t sequence = s.rows[row0] / 2 / s.length, out = static_cast<int64_t>(split) * s.tiles * kRows + row0;
-    const auto mine = [&](int c) { return (low + c) / s.head == head; };
-    const int stride = row_stride(span), begin = key_tiles * split / s.splits, end = key_tiles * (split + 1) / s.splits;
-    float *q = shared_floats(), *k = q + kRows * stride, *v = k + s.keys * stride;
-    float2 scale[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};  // of rows 2 w and 2 w + 1
-    for (int t = begin; t < end; ++t) {
-      const int first = t * s.keys, count = min(s.keys, s.padded - first), key_stride = row_stride(count);
-      const float* keys = s.key + (sequence * s.padded + first) * s.d + low;
-      const float* values = s.value + (sequence * s.d + low) * s.padded + first;
-      float *weights = v + span * key_stride, *factors = weights + kRows * key_stride;
-      stage(k, count, span, [&](int r) { return keys + r * s.d; });
-      stage(v, span, count, [&](int r) { return values + static_cast<int64_t>(r) * s.padded; });
-      commit_copies();
-      for (int i = static_cast<int>(threadIdx.x); i < kRows * span; i += kTileThreads) {
-        const int r = i / span, c = i % span;  // zeros keep other heads' channels out
-        q[r * stride + c] = mine(c) ? s.query[static_cast<int64_t>(row0 + r) * s.d + low + c] : 0.0f;
-      }
-      wait_copies<0>();
-      __syncthreads();
-      product(q, stride, k, stride, count, span, [&](int r, int c, float x, float y) {
-        const int left = s.length - first - c;
-        store2(weights + r * key_stride + c, left > 0 ? x : -INFINITY, left > 1 ? y : -INFINITY);
-      });
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = 2 * warp_id() + i;
-        const float factor = attention_weights(weights + row * key_stride, count, &scale[i]);
-        if (lane_id() == 0) factors[row] = factor;
-        if (lane_id() == 0 && t == end - 1) s.scales[(out + row) * s.heads + head] = scale[i];
-      }
-      __syncthreads();
-      product(weights, key_stride, v, key_stride, span, count, [&](int r, int c, float x, float y) {
-        if (!mine(c)) return;
-        float* to = s.sums + (out + r) * s.d + low + c;
-        if (t > begin) x = fmaf(to[0], factors[r], x), y = fmaf(to[1], factors[r], y);
-        store2(to, x, y);
-      });
-      __syncthreads();
-    }
+    const int64_t first = s.rows[row0] / 2 / s.length * s.padded;  // of the sequence's positions
+    const int64_t out = static_cast<int64_t>(split) * s.tiles * kRows + row0;
+    attend<kTileThreads>(s, {s.query + static_cast<int64_t>(row0) * s.d, s.key + first * s.d, s.value + first * s.d},
+                         head, key_tiles * split / s.splits, key_tiles * (split + 1) / s.splits, shared_floats(),
+                         s.sums + out * s.d, s.d,
+                         [&](int row, float2 scale) { s.scales[(out + row) * s.heads + head] = scale; });
   }
 }
 
@@ -325,7 +276,7 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
     const int which = s.rows[slot];
     if (which == kNone) break;
     if (which < 0) continue;
-    float x[kPerLane] = {}, logit = 0.0f;
+    float x[kPerLane] = {};
     const int64_t row = static_cast<int64_t>(slot) * d;
     const float *ada = s.modulation(which, 5), *part = s.parts + row;
 #pragma unroll 4
@@ -333,12 +284,8 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
       for_channels(d, [&](int e, int c) { x[e] += part[c]; });
     }
     for_channels(d, [&](int e, int c) { x[e] = fmaf(x[e] + s.w.down.bias[c], 1.0f + ada[c], s.residual[row + c]); });
-    normalise(x, d);
-    for_channels(d, [&](int e, int c) {
-      logit = fmaf(fmaf(x[e], s.w.final_norm.weight[c], s.w.final_norm.bias[c]), s.w.output.weight[c], logit);
-    });
-    logit = warp_sum(logit);
-    if (lane_id() == 0) s.p.logits[which / 2] = logit + s.w.output.bias[0];
+    const float logit = output_of(x, d, s.w.final_norm, s.w.output);
+    if (lane_id() == 0) s.p.logits[which / 2] = logit;
   }
 }
 
@@ -361,9 +308,7 @@ cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
   next(begin_kernel, kRowThreads, std::max({2 * kRows * stride, embed, s.batch}), s.groups * s.shares + 1 + inputs, 1);
   shape.dependent = dependent;  // the first is not: what ran before it may be writing what it reads
   next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns), s.tiles);
-  next(attend_kernel, kTileThreads,
-       (kRows + s.keys) * row_stride(s.span) + (kRows + s.span) * row_stride(s.keys) + kRows, s.heads * s.splits,
-       s.tiles);
+  next(attend_kernel, kTileThreads, s.floats(), s.heads * s.splits, s.tiles);
   next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1, s.tiles);
   next(feed_forward_kernel, kTileThreads, (kRows + s.units) * stride + (kRows + s.d) * row_stride(s.units) + s.units,
        s.unit_blocks, s.tiles);

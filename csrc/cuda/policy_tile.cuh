@@ -3,6 +3,9 @@
 #pragma once
 #include <math.h>
 
+#include <algorithm>
+
+#include "../ops/policy_forward.h"
 #include "portable.cuh"
 
 namespace unmask::cuda {
@@ -116,6 +119,14 @@ UNMASK_DEVICE void normalise(float (&x)[kPerLane], int d) {
   for_channels(d, [&](int e, int) { x[e] *= factor; });
 }
 
+// By a warp that holds a row: the output of its layer norm.
+UNMASK_DEVICE float output_of(float (&x)[kPerLane], int d, const PolicyLinear& norm, const PolicyLinear& layer) {
+  float sum = 0.0f;
+  normalise(x, d);
+  for_channels(d, [&](int e, int c) { sum = fmaf(fmaf(x[e], norm.weight[c], norm.bias[c]), layer.weight[c], sum); });
+  return warp_sum(sum) + layer.bias[0];
+}
+
 // Cosine and sine, exact for angles of any size: the turns are counted off in double.
 UNMASK_DEVICE float2 angle_of(double radians) {
   const double turns = radians * 0.15915494309189535;
@@ -126,5 +137,106 @@ UNMASK_DEVICE float2 angle_of(double radians) {
 
 UNMASK_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 UNMASK_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// Of a matrix whose rows are at most so long as much is in shared memory as helps; of others what fits on every device.
+constexpr int kMostStaged = 128;
+constexpr int rows_staged(int columns) { return columns <= kMostStaged ? 64 : 16; }
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Attention of a network over sequences of `length` positions.
+constexpr int kMaxPairs = 128;  // channel pairs of a head
+
+struct AttentionShape {
+  int length, padded;       // padded: up to full tiles
+  int d, heads, head;       // head: channels of one
+  int span;                 // channels of a head, with those of neighbours up to multiples of 16, at most
+  int keys;                 // that a block takes at a time
+  float rotary[kMaxPairs];  // radians per position
+
+  AttentionShape(int64_t positions, int64_t hidden, int64_t num_heads)
+      : length(static_cast<int>(positions)),
+        padded(ceil_div(length, kRows) * kRows),
+        d(static_cast<int>(hidden)),
+        heads(static_cast<int>(num_heads)),
+        head(d / heads),
+        span(head % 16 == 0 ? head : std::min(head / 16 * 16 + 32, d)),
+        keys(rows_staged(span)) {
+    for (int i = 0; i < head / 2; ++i) {
+      rotary[i] = static_cast<float>(pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head)));
+    }
+  }
+  UNMASK_DEVICE float query_scale() const { return 1.4426950408889634f / sqrtf(static_cast<float>(head)); }
+  // Shared memory of attend().
+  int floats() const { return (kRows + keys) * row_stride(span) + (kRows + span) * row_stride(keys) + kRows; }
+};
+
+// Of one sequence: queries (16, D) of a tile, scaled to units of log 2, keys (positions, D), values (D, positions).
+struct AttentionTile {
+  const float *query, *key, *value;
+};
+
+// By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is the
+// factor of what was summed before.
+UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
+  const int lane = lane_id();
+  const float first = lane < count ? scores[lane] : -INFINITY;
+  const float second = lane + 32 < count ? scores[lane + 32] : -INFINITY;
+  const float now = fmaxf(scale->x, warp_max(fmaxf(first, second))), factor = exp2_fast(scale->x - now);
+  const float a = exp2_fast(first - now), b = exp2_fast(second - now);
+  if (lane < count) scores[lane] = a;
+  if (lane + 32 < count) scores[lane + 32] = b;
+  *scale = make_float2(now, fmaf(scale->y, factor, warp_sum(a + b)));
+  return factor;
+}
+
+// By the block: attention of a tile, for one head and keys from tile `begin` to `end` of them. `sums`, rows `stride` apart,
+// gets the head's values times exp2(score - maximum); done(row, {maximum, sum of these weights}) comes from one lane.
+template <int kThreads, typename Done>
+UNMASK_DEVICE void attend(const AttentionShape& s, const AttentionTile& tile, int head, int begin, int end,
+                          float* shared, float* sums, int stride, Done done) {
+  constexpr int kWarps = kThreads / 32, kEach = kRows / kWarps;  // rows of a warp
+  const int low = head * s.head / 16 * 16, span = (head * s.head + s.head + 15) / 16 * 16 - low;
+  const auto mine = [&](int c) { return (low + c) / s.head == head; };
+  const int span_stride = row_stride(span);
+  float *q = shared, *k = q + kRows * span_stride, *v = k + s.keys * span_stride;
+  float2 scale[kEach];
+  for (int i = 0; i < kEach; ++i) scale[i] = make_float2(-INFINITY, 0.0f);
+  for (int t = begin; t < end; ++t) {
+    const int first = t * s.keys, count = min(s.keys, s.padded - first), key_stride = row_stride(count);
+    const float* keys = tile.key + static_cast<int64_t>(first) * s.d + low;
+    const float* values = tile.value + static_cast<int64_t>(low) * s.padded + first;
+    float *weights = v + span * key_stride, *factors = weights + kRows * key_stride;
+    stage(k, count, span, [&](int r) { return keys + r * s.d; });
+    stage(v, span, count, [&](int r) { return values + static_cast<int64_t>(r) * s.padded; });
+    commit_copies();
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * span; i += kThreads) {
+      const int r = i / span, c = i % span;  // zeros keep other heads' channels out
+      q[r * span_stride + c] = mine(c) ? tile.query[r * s.d + low + c] : 0.0f;
+    }
+    wait_copies<0>();
+    __syncthreads();
+    product(q, span_stride, k, span_stride, count, span, [&](int r, int c, float x, float y) {
+      const int left = s.length - first - c;
+      store2(weights + r * key_stride + c, left > 0 ? x : -INFINITY, left > 1 ? y : -INFINITY);
+    });
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int row = kEach * warp_id() + i;
+      const float factor = attention_weights(weights + row * key_stride, count, &scale[i]);
+      if (lane_id() == 0) factors[row] = factor;
+      if (lane_id() == 0 && t == end - 1) done(row, scale[i]);
+    }
+    __syncthreads();
+    product(weights, key_stride, v, key_stride, span, count, [&](int r, int c, float x, float y) {
+      if (!mine(c)) return;
+      float* to = sums + r * stride + low + c;
+      if (t > begin) x = fmaf(to[0], factors[r], x), y = fmaf(to[1], factors[r], y);
+      store2(to, x, y);
+    });
+    __syncthreads();
+  }
+}
 
 }  // namespace unmask::cuda

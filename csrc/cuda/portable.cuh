@@ -31,6 +31,7 @@ struct LaunchShape {
   unsigned cluster = 1;  // blocks of a cluster; 1 = none
   bool dependent =
       false;  // may start before what was launched before it has ended; its kernel calls wait_for_launches()
+  bool cooperative = false;  // all blocks are on the device together, or it fails
 };
 
 // The architecture whose code runs on a device of this one (900 = compute capability 9.0): the newest up to it that was
@@ -69,7 +70,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
   const cudaError_t error = allow_shared(kernel, shape.shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(shape.blocks);
   config.blockDim = dim3(shape.threads);
@@ -85,6 +86,11 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cons
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }

@@ -47,6 +47,7 @@ def select_set(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
+    check(confidence.ndim == 3, "confidence", "shape (B, L, K)", tuple(confidence.shape))
     confidences = confidence.shape[-1]
     if problem := unsupported_sizes(hidden, heads, ffn, confidences):
         raise ValueError(problem)
