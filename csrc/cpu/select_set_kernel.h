@@ -40,8 +40,8 @@ static void embed(const SetRow& q, int64_t start) {
     float* places = s.numbers + (k + 2) * kRows;
     gather(kSetPeriods, q.places.cosine, q.places.stride, rows, count, lanes, places);
     gather(kSetPeriods, q.places.sine, q.places.stride, rows, count, lanes, places + kSetPeriods * kRows);
-    product(s.d, s.all_numbers, lanes, {q.w.numbers.weight, s.all_numbers, q.w.numbers.bias}, s.numbers, kRows, s.x,
-            kRows);
+    product(s.d, k + 2 + 2 * kSetPeriods, lanes, {q.w.numbers.weight, s.all_numbers, q.w.numbers.bias}, s.numbers,
+            kRows, s.x, kRows);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = start + rows[i];
       const float *token = q.p.table + SetPosition(q.p, at).token * s.d, *added = s.added + (q.p.mask[at] ? s.d : 0);

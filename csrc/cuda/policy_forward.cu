@@ -148,19 +148,10 @@ __global__ void __launch_bounds__(kTileThreads, 2) project_kernel(const __grid_c
     wait_copies<0>();
     __syncthreads();
     product(a, stride, b, stride, columns, d, [&](int r, int c, float x, float y) {
-      x += bias[c];
-      y += bias[c + 1];
-      c += first;
-      if (which == 2) {
-        float* to = s.value + (static_cast<int64_t>(sequence) * d + c) * s.padded + start + r;
-        to[0] = x;
-        to[s.padded] = y;
-        return;
-      }
-      const float scale = which == 0 ? s.query_scale() : 1.0f;
-      const float2 angle = angle_of(static_cast<double>(row(r) / 2 % s.length) * s.rotary[c % s.head / 2]);
-      float* to = (which == 0 ? s.query : s.key) + static_cast<int64_t>(row0 + r) * d + c;
-      store2(to, (x * angle.x - y * angle.y) * scale, (x * angle.y + y * angle.x) * scale);
+      const int64_t values = static_cast<int64_t>(row0 - start) * d;  // of the sequence
+      const int at = which == 2 ? start + r : row0 + r;
+      s.store_projected({s.query, s.key, s.value + values}, which, at, row(r) / 2 % s.length, first + c, x + bias[c],
+                        y + bias[c + 1]);
     });
   }
   wait_copies<0>();
@@ -208,8 +199,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) mix_kernel(const __grid_consta
   wait_for_launches();
   for (int tile = block_id(); tile < s.tiles; tile += block_count()) {
     if (s.rows[tile * kRows] == kNone) break;
-    const int64_t slot = tile * kRows + warp_id(), to = slot * d;
-    const int which = s.row_of(tile * kRows + warp_id());
+    const int slot = tile * kRows + warp_id(), which = s.row_of(slot);
     const float *ada = s.modulation(which, 2), *from = s.x + static_cast<int64_t>(which / 2) * d;
     // All that the row needs later is asked for now.
     float x[kPerLane], alpha[kPerLane], scale[kPerLane], shift[kPerLane];
@@ -225,6 +215,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) mix_kernel(const __grid_consta
     product(a, stride, staged ? copy : s.w.out.weight, staged ? stride : d, d, d,
             [&](int r, int c, float even, float odd) { store2(out + r * stride + c, even, odd); });
     __syncthreads();
+    const int64_t to = static_cast<int64_t>(slot) * d;
     for_channels(d, [&](int e, int c) {
       x[e] = fmaf(out[row + c], alpha[e], x[e]);
       s.residual[to + c] = x[e];

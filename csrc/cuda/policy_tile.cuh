@@ -138,15 +138,32 @@ UNMASK_DEVICE float2 angle_of(double radians) {
 UNMASK_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 UNMASK_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
+// Hands out a workspace, from multiples of 128 bytes on; without one it only counts.
+struct Pieces {
+  void* workspace;
+  int64_t bytes = 0;
+
+  float* operator()(int64_t floats) {
+    float* at = workspace ? static_cast<float*>(workspace) + bytes / 4 : nullptr;
+    bytes += (floats + 31) / 32 * 128;
+    return at;
+  }
+};
+
 // Of a matrix whose rows are at most so long as much is in shared memory as helps; of others what fits on every device.
 constexpr int kMostStaged = 128;
 constexpr int rows_staged(int columns) { return columns <= kMostStaged ? 64 : 16; }
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Attention of a network over sequences of `length` positions.
+// Of one sequence: queries (rows, D), scaled to units of log 2, keys (positions, D), values (D, positions).
+struct AttentionTile {
+  float *query, *key, *value;
+};
+
 constexpr int kMaxPairs = 128;  // channel pairs of a head
 
+// Attention of a network over sequences of `length` positions.
 struct AttentionShape {
   int length, padded;       // padded: up to full tiles
   int d, heads, head;       // head: channels of one
@@ -166,14 +183,23 @@ struct AttentionShape {
       rotary[i] = static_cast<float>(pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(head)));
     }
   }
-  UNMASK_DEVICE float query_scale() const { return 1.4426950408889634f / sqrtf(static_cast<float>(head)); }
+
+  // Keeps channels c and c + 1 of the query (0), key (1) or value (2) of a position, as row `at`, queries and keys rotated.
+  UNMASK_DEVICE void store_projected(const AttentionTile& to, int which, int at, int position, int c, float x,
+                                     float y) const {
+    if (which == 2) {
+      float* value = to.value + static_cast<int64_t>(c) * padded + at;
+      value[0] = x;
+      value[padded] = y;
+      return;
+    }
+    const float scale = which == 0 ? 1.4426950408889634f / sqrtf(static_cast<float>(head)) : 1.0f;
+    const float2 angle = angle_of(static_cast<double>(position) * rotary[c % head / 2]);
+    store2((which == 0 ? to.query : to.key) + static_cast<int64_t>(at) * d + c, (x * angle.x - y * angle.y) * scale,
+           (x * angle.y + y * angle.x) * scale);
+  }
   // Shared memory of attend().
   int floats() const { return (kRows + keys) * row_stride(span) + (kRows + span) * row_stride(keys) + kRows; }
-};
-
-// Of one sequence: queries (16, D) of a tile, scaled to units of log 2, keys (positions, D), values (D, positions).
-struct AttentionTile {
-  const float *query, *key, *value;
 };
 
 // By a warp: a row's scores become exp2(score - maximum so far). `scale` carries maximum and total on; returned is the
@@ -190,7 +216,7 @@ UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
   return factor;
 }
 
-// By the block: attention of a tile, for one head and keys from tile `begin` to `end` of them. `sums`, rows `stride` apart,
+// By the block: attention of 16 queries, for one head and keys from tile `begin` to `end` of them. `sums`, rows `stride` apart,
 // gets the head's values times exp2(score - maximum); done(row, {maximum, sum of these weights}) comes from one lane.
 template <int kThreads, typename Done>
 UNMASK_DEVICE void attend(const AttentionShape& s, const AttentionTile& tile, int head, int begin, int end,

@@ -74,21 +74,16 @@ inline PolicyWork::PolicyWork(const PolicyForwardParams& params, int64_t first, 
   if (p.select) p.select += first * length;
 
   const int64_t slots = static_cast<int64_t>(tiles) * kRows, matrix = slots * d;
-  bytes = 0;
-  const auto take = [&](int64_t floats) {
-    float* at = workspace ? static_cast<float*>(workspace) + bytes / 4 : nullptr;
-    bytes += (floats + 31) / 32 * 128;
-    return at;
-  };
+  Pieces take{workspace};
   rows = reinterpret_cast<int*>(take(slots));
   ada = take(static_cast<int64_t>(batch) * 12 * d);
   for (float** at : {&x, &residual, &hidden}) *at = take(matrix);
   parts = take(0);
-  const int64_t end = bytes + 4 * unit_blocks * matrix;
+  const int64_t end = take.bytes + 4 * unit_blocks * matrix;
   for (float** at : {&normal, &query, &key, &value}) *at = take(matrix);
   sums = take(splits * matrix);
   scales = reinterpret_cast<float2*>(take(splits * slots * heads * 2));
-  bytes = std::max(bytes, end);
+  bytes = std::max(take.bytes, end);
 }
 
 }  // namespace unmask::cuda

@@ -17,9 +17,10 @@
 //
 // Weights: one float32 buffer, matrices row-major (out, in) as torch's nn.Linear stores them (D hidden, F feed-forward,
 // K confidences):
-//   frequencies (16) | state (3,D) | numbers W (D,K+34) b (D) | share W (D,1) b (D) W (D,D) b (D) |
+//   frequencies (16) | state (3,D) | numbers W (D,N) b (D) | share W (D,1) b (D) W (D,D) b (D) |
 //   for each layer: norm1 w (D) b (D) | qkv W (3D,D) b (3D) | out W (D,D) b (D) | norm2 w b | up W (F,D) b (F) |
 //   down W (D,F) b (D) | then norm w b | output W (1,D) b (1)
+// N is K + 34 rounded up to a multiple of 16: the last columns are not read or count nothing.
 // Rows of query and key stand in qkv so that the channels of a rotary pair are neighbours.
 #pragma once
 #include "policy_forward.h"
@@ -33,8 +34,8 @@ struct SetLayer {
   PolicyLinear norm1, qkv, out, norm2, up, down;
 };
 
-// What the network reads of a position beside its token.
-inline int64_t set_numbers(const PolicySizes& s) { return s.confidences + 2 + 2 * kSetPeriods; }
+// N, for what the network reads of a position beside its token.
+inline int64_t set_numbers(const PolicySizes& s) { return (s.confidences + 2 + 2 * kSetPeriods + 15) / 16 * 16; }
 
 inline int64_t set_weight_count(const PolicySizes& s, int64_t layers) {
   const int64_t d = s.hidden, f = s.ffn;

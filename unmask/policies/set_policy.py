@@ -21,6 +21,7 @@ from unmask.ops.reference.policy_forward import rotary_frequencies
 from unmask.ops.reference.select_set import (
     MOST_LAYERS,
     NUM_PERIODS,
+    num_numbers,
     prior_logit,
     read_proposals,
     selected,
@@ -171,7 +172,8 @@ class SetPolicy(Pretrained):
 
         The two channels of a rotary pair of this network are half a head apart, those of the op are neighbours.
         """
-        numbers = torch.cat((self.numbers.weight, self.place.weight), dim=1)
+        read = torch.cat((self.numbers.weight, self.place.weight), dim=1)
+        numbers = F.pad(read, (0, num_numbers(self.config.num_confidences) - read.shape[1]))
         layers = [p[self.pairs] if ".qkv." in name else p for name, p in self.layers.named_parameters()]
         return [
             *(self.places, self.state.weight, numbers, self.numbers.bias, *self.share.parameters()),

@@ -140,6 +140,11 @@ def prior_logit(probability: Tensor) -> Tensor:
     return torch.logit(probability.clamp(LEAST, 1 - LEAST))
 
 
+def num_numbers(confidences: int) -> int:
+    """Columns of the matrix for what the network reads of a position beside its token; the last count nothing."""
+    return -(-(confidences + 2 + 2 * NUM_PERIODS) // 16) * 16
+
+
 def set_inputs(
     weights: Sequence[Tensor], tokens: Tensor, mask: Tensor, confidence: Tensor, probability: Tensor
 ) -> Tensor:
@@ -148,7 +153,8 @@ def set_inputs(
     angles = torch.arange(mask.shape[1], device=mask.device, dtype=frequencies.dtype)[:, None] * frequencies
     place = torch.cat((angles.cos(), angles.sin()), dim=-1).expand(len(mask), -1, -1)
     p = probability[..., None]
-    x = F.linear(torch.cat((confidence, p, p.clamp_min(LEAST).log(), place), dim=-1), numbers, bias)
+    read = torch.cat((confidence, p, p.clamp_min(LEAST).log(), place), dim=-1)
+    x = F.linear(read, numbers[:, : read.shape[-1]], bias)
     committed = 1 - mask.to(p.dtype).mean(dim=1, keepdim=True)
     share = F.linear(F.silu(F.linear(4 * committed, share_in, share_in_bias)), share_out, share_out_bias)
     return x + F.embedding(mask.long(), state) + share[:, None] + tokens
@@ -179,5 +185,5 @@ def _shapes(d: int, f: int, k: int, layers: int) -> list[tuple[int, ...]]:
     """Shapes of the packed tensors, in their order: all but the first two are pairs of weight and bias."""
     norm, square = [(d,), (d,)], [(d, d), (d,)]
     layer = [*norm, (3 * d, d), (3 * d,), *square, *norm, (f, d), (f,), (d, f), (d,)]
-    inputs = [(NUM_PERIODS,), (3, d), (d, k + 2 + 2 * NUM_PERIODS), (d,), (d, 1), (d,), *square]
+    inputs = [(NUM_PERIODS,), (3, d), (d, num_numbers(k)), (d,), (d, 1), (d,), *square]
     return [*inputs, *layer * layers, *norm, (1, d), (1,)]
