@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,29 @@ class Problem:
         risk[::5] = 0.0
         table = torch.randn(11, hidden, generator=draws)
         return cls(SetWeights(packed, hidden, heads, ffn, layers), table, proposals, allowed, risk, **settings)
+
+    @classmethod
+    def fuzzed(cls, draws: random.Random) -> Problem:
+        """Sizes, settings and numbers of any kind."""
+        width = draws.choice([16, 32, 48, 64, 80, 128, 144, 208, 256])
+        heads = draws.choice([h for h in (1, 2, 3, 4, 5, 8, width // 2) if width % (2 * h) == 0])
+        size = (width, heads, draws.choice([16, 48, 64, 144, 256]))
+        length, batch = draws.choice([(1, 1), (15, 4), (16, 3), (17, 5), (64, 1), (draws.randrange(1, 100), 2)])
+        problem = cls.random(
+            size, draws.choice([1, 2, 2, 3]), draws.choice([1, 2, 5, 33]), length, batch, draws.randrange(2**30)
+        )
+        problem.sure, problem.runs = draws.choice([0.3, 0.9, 0.99, 0.9999]), draws.choice([1, 2, 4, 12])
+        problem.risk.mul_(draws.choice([0.0, 0.01, 1.0, 1.0, 30.0]))
+        kind = draws.choice(["", "", "all", "one", "odd"])
+        if kind == "all":
+            problem.allowed.fill_(True)
+        elif kind == "one":
+            problem.allowed.zero_()[:, draws.randrange(length)] = True
+        elif kind == "odd":
+            problem.proposals.probability.view(-1)[::7] = math.nan
+            problem.proposals.confidence.view(-1)[::5] = math.nan
+            problem.proposals.candidates.view(-1)[::3] = draws.choice([-(2**40), 2**40])
+        return problem
 
     def to(self, device: torch.device | str) -> Problem:
         def move(t: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from policy_cases import inputs, pack, random_network, worst_error
+from set_cases import Problem, compare
 from torch import Tensor
 from unmask_cases import assert_same, moved, random_state
 
@@ -92,18 +93,32 @@ def test_seed_in_a_graph_can_change() -> None:
         assert torch.equal(sample, topk_confidence(logits, temperature=1.0, seed=value).sample)
 
 
+def test_a_captured_selection_replays() -> None:
+    problem, other = (Problem.random((64, 2, 256), 2, 5, 64, 40, seed=seed).to("cuda") for seed in (2, 4))
+    graph, score = captured(lambda: problem.run()[1])
+    for name, value in problem.proposals._asdict().items():
+        if value is not None:
+            value.copy_(getattr(other.proposals, name))
+    want = problem.run()[1]
+    graph.replay()
+    assert torch.equal(score, want)
+
+
 def calls() -> dict[str, Callable[[], Any]]:
     logits = random_logits(256, torch.bfloat16).cuda()
     select, rows = torch.rand(256, device="cuda") < 0.3, torch.arange(0, 256, 3, device="cuda")
     narrow, wide = (pack(random_network(128, 2, 512, k), "cuda") for k in (1, 50))
     mask, confidence, time = (t.cuda() for t in inputs(4, 64, 1))
     many = inputs(4, 64, 50)[1].cuda()
+    small, long = (Problem.random((64, 2, 256), 2, 5, length, 5).to("cuda") for length in (24, 300))
     return {
         "topk": lambda: topk_confidence(logits, 1),
         "topk 8": lambda: topk_confidence(logits, 8, rows=select, logsumexp=True, entropy=True, exclude=(1, 2)),
         "topk sampled": lambda: topk_confidence(logits, 2, rows=rows, temperature=0.5, seed=3),
         "policy": lambda: (policy_forward(narrow, mask, confidence, time, rows=mask),),
         "policy 50": lambda: (policy_forward(wide, mask, many, time),),
+        "set": small.run,
+        "set of a long buffer": long.run,
     }
 
 
@@ -166,3 +181,12 @@ def test_real_vocabulary_against_float64(dtype: torch.dtype, rows: int) -> None:
 def test_policy_of_any_batch(batch: int, k: int) -> None:
     """The batch decides how many blocks share a sequence."""
     assert worst_error((128, 2, 512), k, 100, batch, "cuda") < 1e-4
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64, 500])
+@pytest.mark.parametrize("length", [24, 64, 128])
+def test_sets_of_any_batch(batch: int, length: int) -> None:
+    """The batch decides how many blocks share a row, and how many rows they take in turn."""
+    error, clear, total = compare(Problem.random((64, 2, 256), 2, 5, length, batch, seed=batch), "cuda")
+    assert error < 1e-5
+    assert clear > 0.9 * total > 0

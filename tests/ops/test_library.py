@@ -18,6 +18,7 @@ from unmask.ops import build_info
 _RESULTS = """
 import json, torch
 from policy_cases import inputs, pack, random_network
+from set_cases import Problem
 from unmask_cases import random_state, run
 from unmask.ops import build_info, policy_forward, topk_confidence
 torch.manual_seed(0)
@@ -38,6 +39,11 @@ for size in ((128, 2, 512), (48, 2, 80), (16, 8, 16)):
     for k in (1, 2, 8, 50):
         for length in (1, 17, 48, 130):
             floats += policy_forward(pack(random_network(*size, k)), *inputs(2, length, k)).flatten().tolist()
+for size, layers in (((64, 2, 256), 2), ((48, 2, 80), 1), ((16, 8, 16), 3)):
+    for length in (1, 17, 70):
+        select, score = Problem.random(size, layers, 5, length, 4, seed=length).run()
+        ids.append(select.tolist())
+        floats += score.flatten().tolist()
 state = random_state(torch.Generator().manual_seed(0), 5, 2, 40, 16, 0.7)
 for mode in ("select", "bernoulli", "dpls"):
     state, rank = run(state, torch.full((5, 40), 3), torch.randn(5, 40), mode=mode, seed=4)

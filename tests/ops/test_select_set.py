@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,17 @@ def test_long_buffers_and_large_batches(length: int, batch: int, layers: int, ke
     error, clear, total = compare(Problem.random(SMALL, layers, 3, length, batch, seed=3), kernels)
     assert error < 1e-5
     assert clear > 0.9 * total > 0
+
+
+@needs_kernels
+def test_problems_of_any_kind() -> None:
+    """On a device with kernels tests/ptx has a sweep."""
+    draws, clear, total = random.Random(8), 0, 0
+    for _ in range(40):
+        error, *counts = compare(Problem.fuzzed(draws))
+        assert error < 1e-5
+        clear, total = clear + counts[0], total + counts[1]
+    assert clear > 0.9 * total > 50
 
 
 @pytest.mark.parametrize("runs", [1, 2, 5])
