@@ -102,20 +102,20 @@ int resident_blocks(void (*kernel)(Parameters...), const LaunchShape& shape) {
   using Key = std::tuple<int, const void*, unsigned, int>;
   static std::mutex mutex;
   static std::map<Key, int> known;
-  int number = 0, blocks = 0;
-  if (cudaGetDevice(&number) != cudaSuccess) return 1;
+  int number = 0;
+  DeviceInfo device;
+  if (cudaGetDevice(&number) != cudaSuccess || query_device(&device) != cudaSuccess) return 1;
   const std::lock_guard<std::mutex> lock(mutex);
-  int& answer = known[Key(number, reinterpret_cast<const void*>(kernel), shape.threads, shape.shared_bytes)];
-  if (answer > 0) return answer;
+  int& blocks = known[Key(number, reinterpret_cast<const void*>(kernel), shape.threads, shape.shared_bytes)];  // of one
   const int threads = static_cast<int>(shape.threads);
   const auto bytes = static_cast<size_t>(shape.shared_bytes);
-  DeviceInfo device;
-  if (query_device(&device) != cudaSuccess || allow_shared(kernel, shape.shared_bytes) != cudaSuccess ||
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes) != cudaSuccess || blocks == 0) {
+  if (blocks == 0 &&
+      (allow_shared(kernel, shape.shared_bytes) != cudaSuccess ||
+       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes) != cudaSuccess || blocks == 0)) {
     cudaGetLastError();  // the launch will report what is wrong; its own check must not report this
-    return answer = 1;
+    return 1;
   }
-  return answer = blocks * device.multiprocessors;
+  return blocks * device.multiprocessors;
 }
 
 UNMASK_DEVICE unsigned char* dynamic_shared() {
