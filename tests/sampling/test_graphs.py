@@ -13,7 +13,7 @@ from recorded_graphs import RecordedCapture
 from torch import Tensor
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
-from unmask.policies import Threshold
+from unmask.policies import SetPolicy, SetPolicyConfig, Threshold
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.policies.options import split_options, with_options
 from unmask.sampling.graphs import CudaCapture, StepGraphs, batch_bucket
@@ -21,7 +21,7 @@ from unmask.sampling.graphs import CudaCapture, StepGraphs, batch_bucket
 RULES = ["threshold:0.5", "confidence:8", "random:8", "margin:8", "entropy:8", "factor:1", "entropy-bound:0.5"]
 OPTIONS = ["threshold:0.5,window=3,spacing=2,hold-eos", "threshold:0.3,decay=0.1,edit=0.2,post=2", "learned,hold-eos"]
 POLICIES = [*RULES, "entropy-threshold:0.5", "klass:0.5,0.1", "learned", "learned block", *OPTIONS]
-POLICIES += ["dawn:0.8,0.5,0.3,0.1,0.5,hold-eos", "dapd:0.1,0.3"]
+POLICIES += ["set", "set,hold-eos,window=5,decay=0.1", "dawn:0.8,0.5,0.3,0.1,0.5,hold-eos", "dapd:0.1,0.3"]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], *([i, i + 1] for i in range(14))]  # 17 rows, padded to 18
 
 
@@ -47,10 +47,19 @@ def learned(**config: Any) -> Policy:
     return Policy(PolicyConfig(hidden_size=64, ffn_size=128, output_bias=0.0, **config))
 
 
+def selecting() -> SetPolicy:
+    torch.manual_seed(3)
+    policy = SetPolicy(SetPolicyConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=32, sure=0.9, default_risk=0.3))
+    torch.nn.init.normal_(policy.output.weight)
+    return policy.eval()
+
+
 def make(device: torch.device, policy: Any = "threshold:0.5", **config: Any) -> tuple[Sampler, Counted]:
     """A sampler that captures, and what it captures with."""
     if isinstance(policy, str) and policy.startswith("learned"):
         policy = with_options(learned(context="block" if "block" in policy else "full"), split_options(policy)[1])
+    if isinstance(policy, str) and policy.startswith("set"):
+        policy = with_options(selecting(), split_options(policy)[1])
     settings = {"max_new_tokens": 16, "block_length": 4, "stop_at_eos": False, "cuda_graphs": None, "seed": 0} | config
     model = random_model().to(device)
     sampler = Sampler(model, policy=policy, config=SamplerConfig(**settings))
@@ -173,19 +182,20 @@ def test_what_is_read_from_memory_and_what_is_baked_in(device: torch.device) -> 
     assert counted.captures == 1
 
 
-@pytest.mark.parametrize("hidden", [64, 24])  # the fused op, and the module where the op cannot take the size
-def test_a_policy_that_changes_is_followed(hidden: int, device: torch.device) -> None:
-    policy = Policy(PolicyConfig(hidden_size=hidden, ffn_size=64, output_bias=0.0))
+@pytest.mark.parametrize("hidden", [64, 24, None])  # the op, the module where the op cannot take it, sets
+def test_a_policy_that_changes_is_followed(hidden: int | None, device: torch.device) -> None:
+    policy = selecting() if hidden is None else Policy(PolicyConfig(hidden_size=hidden, ffn_size=64, output_bias=0.0))
+    output = policy.output_proj if isinstance(policy, Policy) else policy.output
     sampler, counted = make(device, policy, seed=1)
     prompts = [[1, 2, 3]]  # one row: a batch that never changes its shape
     first = graphed(sampler, prompts)
     with torch.no_grad():
-        policy.output_proj.bias.add_(4.0)
+        output.bias.add_(4.0)
     want = eager(sampler, prompts)
     assert_equal(graphed(sampler, prompts), want)
     assert int(want.steps.sum()) < int(first.steps.sum())
     assert counted.captures == 1
-    policy.output_proj.bias = torch.nn.Parameter(policy.output_proj.bias.detach() - 9.0)  # elsewhere in memory
+    output.bias = torch.nn.Parameter(output.bias.detach() - 9.0)  # elsewhere in memory
     last = graphed(sampler, prompts)
     assert_equal(last, eager(sampler, prompts))
     assert int(last.steps.sum()) > int(want.steps.sum())

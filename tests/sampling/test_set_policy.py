@@ -82,9 +82,9 @@ def simulated(policy: SetPolicy, o: Observation, row: int, risk: float) -> set[i
 
 
 @pytest.mark.parametrize("risk", [0.0, 0.25, 0.6, 1.5, 500.0])
-@pytest.mark.parametrize("max_runs", [1, 3, 12])
-def test_the_set_is_that_of_a_simulation_of_each_row(risk: float, max_runs: int) -> None:
-    policy, o = fresh(max_runs=max_runs), observed(24)
+@pytest.mark.parametrize(("max_runs", "ffn_size"), [(1, 32), (3, 32), (12, 32), (12, 24)])  # the op takes no 24
+def test_the_set_is_that_of_a_simulation_of_each_row(risk: float, max_runs: int, ffn_size: int) -> None:
+    policy, o = fresh(max_runs=max_runs, ffn_size=ffn_size), observed(24)
     select = policy.decide(replace(o, alpha=torch.full((24,), risk))).select
     assert select is not None
     wanted = [simulated(policy, o, row, risk) for row in range(24)]
