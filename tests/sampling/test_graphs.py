@@ -50,7 +50,8 @@ def learned(**config: Any) -> Policy:
 def selecting() -> SetPolicy:
     torch.manual_seed(3)
     policy = SetPolicy(SetPolicyConfig(vocab_size=VOCAB, hidden_size=32, ffn_size=32, sure=0.9, default_risk=0.3))
-    torch.nn.init.normal_(policy.output.weight)
+    torch.nn.init.normal_(policy.output.weight, std=0.2)
+    torch.nn.init.constant_(policy.output.bias, -1.0)
     return policy.eval()
 
 
