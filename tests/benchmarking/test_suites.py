@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask import Sampler, SamplerConfig
-from unmask.benchmarking import decoding, operations, step
+from unmask.benchmarking import decoding, operations, sets, step
 from unmask.benchmarking.calls import Captured
 from unmask.benchmarking.decoding import SHORT, Products, Rollouts, captured, generated, random_llada
 from unmask.benchmarking.operations import confident_policy
@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Baselines that would be compiled run as they are."""
-    for module in (operations, step):
-        monkeypatch.setattr(module, "compiled", lambda function: function)
+    for module in (operations, sets, step):
+        monkeypatch.setattr(module, "compiled", lambda function, **_: function)
 
 
 @pytest.fixture
@@ -86,6 +86,29 @@ def test_steps_agree_and_begin_alike(name: str, small: step.Setting) -> None:
         c.agree(outputs["unmask"].flip(1), outputs["eager"])
     with pytest.raises(AssertionError, match="not a telling step: 0 positions"):
         c.agree(small.tokens, small.tokens)
+
+
+def test_sets_agree_and_take_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "VOCAB", 64)
+    c = sets.selection(24, 20, CPU, rival=True)
+    outputs = agreed(c)
+    assert list(outputs) == ["unmask", "eager", "compiled"]
+    select, score = outputs["eager"]
+    assert 3 < select.sum(dim=1).float().mean() < 0.7 * (score > 0).sum(dim=1).float().mean()
+    select = select.clone()
+    select[3] = ~select[3]
+    with pytest.raises(AssertionError, match="1 of 20 sets differ"):
+        c.agree((select, score), outputs["eager"])
+    with pytest.raises(AssertionError, match="a probability is off by 0.01"):
+        c.agree((outputs["eager"][0], score + 0.01), outputs["eager"])
+    model = random_llada(1, 128, 700, CPU, torch.float32)
+    whole = sets.whole_step("small", model, 12, 3)
+    tokens = agreed(whole)["unmask"].clone()
+    masked = int((tokens == model.mask_token_id).sum())
+    assert 3 <= 18 - masked < 18, "a step that commits some tokens"
+    assert torch.equal(whole.contenders["unmask"](), tokens), "the state was put back"
+    assert whole.contenders["selection alone"]().select.sum() == 18 - masked
+    assert whole.contenders["model alone"]().shape == (3, 20, 700)
 
 
 def test_captured_steps_have_a_fresh_state_each(small: step.Setting, monkeypatch: pytest.MonkeyPatch) -> None:

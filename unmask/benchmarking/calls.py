@@ -65,7 +65,7 @@ def copies(tensor: Tensor) -> Iterator[Tensor]:
     return cycle([tensor, *(tensor.clone() for _ in range(count - 1))])
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], dynamic: bool = False) -> Callable[..., Any]:
     """``function`` under ``torch.compile``. The first call compiles it, and raises RuntimeError where that fails."""
     torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=dynamic)
