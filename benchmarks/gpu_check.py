@@ -28,9 +28,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
     "topk_confidence": 110,
-    "policy_forward": 110,
+    "policy_forward": 90,
+    "select_set": 60,
     "step": 110,
-    "graphs": 110,
+    "graphs": 90,
     "lm_head": 30,
     "generation": 30,
     "rollouts": 60,

@@ -11,8 +11,9 @@ import sys
 import torch
 
 from unmask import Policy, PolicyConfig, Sampler
-from unmask.ops import State, policy_forward, topk_confidence, unmask_
+from unmask.ops import Proposals, State, policy_forward, select_set, topk_confidence, unmask_
 from unmask.ops.unmask_ import MODES
+from unmask.policies import SetPolicy, SetPolicyConfig
 
 
 def topk() -> None:
@@ -55,6 +56,27 @@ def policy() -> None:
         torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)
 
 
+def sets() -> None:
+    """Sets that take one tile and several, rows that take turns, some without a choice."""
+    generator = torch.Generator().manual_seed(0)
+    for hidden, layers, batch, length in ((64, 2, 1, 24), (64, 2, 300, 9), (128, 1, 3, 100), (256, 3, 2, 40)):
+        policy = SetPolicy(SetPolicyConfig(vocab_size=50, hidden_size=hidden, num_layers=layers, sure=0.8))
+        torch.nn.init.normal_(policy.output.weight, std=0.5, generator=generator)
+        tokens = torch.randint(0, 50, (2, batch, length), generator=generator)
+        mask = torch.rand(batch, length, generator=generator) < torch.linspace(0, 1.2, batch)[:, None]
+        confidence = torch.rand(batch, length, 5, generator=generator).sort(-1, descending=True).values
+        found = []
+        for device in ("cpu", "cuda"):
+            weights, table = policy.to(device).packed_weights(), policy.tokens.weight
+            read = (*tokens, mask, mask, confidence, confidence[..., 0])
+            proposals = Proposals(*(t.to(device) for t in read))
+            risk = torch.full((batch,), 0.5, device=device)
+            found.append(select_set(weights, table, proposals, mask.to(device), risk, 0.8, 6))
+        (here, p), (there, q) = found
+        torch.testing.assert_close(q.cpu(), p, rtol=0, atol=1e-5)
+        assert (there.cpu() != here).any(dim=1).sum() <= 0.02 * batch, "sets differ"
+
+
 def unmask() -> None:
     """Three steps of five rows, some of whose positions are filled, on both devices."""
     mask_id, start, length = 99, 3, 40
@@ -95,6 +117,7 @@ def main() -> None:
     else:
         topk()
         policy()
+        sets()
         unmask()
     torch.cuda.synchronize()
     print("all equal")
