@@ -12,7 +12,7 @@ constexpr int kSetThreads = 32 * kRows;  // a warp for each row of a tile
 struct SetWork : AttentionShape {
   SelectSetParams p;
   SetWeightView w;
-  int layers, ffn, numbers, wide;  // wide: floats from one row of SetTeam::unit to the next
+  int layers, ffn, numbers, wide;  // wide: floats from one row of hidden units to the next
   int tiles, team, teams;          // tiles of a row; blocks of a team
   // In the workspace: of each team, but states of each block.
   unsigned* arrived;
@@ -30,7 +30,7 @@ struct SetWork : AttentionShape {
         layers(static_cast<int>(p.layers)),
         ffn(static_cast<int>(p.sizes.ffn)),
         numbers(static_cast<int>(set_numbers(p.sizes))),
-        wide(row_stride(std::max({ffn, d, numbers}))),
+        wide(row_stride(std::max(ffn, d))),
         tiles(padded / kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(p.batch, blocks));
     team = std::min(blocks / rows, tiles);
@@ -44,7 +44,10 @@ struct SetWork : AttentionShape {
     probability = take(positions);
     bytes = take.bytes;
   }
-  int shared_bytes() const { return 4 * (kRows * (row_stride(d) + wide + heads + 1) + floats()); }
+  int shared_bytes() const {
+    const int most = std::max(kRows * std::max(wide, row_stride(numbers) + row_stride(d)), floats());
+    return 4 * (kRows * (row_stride(d) + heads + 1) + most);
+  }
 };
 
 struct WarpLanes {
@@ -66,11 +69,10 @@ struct SetTeam {
   const int64_t first = static_cast<int64_t>(number) * s.padded;  // of the team's positions in the workspace
   uint8_t* const state = s.states + static_cast<int64_t>(block_id()) * s.padded;
   // In shared memory.
-  float* const a = shared_floats();                 // (16, D)
-  float* const unit = a + kRows * row_stride(s.d);  // (16, wide)
-  float* const inverse = unit + kRows * s.wide;     // (heads, 16)
+  float* const a = shared_floats();                    // (16, D)
+  float* const inverse = a + kRows * row_stride(s.d);  // (heads, 16)
   bool* const goes_on = reinterpret_cast<bool*>(inverse + kRows * s.heads);
-  float* const other = inverse + kRows * (s.heads + 1);  // for attention, or (16, D)
+  float* const unit = inverse + kRows * (s.heads + 1);  // what is at work: inputs, attention, hidden units (16, wide)
   const int stride = row_stride(s.d), mine = warp_id() * stride;
   unsigned met = 0;
 
@@ -112,29 +114,30 @@ struct SetTeam {
     const float part = 4.0f * (static_cast<float>(open) / static_cast<float>(s.length));
     const int64_t at = row * s.length + position;
     const SetPosition read(s.p, at);
-    const int k = static_cast<int>(s.p.sizes.confidences);
+    const int k = static_cast<int>(s.p.sizes.confidences), wide = row_stride(s.numbers);
+    float* const sums = unit + kRows * wide;
     __syncthreads();  // the tile before may still be read
     for (int j = lane_id(); j < s.numbers; j += 32) {
       const int place = j - k - 2;
       const float2 angle = angle_of(static_cast<double>(position) * s.w.frequencies[max(place, 0) % kSetPeriods]);
-      unit[warp_id() * s.wide + j] = place < 0                 ? read.number(j, k)
-                                     : place < kSetPeriods     ? angle.x
-                                     : place < 2 * kSetPeriods ? angle.y
-                                                               : 0.0f;
+      unit[warp_id() * wide + j] = place < 0                 ? read.number(j, k)
+                                   : place < kSetPeriods     ? angle.x
+                                   : place < 2 * kSetPeriods ? angle.y
+                                                             : 0.0f;
     }
     for_channels(s.d,
                  [&](int, int c) { a[mine + c] = silu(fmaf(s.w.share_in.weight[c], part, s.w.share_in.bias[c])); });
     __syncthreads();
-    product<4>(unit, s.wide, s.w.numbers.weight, s.numbers, s.d, s.numbers,
-               [&](int r, int c, float u, float v) { store2(other + r * stride + c, u, v); });
+    product<4>(unit, wide, s.w.numbers.weight, s.numbers, s.d, s.numbers,
+               [&](int r, int c, float u, float v) { store2(sums + r * stride + c, u, v); });
     product<4>(a, stride, s.w.share_out.weight, s.d, s.d, s.d, [&](int r, int c, float u, float v) {
-      float* to = other + r * stride + c;
+      float* to = sums + r * stride + c;
       store2(to, to[0] + u, to[1] + v);
     });
     __syncthreads();
     const float *token = s.p.table + read.token * s.d, *mask = s.w.state + (s.p.mask[at] ? s.d : 0);
     for_channels(s.d, [&](int e, int c) {
-      x[e] = other[mine + c] + s.w.numbers.bias[c] + s.w.share_out.bias[c] + token[c] + mask[c];
+      x[e] = sums[mine + c] + s.w.numbers.bias[c] + s.w.share_out.bias[c] + token[c] + mask[c];
     });
   }
 
@@ -165,7 +168,7 @@ struct SetTeam {
     of.query += static_cast<int64_t>(tile) * kRows * s.d;
     __syncthreads();
     for (int head = 0; head < s.heads; ++head) {
-      attend<kSetThreads>(s, of, head, 0, ceil_div(s.padded, s.keys), other, a, stride,
+      attend<kSetThreads>(s, of, head, 0, ceil_div(s.padded, s.keys), unit, a, stride,
                           [&](int r, float2 scale) { inverse[head * kRows + r] = 1.0f / scale.y; });
     }
     for_channels(s.d, [&](int, int c) { a[mine + c] *= inverse[c / s.head * kRows + warp_id()]; });
