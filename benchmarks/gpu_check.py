@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
     "topk_confidence": 110,
     "policy_forward": 90,
-    "select_set": 60,
+    "select_set": 50,
     "step": 110,
     "graphs": 90,
     "lm_head": 30,
