@@ -54,7 +54,7 @@ class Calibrate(Command):
         from unmask.policies.options import split_options
         from unmask.policies.registry import make_policy
         from unmask.sampling.prompts import with_chat_template
-        from unmask.training.set_trainer import read_prompts
+        from unmask.training.supervised import read_prompts
 
         folder = self.output or Path(split_options(self.policy)[0])
         if self.output is None and not folder.is_dir():
