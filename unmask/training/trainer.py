@@ -141,6 +141,7 @@ class Trainer:
             trained_temperature=float(c.policy_temperature),
             trained_actions=c.actions,
             trained_alphas=alphas,
+            calibration=(),  # of weights before this training
         )
 
     def train(self, on_log: OnLog | None = None, progress: bool = True) -> Policy:
