@@ -21,7 +21,7 @@ class Calibrate(Command):
     into the policy. Then a number of forwards can be asked for: `--target-nfe 8`.
 
     Training does this at its end, in the settings of the training. Another model, task, length or option needs a
-    calibration of its own, which takes the time of 20 evaluations.
+    calibration of its own, which takes the time of 24 evaluations.
 
     examples:
       unmask calibrate runs/set/policy,hold-eos --model tiny --task hops --max-new-tokens 48

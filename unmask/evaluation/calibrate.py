@@ -13,7 +13,7 @@ from unmask.policies.calibration import RANGES, Curve, between
 from unmask.sampling.dials import curve_of, set_dials
 from unmask.sampling.sampler import Sampler
 
-POINTS = 20
+POINTS = 24
 """Values of the dial: its ends, then again and again the middle of the two of which least is known, see :func:`gap`."""
 ROWS = 256
 """Prompts decoded side by side, at most."""

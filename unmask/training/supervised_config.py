@@ -107,7 +107,7 @@ class SupervisedConfig(Config):
     seed: Count = 0
 
     calibration_prompts: Count = 0
-    """Prompts decoded at 20 values of the policy's dial when the run ends, in each of its settings, with and without
+    """Prompts decoded at 24 values of the policy's dial when the run ends, in each of its settings, with and without
     hold-eos, so that ``target_nfe`` can be asked for; 0: none."""
 
     logging_steps: PositiveInt = 1
