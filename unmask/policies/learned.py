@@ -45,7 +45,8 @@ class Policy(PolicyNetwork, Pretrained):
     def reads(self) -> str:
         c = self.config
         many = f"{c.num_confidences} confidence{'s' * (c.num_confidences > 1)}"
-        others = ("mask" * (not c.zero_mask), "time" * (not c.zero_time), "alpha" * self.conditioned)
+        time = {"steps": "time", "share": "share committed"}[c.time] * (not c.zero_time)
+        others = ("mask" * (not c.zero_mask), "ends" * c.marks_ends, time, "alpha" * self.conditioned)
         return (
             f"{', '.join(filter(None, (many, *others)))} of the {'buffer' if c.context == 'full' else 'active block'}"
         )
