@@ -206,6 +206,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
         (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: little, quickstart"),
         (["train", "set", "quickstart", "sure=1"], "unknown SetTrainerConfig fields ['sure']"),
+        (["train", "distill"], "unmask train distill: which configuration? Give a YAML file or one of: quickstart"),
         (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
         (["generate", "Ann", "--max-new-tokens", "4096", "--block-length", "full"], "exceeds the model's context"),
         (["evaluate", "--task", "sum"], "unknown task 'sum'"),

@@ -46,6 +46,13 @@ def test_the_dial_between_two_values(
     assert curve(dial, nfe).at(target) == pytest.approx(expected)
 
 
+def test_values_go_where_least_is_known() -> None:
+    """Not all of them to a cliff; distances of risks are those of their logarithms."""
+    assert calibrate.gap(((-8.0, 7.7), (0.0, 5.9))) > calibrate.gap(((-9.75, 13.0), (-9.5, 8.7)))
+    assert calibrate.gap(((0.0, 8.0), (1.0, 4.0))) > calibrate.gap(((1.0, 8.0), (2.0, 5.0)))
+    assert calibrate.gap(((0.01, 8.0), (0.1, 4.0))) == pytest.approx(calibrate.gap(((0.1, 8.0), (1.0, 4.0))))
+
+
 def test_what_cannot_be_met_is_named() -> None:
     policy = SetPolicy(SMALL)
     config = SamplerConfig(max_new_tokens=24, block_length=None, target_nfe=5.0)

@@ -43,7 +43,8 @@ def observe(batch: int, length: int, block_length: int, k: int = 1, alpha: float
         mask=mask,
         allowed=allowed,
         confidence=confidence,
-        candidates=torch.zeros(batch, length, dtype=torch.int64),
+        candidates=torch.arange(batch * length).view(batch, length) % 5,
+        stop_ids=(1, 3),
         token_confidence=confidence[..., 0] * torch.rand(batch, length, generator=generator),
         steps=torch.randint(0, length, (batch,), generator=generator),
         length=length,
@@ -55,7 +56,8 @@ def observe(batch: int, length: int, block_length: int, k: int = 1, alpha: float
 def replay(policy: Policy, o: Observation) -> Tensor:
     """By the module, which gets the probability of the token drawn, and not the largest, where one is masked."""
     confidence = o.confidence.clone()
-    confidence[..., 0][o.mask] = o.token_confidence[o.mask]
+    sign = torch.where((o.candidates == 1) | (o.candidates == 3), -1.0, 1.0) if policy.marks_ends else 1.0
+    confidence[..., 0][o.mask] = (sign * o.token_confidence)[o.mask]
     return policy(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length)
 
 
@@ -68,6 +70,8 @@ def replay(policy: Policy, o: Observation) -> Tensor:
         ({"context": "block"}, None),
         ({"context": "block", "alpha_conditioned": True, "num_confidences": 3}, 10.0),
         ({"zero_time": True}, None),
+        ({"time": "share"}, None),
+        ({"time": "share", "context": "block", "marks_ends": True, "num_confidences": 2}, None),
         ({"zero_mask": True, "context": "block"}, None),
         ({"hidden_size": 40, "ffn_size": 24}, None),  # sizes the op does not take
         ({"hidden_size": 40, "ffn_size": 24, "context": "block"}, None),
@@ -77,6 +81,7 @@ def replay(policy: Policy, o: Observation) -> Tensor:
 def test_decide_agrees_with_the_module(fields: dict, alpha: float | None, length: int, block_length: int) -> None:
     policy = random_policy(**fields)
     o = observe(5, length, block_length, policy.num_confidences, alpha)
+    o.marks_ends = policy.marks_ends
     decision = policy.decide(o)
     assert decision.select is None
     logits = decision.logits
@@ -107,6 +112,25 @@ def test_block_context_is_the_network_on_the_block_alone(length: int, block_leng
         changed.confidence[b, block.stop :] = math.nan
         changed.token_confidence = changed.confidence[..., 0].where(~o.allowed, o.token_confidence)
         assert torch.equal(policy.decide(changed).logits, logits)
+
+
+@pytest.mark.parametrize("fields", [{}, {"context": "block"}, {"hidden_size": 40, "zero_mask": True}])
+@pytest.mark.parametrize(("length", "block_length"), [(96, 32), (40, 16)])
+def test_time_may_be_the_share_that_is_committed(fields: dict, length: int, block_length: int) -> None:
+    """Of the buffer, or of the active block if that is all the network sees; the last may be shorter."""
+    policy, timed = random_policy(time="share", **fields), random_policy(**fields)
+    o = observe(5, length, block_length)
+    logits = policy.decide(o).logits
+    for b in range(4):
+        start = int(o.allowed[b].nonzero()[0]) // block_length * block_length
+        seen = o.mask[b, start : start + block_length] if "context" in fields else o.mask[b]
+        time = torch.tensor([1 - seen.sum().item() / len(seen)])
+        row = (o.mask[b : b + 1], o.drawn[b : b + 1], time, None, o.allowed[b : b + 1], block_length)
+        wanted = timed(*row)[0][o.allowed[b]]
+        assert torch.allclose(logits[b][o.allowed[b]], wanted, atol=2e-5)
+        assert not torch.allclose(timed(*row[:2], time / 2, *row[3:])[0][o.allowed[b]], wanted, atol=1e-4)
+    with pytest.raises(ValueError, match="needs observation.marks_ends=True, got False"):
+        random_policy(marks_ends=True, **fields).decide(o)
 
 
 def test_full_context_sees_everything() -> None:

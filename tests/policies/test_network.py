@@ -245,7 +245,7 @@ def test_input_errors():
         ("max_period", -1.0, "max_period must be greater than 0, got -1.0"),
         ("output_bias", math.nan, "output_bias must be a finite number, got nan"),
         ("default_alpha", True, "default_alpha must be a number, got True"),
-        ("trained_actions", "greedy", "trained_actions must be 'bernoulli' or 'dpls', got 'greedy'"),
+        ("trained_actions", "best", "trained_actions must be 'bernoulli', 'dpls' or 'greedy', got 'best'"),
         ("trained_block_length", -1, "trained_block_length must be at least 0, got -1"),
         ("alpha_conditioned", "no", "alpha_conditioned must be true or false, got 'no'"),
         ("trained_alphas", (3, 1), r"trained_alphas must be a pair \(low, high\) with 0 <= low <= high, got \(3, 1\)"),

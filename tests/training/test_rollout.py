@@ -81,10 +81,13 @@ def test_first_forward_is_shared_by_a_group(batch: int | None, monkeypatch: pyte
         assert seen - rows_shared >= 3 * (4 - 1)
 
 
-@pytest.mark.parametrize(("cache", "temperature"), [("none", 3.0), ("prefix", 0.0), ("dual", 1.5)])
-def test_recorded_steps_replay_with_a_cache_and_drawn_tokens(cache: str, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("cache", "temperature", "inputs"),
+    [("none", 3.0, {}), ("prefix", 0.0, {}), ("dual", 1.5, {}), ("none", 0.0, {"time": "share", "marks_ends": True})],
+)
+def test_recorded_steps_replay_with_a_cache_and_drawn_tokens(cache: str, temperature: float, inputs: dict) -> None:
     """What is recorded is what the policy saw: the last known confidences lead it to the same greedy actions."""
-    policy = make_policy_network()
+    policy = make_policy_network(**inputs)
     collector = make_collector(policy, block_length=8, temperature=temperature)
     collector.sampler.config = replace(collector.sampler.config, actions="greedy", cache=cache)
     samples = collector.collect(PROMPTS, torch.ones(3), seed=4).samples
@@ -94,6 +97,7 @@ def test_recorded_steps_replay_with_a_cache_and_drawn_tokens(cache: str, tempera
     best = torch.nn.functional.one_hot(logits.argmax(dim=1), 24).bool()
     expected = torch.where((logits > 0).any(dim=1, keepdim=True), logits > 0, best)
     assert len(samples.mask) >= 3 * 4 * 3
+    assert bool((samples.confidence < 0).any()) == policy.marks_ends
     assert torch.equal(samples.rank >= 0, expected)
 
 
@@ -185,9 +189,9 @@ def test_an_expert_that_sees_more_than_the_policy_is_refused() -> None:
         num_confidences = 2
 
     with pytest.raises(ValueError, match="reads 2 confidences, the policy 1"):
-        WideView(Curious(0.9), 1)
+        WideView(Curious(0.9), Policy())
     with pytest.raises(ValueError, match="revises tokens, which a policy cannot imitate"):
-        WideView(make_policy("threshold:0.9,edit=0.5"), 1)
+        WideView(make_policy("threshold:0.9,edit=0.5"), Policy())
 
 
 def test_experts_have_options() -> None:

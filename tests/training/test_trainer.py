@@ -18,7 +18,7 @@ import unmask
 from unmask import Policy, PolicyConfig
 from unmask.training import Trainer, TrainerConfig, checkpoint
 from unmask.training.record import run_part, training_record, with_part
-from unmask.training.set_config import SetTrainerConfig
+from unmask.training.supervised_config import SetTrainerConfig
 
 TESTS = Path(__file__).parent
 

@@ -23,7 +23,9 @@ COMMANDS = {
     "policies": "all rules and options, what a policy's folder holds",
     "info": "what was built and what this machine has",
 }
-MODULES = {"models": "info", "policies": "info"}
+MODULES = {
+    "models": "info", "policies": "info", "train_distill": "train_supervised", "train_set": "train_supervised",
+}  # fmt: skip
 """Where a command is, if not in the module of its name."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 HELP = """usage: unmask [-h] [--version] COMMAND ...
@@ -68,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)} (unmask --help)"
         print(f"unmask: {f'unknown command {first!r}' if first else 'no command given'}; {hint}", file=sys.stderr)
         return 2
-    if words[:2] == ["train", "set"]:
-        first, words = "train_set", words[1:]
+    if first == "train" and words[1:2] in (["distill"], ["set"]):
+        first, words = f"train_{words[1]}", words[1:]
     return run(first, [word for word in words[1:] if word != "--debug"], debug="--debug" in words)
 
 

@@ -21,7 +21,7 @@ class Calibrate(Command):
     into the policy. Then a number of forwards can be asked for: `--target-nfe 8`.
 
     Training does this at its end, in the settings of the training. Another model, task, length or option needs a
-    calibration of its own, which takes the time of 15 evaluations.
+    calibration of its own, which takes the time of 24 evaluations.
 
     examples:
       unmask calibrate runs/set/policy,hold-eos --model tiny --task hops --max-new-tokens 48
@@ -54,7 +54,7 @@ class Calibrate(Command):
         from unmask.policies.options import split_options
         from unmask.policies.registry import make_policy
         from unmask.sampling.prompts import with_chat_template
-        from unmask.training.set_trainer import read_prompts
+        from unmask.training.supervised import read_prompts
 
         folder = self.output or Path(split_options(self.policy)[0])
         if self.output is None and not folder.is_dir():

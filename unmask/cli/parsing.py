@@ -94,7 +94,10 @@ def options_of(kind: type[Config], doc: str, names: Sequence[str] = ()) -> Any:
         if names and f.name not in names:
             continue
         is_flag = alternatives(hints[f.name]) == [bool]
-        doc_of = kind.__pydantic_fields__[f.name].description or ""
+        kinds = (vars(one).get("__pydantic_fields__", {}) for one in kind.__mro__)
+        doc_of = next(
+            (known[f.name].description for known in kinds if getattr(known.get(f.name), "description", "")), ""
+        )
         conf = arg(
             help=" ".join(MARKUP.sub(r"\1", doc_of).split()),
             metavar=None if is_flag else metavar(hints[f.name]) or "VALUE",

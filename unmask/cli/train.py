@@ -33,7 +33,8 @@ class Train(Command):
       unmask train quickstart alpha=10 output_dir=runs/fast
       unmask train quickstart --resume                 go on after the last checkpoint
       unmask train --list                              the packaged configurations
-      unmask train set quickstart                      a set policy, without a grader; see unmask train set --help
+      unmask train distill quickstart                  without rewards or a grader; see unmask train distill --help
+      unmask train set quickstart                      a set policy, also without; see unmask train set --help
       unmask plot runs/quickstart                      draw the training curves
       accelerate launch -m unmask train llada-full     several devices
     """

@@ -13,8 +13,8 @@ from unmask.policies.calibration import RANGES, Curve, between
 from unmask.sampling.dials import curve_of, set_dials
 from unmask.sampling.sampler import Sampler
 
-POINTS = 15
-"""Values of the dial: its ends, then again and again the middle of the two whose forwards differ most."""
+POINTS = 24
+"""Values of the dial: its ends, then again and again the middle of the two of which least is known, see :func:`gap`."""
 ROWS = 256
 """Prompts decoded side by side, at most."""
 
@@ -56,7 +56,17 @@ def measure_curve(
     for value in RANGES[policy.dial]:
         measure(value)
     while len(nfe) < POINTS:
-        known = sorted(nfe)
-        low, high = max(pairwise(known), key=lambda pair: abs(math.log(nfe[pair[0]] / nfe[pair[1]])))
+        (low, _), (high, _) = max(pairwise(sorted(nfe.items())), key=gap)
         measure(between(low, high, 0.5))
     return curve_of(policy, config, dict(sorted(nfe.items())), source)
+
+
+def gap(pair: tuple[tuple[float, float], tuple[float, float]]) -> float:
+    """How little is known between two values of the dial with their NFE.
+
+    It grows with the ratio of NFE and, more slowly, with the distance, so that a cliff, which no target can make use
+    of, does not take all values.
+    """
+    (low, before), (high, after) = pair
+    distance = math.log(high / low) if low > 0 else high - low
+    return abs(math.log(before / after)) * math.sqrt(distance)

@@ -70,14 +70,27 @@ class Observation:
     """(B, 1) float32, added to the logits that a policy whose ``dial`` is "shift" returns; None: nothing."""
     region: Tensor | None = None
     """(B, L) bool: all masked positions of the active block, where ``allowed`` is narrower; None: ``allowed``."""
+    marks_ends: bool = False
+    """Whether ``drawn`` tells ends of sequence, as a policy that ``marks_ends`` wants it."""
+
+    @property
+    def ends(self) -> Tensor:
+        """(B, L) bool: the candidate ends the completion."""
+        found = torch.zeros_like(self.mask)
+        for stop in self.stop_ids:  # without a tensor of the ids, which a captured graph could not make
+            found |= self.candidates == stop
+        return found
 
     @property
     def drawn(self) -> Tensor:
         """(B, L, k) float32: ``confidence``, but first that of the candidate where a position is masked.
 
-        It is what learned policies read. At token temperature 0 it equals ``confidence``.
+        It is what learned policies read. At token temperature 0 it equals ``confidence``. If it ``marks_ends``, the
+        candidate's has a minus sign where that is an end of sequence.
         """
-        first = torch.where(self.mask, self.token_confidence, self.confidence[..., 0])[..., None]
+        own = self.token_confidence
+        own = torch.where(self.ends, -own, own) if self.marks_ends else own
+        first = torch.where(self.mask, own, self.confidence[..., 0])[..., None]
         return first if self.confidence.shape[-1] == 1 else torch.cat((first, self.confidence[..., 1:]), dim=-1)
 
     @property
@@ -124,6 +137,8 @@ class UnmaskingPolicy(ABC):
     """The alpha that a conditioned policy uses when none is given."""
     dial: Literal["alpha", "shift"] | None = None
     """What sets its speed where forwards are asked for: alpha, or a shift of its logits; None: nothing."""
+    marks_ends: bool = False
+    """Whether it reads which candidates are ends of sequence, as signs of :attr:`Observation.drawn`."""
     edits: bool = False
     """Whether it may revise committed tokens; then candidates and confidences are computed for these, too."""
     max_post: int = 0
@@ -182,7 +197,7 @@ class Wrapper(UnmaskingPolicy):
 
     PASSED = (
         "num_confidences", "needs", "full_context", "graph_safe", "learned", "conditioned", "default_alpha", "dial",
-        "edits", "max_post", "everywhere", "attention_layers",
+        "edits", "max_post", "everywhere", "attention_layers", "marks_ends",
     )  # fmt: skip
 
     def __init__(self, inner: Any) -> None:

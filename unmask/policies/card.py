@@ -148,6 +148,7 @@ def shape(config: PolicyConfig | SetPolicyConfig, training: Mapping[str, Any]) -
         own = {"risk (alpha)": f"an input, {config.default_risk:g} by default", "tokens": tokens}
     else:
         fixed = f"{training['alpha']}, fixed in training" if "alpha" in training else "fixed in training"
+        fixed = "none; a threshold is the dial" if config.trained_actions == "greedy" else fixed
         alpha = f"an input, {config.default_alpha:g} by default" if config.alpha_conditioned else fixed
         own = {"context": {"full": "the whole buffer", "block": "the active block"}[config.context], "alpha": alpha}
     lines = {

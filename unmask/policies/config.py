@@ -9,7 +9,7 @@ from pydantic import Field
 from unmask.config import Config, Count, Finite, NonNegative, Positive, PositiveInt, Range, require
 from unmask.policies.calibration import Curves
 
-ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls"}
+ACTIONS_IN_USE = {"bernoulli": "bernoulli-argmax", "dpls": "dpls", "greedy": "greedy"}
 """Actions of training, and those of decoding with the same policy, which commit at least one token per step."""
 
 
@@ -43,10 +43,15 @@ class PolicyConfig(Config):
     """Tokens per block in training, 0 for full diffusion. It is the default of a Sampler without a configuration."""
     trained_temperature: Positive | None = None
     """tau in training, by which logits are divided. It is a Sampler's default in the same way."""
-    trained_actions: Literal["bernoulli", "dpls"] | None = None
+    trained_actions: Literal["bernoulli", "dpls", "greedy"] | None = None
     """How actions were drawn in training. A Sampler draws them so by default, but at least one per step."""
     calibration: Curves = ()
     """Forwards at several shifts of the logits, for ``target_nfe``."""
+    time: Literal["steps", "share"] = "steps"
+    """The time input: "steps", those taken divided by the buffer's length, as published; "share", that of the positions
+    the network sees which are committed: the same at any length and speed."""
+    marks_ends: bool = False
+    """Whether the probability of a proposed end of sequence is read with a minus sign."""
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False

@@ -33,7 +33,7 @@ class Policy(PolicyNetwork, Pretrained):
         super().__init__(config or PolicyConfig())
         self.float()  # also where a program has set another default dtype for its model
         self.num_confidences, self.conditioned = self.config.num_confidences, self.config.alpha_conditioned
-        self.default_alpha = self.config.default_alpha
+        self.default_alpha, self.marks_ends = self.config.default_alpha, self.config.marks_ends
         self._packing = Packing()
 
     @property
@@ -44,7 +44,8 @@ class Policy(PolicyNetwork, Pretrained):
     def reads(self) -> str:
         c = self.config
         many = f"{c.num_confidences} confidence{'s' * (c.num_confidences > 1)}"
-        others = ("mask" * (not c.zero_mask), "time" * (not c.zero_time), "alpha" * self.conditioned)
+        time = {"steps": "time", "share": "share committed"}[c.time] * (not c.zero_time)
+        others = ("mask" * (not c.zero_mask), "ends" * c.marks_ends, time, "alpha" * self.conditioned)
         return (
             f"{', '.join(filter(None, (many, *others)))} of the {'buffer' if c.context == 'full' else 'active block'}"
         )
@@ -69,7 +70,7 @@ class Policy(PolicyNetwork, Pretrained):
         Args:
             mask: (B, L) bool, True where still masked.
             confidence: (B, L, k) floating, the k largest probabilities per position, descending.
-            time: (B,) floating, steps taken divided by the length of the whole buffer.
+            time: (B,) floating, steps taken divided by the length of the whole buffer; not read with ``time="share"``.
             alpha: a number >= 0 or (B,), if and only if the policy is conditioned on it.
 
         Raises ValueError for a wrong shape or dtype, a missing alpha, or an alpha for an unconditioned policy.
@@ -90,6 +91,8 @@ class Policy(PolicyNetwork, Pretrained):
         return Decision(logits=logits if observation.shift is None else logits + observation.shift)
 
     def _logits(self, o: Observation) -> Tensor:
+        if o.marks_ends != self.marks_ends:
+            raise ValueError(f"the policy needs observation.marks_ends={self.marks_ends}, got {o.marks_ends}")
         confidence = o.drawn
         whole = self.config.context == "full" or (o.phase is None and o.block_length >= o.length)
         # The keys outside of a shorter first or last block must be hidden.
@@ -113,10 +116,9 @@ class Policy(PolicyNetwork, Pretrained):
     def _fused(
         self, mask: Tensor, confidence: Tensor, time: Tensor, condition: Tensor | None, allowed: Tensor
     ) -> Tensor:
+        time = self.clock(mask, time)
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
-        if self.config.zero_time:
-            time = torch.zeros_like(time)
         weights = self.packed_weights()
         if condition is None:
             self.alpha_condition(mask.shape[0], None)  # raises if the policy is conditioned

@@ -127,6 +127,15 @@ class PolicyNetwork(nn.Module):
         embedding = sinusoidal_embedding(alpha.log1p(), self.alpha_frequencies)  # (B, D)
         return self.alpha_mlp(embedding), self.alpha_shift(embedding)
 
+    def clock(self, mask: Tensor, time: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B,) floating: the time input, from ``time`` (B,) or the share of the ``valid`` positions not in ``mask``."""
+        if self.config.zero_time:
+            return torch.zeros_like(time)
+        if self.config.time == "steps":
+            return time
+        seen = torch.ones_like(mask) if valid is None else valid
+        return 1 - (mask & seen).sum(dim=1).float() / seen.sum(dim=1).clamp_min(1)
+
     def forward(
         self,
         mask: Tensor,
@@ -144,7 +153,7 @@ class PolicyNetwork(nn.Module):
         self._check(mask, confidence, time)
         dtype = self.mask_embedding.weight.dtype
         extra = self.alpha_condition(mask.shape[0], alpha)
-        time = torch.zeros_like(time) if self.config.zero_time else time
+        time = self.clock(mask, time, valid)
         mask = torch.zeros_like(mask) if self.config.zero_mask else mask
         logits = network(
             self.kernel_parameters(),

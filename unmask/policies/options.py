@@ -158,9 +158,7 @@ class WithOptions(Wrapper):
             close = (index[:, None] - index).abs() < self.options.spacing
             chosen = independent(chosen, score, close, min(o.block_length, o.length))
         if self.options.hold_eos:
-            stops = torch.zeros_like(region)
-            for stop in o.stop_ids:
-                stops |= o.candidates == stop
+            stops = o.ends
             chosen = chosen & (~stops | ((region & ~chosen).cumsum(dim=1) == 0))
             allowed = allowed & (~stops | (region.cumsum(dim=1) == 1))
         return chosen | (best(comparable(score, allowed)) & allowed & ~chosen.any(dim=1, keepdim=True))

@@ -3,7 +3,7 @@
 For every masked position the network predicts the probability that its present proposal survives, given the proposals
 picked so far: that a careful decode which goes on from there ends with the same token. The policy picks what is sure,
 then the surest next with the network run again, while the summed -log p stays below the risk, which is its dial.
-:mod:`unmask.training.sets` trains it without a grader.
+:mod:`unmask.training.labels` has what it learns from, without a grader.
 """
 
 from __future__ import annotations

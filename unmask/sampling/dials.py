@@ -54,6 +54,8 @@ def drawing_of(policy: UnmaskingPolicy, config: SamplerConfig) -> str:
     """How actions are drawn from the policy's logits; "" for one that selects."""
     if policy.dial != "shift":
         return ""
+    if config.actions == "greedy":
+        return "greedy"
     return f"{config.actions}, tau={config.policy_temperature:g}, beta={config.policy_scale:g}"
 
 

@@ -167,6 +167,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         tokens=keep(state.buffer),
         editable=editable(state, policy),
         stop_ids=state.end_ids,
+        marks_ends=policy.marks_ends,
         **values,
     )
 

@@ -1,4 +1,4 @@
-"""Training unmasking policies: by reinforcement learning (its formulas: ``rewards``, ``grpo``), or sets by survival."""
+"""Training policies: by reinforcement learning (its formulas: ``rewards``, ``grpo``), or from careful decodes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unmask.training import grpo, rewards
     from unmask.training.config import TrainerConfig
-    from unmask.training.set_config import SetTrainerConfig
-    from unmask.training.set_trainer import SetTrainer
+    from unmask.training.supervised import DistillTrainer, SetTrainer
+    from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
     from unmask.training.trainer import Trainer
 
 _HOME = {
-    "SetTrainer": "set_trainer", "SetTrainerConfig": "set_config", "Trainer": "trainer", "TrainerConfig": "config",
+    "DistillTrainer": "supervised", "DistillTrainerConfig": "supervised_config", "SetTrainer": "supervised",
+    "SetTrainerConfig": "supervised_config", "Trainer": "trainer", "TrainerConfig": "config",
 }  # fmt: skip
 
-__all__ = ["SetTrainer", "SetTrainerConfig", "Trainer", "TrainerConfig", "grpo", "rewards"]
+__all__ = [
+    "DistillTrainer", "DistillTrainerConfig", "SetTrainer", "SetTrainerConfig", "Trainer", "TrainerConfig", "grpo",
+    "rewards",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

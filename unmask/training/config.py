@@ -157,7 +157,7 @@ class TrainerConfig(Config):
     eval_alphas: tuple[NonNegative, ...] = ()
     """Alphas at which to evaluate, where ``alpha`` is a range; empty: its two ends."""
     calibration_prompts: Count = 0
-    """Held-out prompts decoded at 15 shifts of the logits when the run ends, so that ``target_nfe`` can be asked for;
+    """Held-out prompts decoded at 24 shifts of the logits when the run ends, so that ``target_nfe`` can be asked for;
     0: none."""
     report_to: Trackers = ()
     """Trackers beside metrics.jsonl, which is always written: "tensorboard", "wandb"."""

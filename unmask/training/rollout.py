@@ -70,15 +70,15 @@ class Samples:
 class WideView(Wrapper):
     """An expert whose recorded observations hold everything that the learned policy reads."""
 
-    def __init__(self, policy: UnmaskingPolicy, num_confidences: int) -> None:
-        super().__init__(policy)
-        if policy.num_confidences > num_confidences:
-            raise ValueError(
-                f"the expert {policy.spec} reads {policy.num_confidences} confidences, the policy {num_confidences}"
-            )
-        if policy.edits:
-            raise ValueError(f"the expert {policy.spec} revises tokens, which a policy cannot imitate: leave edit out")
-        self.num_confidences, self.full_context = num_confidences, True
+    def __init__(self, expert: UnmaskingPolicy, policy: UnmaskingPolicy) -> None:
+        super().__init__(expert)
+        own, known = expert.num_confidences, policy.num_confidences
+        if own > known:
+            raise ValueError(f"the expert {expert.spec} reads {own} confidences, the policy {known}")
+        if expert.edits:
+            raise ValueError(f"the expert {expert.spec} revises tokens, which a policy cannot imitate: leave edit out")
+        self.num_confidences, self.marks_ends = known, policy.marks_ends
+        self.full_context = expert.full_context or policy.full_context
 
 
 class Collector:
@@ -94,7 +94,7 @@ class Collector:
     ) -> None:
         self.config = config
         self.sampler = Sampler(model, tokenizer, policy, replace(config.sampler_config(), record=True))
-        wide = [WideView(expert, policy.num_confidences) for expert in experts]
+        wide = [WideView(expert, policy) for expert in experts]
         steered = replace(config.expert_config(), record=True) if experts else None
         self.experts = [Sampler(model, tokenizer, expert, steered) for expert in wide]
 

@@ -127,7 +127,7 @@ class Trainer:
         if not isinstance(self.config.alpha, (int, float)) and not self.policy.conditioned:
             raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
         for expert in experts:
-            WideView(expert, self.policy.num_confidences)  # raises for an expert that reads more than the policy
+            WideView(expert, self.policy)  # raises for an expert that reads more than the policy
 
     def _note_training(self) -> None:
         """Store in the policy's configuration how it is trained, which a Sampler then decodes with."""
@@ -141,6 +141,7 @@ class Trainer:
             trained_temperature=float(c.policy_temperature),
             trained_actions=c.actions,
             trained_alphas=alphas,
+            calibration=(),  # of weights before this training
         )
 
     def train(self, on_log: OnLog | None = None, progress: bool = True) -> Policy:

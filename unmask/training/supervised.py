@@ -1,4 +1,4 @@
-"""The SetTrainer: label what survives, fit the network to it, again. No answers, graders or rewards."""
+"""Training without answers, graders or rewards: label what is to be trusted, fit the network to it, again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from unmask.evaluation.calibrate import measure_curve
 from unmask.files import locked
 from unmask.models.loading import load_model, load_tokenizer
 from unmask.policies.calibration import calibrated
+from unmask.policies.learned import Policy
 from unmask.policies.options import Options, with_options
 from unmask.policies.set_policy import SetPolicy
 from unmask.pretraining.optimizer import Muon
@@ -29,37 +30,36 @@ from unmask.tasks import make_task
 from unmask.tasks.base import Task
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals, leave
+from unmask.training.labels import Collector, Tried
 from unmask.training.metrics import METRICS, Averages, MetricsLog
 from unmask.training.progress import Progress
 from unmask.training.record import run_part, training_record, with_part, write_config, write_training
 from unmask.training.rollout import encode
-from unmask.training.set_config import SetTrainerConfig
-from unmask.training.sets import SetCollector, Tried
+from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig, SupervisedConfig
 
 OWN_EMBEDDING = 4096
 """Vocabularies up to this size get an embedding of the policy's own, larger ones a projection of the model's."""
 
 
-class SetTrainer:
-    """Trains a set policy on a frozen language model.
+class SupervisedTrainer:
+    """Trains a policy on a frozen language model. Every argument but ``config`` replaces what the config names."""
 
-    Example::
-
-        policy = SetTrainer(SetTrainerConfig.from_yaml("quickstart")).train()
-
-    Every argument but ``config`` replaces what the config names.
-    """
+    CONFIG: ClassVar[type[SupervisedConfig]]
+    POLICY: ClassVar[type[Any]]
+    LAYERS: ClassVar[str]
+    """The policy's part whose matrices Muon trains."""
 
     def __init__(
         self,
-        config: SetTrainerConfig,
+        config: Any,
         model: Any = None,
         tokenizer: Any = None,
         task: Task | None = None,
-        policy: SetPolicy | None = None,
+        policy: Any = None,
     ) -> None:
-        if not isinstance(config, SetTrainerConfig):
-            raise TypeError(f"config must be a SetTrainerConfig, got {config!r}")
+        for name, value, kind in (("config", config, self.CONFIG), ("policy", policy, self.POLICY)):
+            if not isinstance(value, kind) and (value is not None or name == "config"):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
         self.config, self.output = config, Path(config.output_dir)
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
         self.replaced = {name: value for name, value in given.items() if value is not None}
@@ -76,8 +76,9 @@ class SetTrainer:
         )
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
         self.policy.source = ""
-        self.collector = SetCollector(self.model, self.tokenizer, self.policy, config)
-        matrices = [p for p in self.policy.layers.parameters() if p.ndim == 2]
+        self.policy.config = self.policy.config.updated(config.noted)
+        self.collector = Collector(self.model, self.tokenizer, self.policy, config)
+        matrices = [p for p in getattr(self.policy, self.LAYERS).parameters() if p.ndim == 2]
         chosen = set(map(id, matrices))
         rest = [p for p in self.policy.parameters() if id(p) not in chosen]
         self.optimizers = (
@@ -88,17 +89,23 @@ class SetTrainer:
         """Of the latest rounds."""
         self.iteration = 0
 
-    def _make_policy(self) -> SetPolicy:
+    def _make_policy(self) -> Any:
         c = self.config
         if c.init_policy is not None:
-            return SetPolicy.from_pretrained(c.init_policy)
-        vocab, table = self.model.vocab_size, getattr(self.model, "embedding", None)
-        width = None if table is None or vocab <= OWN_EMBEDDING else table.shape[1]
+            return self.POLICY.from_pretrained(c.init_policy)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
-            return SetPolicy(c.policy_config(vocab, width))
+            return self.POLICY(c.policy_config(**self.of_model()))
 
-    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None, progress: bool = True) -> SetPolicy:
+    def of_model(self) -> dict[str, Any]:
+        """Fields of a fresh policy's configuration that follow from the language model."""
+        return {}
+
+    def logits(self, inputs: Any, picked: Tensor) -> Tensor:
+        """Differentiable logits (M, L) of the policy on ``inputs``, once ``picked`` (M, L) bool are committed."""
+        raise NotImplementedError
+
+    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None, progress: bool = True) -> Any:
         """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
 
         ``progress`` shows what is logged on standard error: in a terminal in one line, elsewhere line by line.
@@ -142,7 +149,7 @@ class SetTrainer:
         return 0
 
     def _calibrate(self, count: int) -> None:
-        """Note the policy's forwards at each risk in all settings of the run, on ``count`` further prompts."""
+        """Note the policy's forwards by its dial in all settings of the run, on ``count`` further prompts."""
         c, first = self.config, self.config.iterations * self.config.num_prompts
         ids = encode(self.tokenizer, self.prompts.take(first, count), c.max_prompt_length)
         curves = []
@@ -167,7 +174,7 @@ class SetTrainer:
         for key, value in state["tensors"].items():
             number, _, name = key.partition(".")
             by_round.setdefault(int(number), {})[name] = value.to(self.model.device)
-        self.rounds = [Tried.of(by_round[number]) for number in sorted(by_round)]
+        self.rounds = [Tried.of(by_round[number], self.collector.kind) for number in sorted(by_round)]
 
     def _save(self) -> None:
         c = self.config
@@ -209,7 +216,7 @@ class SetTrainer:
         """One step of the optimizers on the states at ``index``; returns the loss and the model's own."""
         inputs, valid = part.inputs.take(index), part.valid[index]
         target = part.survived[index].float()
-        logits = self.policy(inputs, part.picked[index])
+        logits = self.logits(inputs, part.picked[index])
         loss = F.binary_cross_entropy_with_logits(logits[valid], target[valid])
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
@@ -222,10 +229,46 @@ class SetTrainer:
         return value, F.binary_cross_entropy_with_logits(inputs.prior[valid], target[valid]).item()
 
 
+class SetTrainer(SupervisedTrainer):
+    """Trains a set policy on a frozen language model.
+
+    Example::
+
+        policy = SetTrainer(SetTrainerConfig.from_yaml("quickstart")).train()
+    """
+
+    CONFIG, POLICY, LAYERS = SetTrainerConfig, SetPolicy, "layers"
+
+    def of_model(self) -> dict[str, Any]:
+        vocab, table = self.model.vocab_size, getattr(self.model, "embedding", None)
+        width = None if table is None or vocab <= OWN_EMBEDDING else table.shape[1]
+        return {"vocab_size": vocab, "embedding_size": width}
+
+    def logits(self, inputs: Any, picked: Tensor) -> Tensor:
+        logits: Tensor = self.policy(inputs, picked)
+        return logits
+
+
+class DistillTrainer(SupervisedTrainer):
+    """Trains a policy of single positions on a frozen language model; its logits become those of the labels.
+
+    Example::
+
+        policy = DistillTrainer(DistillTrainerConfig.from_yaml("quickstart")).train()
+    """
+
+    CONFIG, POLICY, LAYERS = DistillTrainerConfig, Policy, "transformer_blocks"
+
+    def logits(self, inputs: Any, picked: Tensor) -> Tensor:
+        i = inputs
+        logits: Tensor = self.policy(i.mask, i.confidence, i.time, None, i.allowed, int(i.blocks[0]), i.phase)
+        return logits
+
+
 class Prompts:
     """The endless stream of a run's prompts: a task's training problems, or the lines of a file in shuffled epochs."""
 
-    def __init__(self, config: SetTrainerConfig, task: Task | None) -> None:
+    def __init__(self, config: SupervisedConfig, task: Task | None) -> None:
         """Raises FileNotFoundError or ValueError for a file without prompts, and the errors of the task."""
         self.seed, self.texts = config.seed, [] if config.prompts is None else read_prompts(Path(config.prompts))
         self.task: Task | None = None
