@@ -37,7 +37,7 @@ from unmask.training.record import run_part, training_record, with_part, write_c
 from unmask.training.rollout import encode
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig, SupervisedConfig
 
-OWN_EMBEDDING = 4096
+OWN_EMBEDDING = 256
 """Vocabularies up to this size get an embedding of the policy's own, larger ones a projection of the model's."""
 
 
