@@ -59,6 +59,17 @@ def test_bernoulli_probabilities(temperature, scale):
     assert law.entropy(logits, allowed) == pytest.approx(entropy.item(), abs=1e-9)
 
 
+def test_bernoulli_divergence():
+    allowed = torch.tensor([YES, YES, NO, YES])
+    logits, other = torch.tensor([-1.5, 0.2, 3.0, 0.9]).double(), torch.tensor([0.5, 0.1, -math.inf, -2.0]).double()
+    law = Bernoulli(temperature=0.7)
+    mine, theirs = (law.log_prob(bits(4)[bits(4)[:, 2] == 0], z, allowed) for z in (logits, other))
+    assert law.divergence(logits, other, allowed).item() == pytest.approx((mine.exp() * (mine - theirs)).sum().item())
+    assert law.divergence(logits, logits, allowed).item() == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="scale=1, got 0.5"):
+        Bernoulli(scale=0.5).divergence(logits, other, allowed)
+
+
 def test_bernoulli_by_hand():
     logits = torch.tensor([[0.0, math.log(3.0)]])
     action = torch.tensor([[YES, NO]])

@@ -73,6 +73,8 @@ def replay(policy: Policy, o: Observation) -> Tensor:
         ({"time": "share"}, None),
         ({"time": "share", "context": "block", "marks_ends": True, "num_confidences": 2}, None),
         ({"zero_mask": True, "context": "block"}, None),
+        ({"steepness": 3.0, "rule_threshold": 0.7, "alpha_conditioned": True}, 0.3),
+        ({"steepness": 3.0, "context": "block", "marks_ends": True}, None),
         ({"hidden_size": 40, "ffn_size": 24}, None),  # sizes the op does not take
         ({"hidden_size": 40, "ffn_size": 24, "context": "block"}, None),
     ],
@@ -131,6 +133,18 @@ def test_time_may_be_the_share_that_is_committed(fields: dict, length: int, bloc
         assert not torch.allclose(timed(*row[:2], time / 2, *row[3:])[0][o.allowed[b]], wanted, atol=1e-4)
     with pytest.raises(ValueError, match="needs observation.marks_ends=True, got False"):
         random_policy(marks_ends=True, **fields).decide(o)
+
+
+@pytest.mark.parametrize("context", ["full", "block"])
+def test_a_fresh_correction_is_the_rule(context: str) -> None:
+    policy = Policy(PolicyConfig(steepness=4.0, rule_threshold=0.8, context=context))
+    o = observe(5, 40, 16)
+    p = o.token_confidence.double()
+    expected = 4 * (p.log() - (-p).log1p() - math.log(0.8 / 0.2))
+    logits = policy.decide(o).logits
+    assert torch.allclose(logits[o.allowed].double(), expected[o.allowed], atol=1e-4)
+    assert ((logits > 0) == (o.token_confidence > 0.8))[o.allowed].all()
+    assert "corrects threshold:0.8" in policy.reads
 
 
 def test_full_context_sees_everything() -> None:

@@ -32,6 +32,7 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"expert": ["threshold:0.9", 3]}, r"expert must be a text, got \('threshold:0.9', 3\)"),
         ({"expert": "threshold:abc"}, "expert: policy 'threshold:abc': 'abc' is not a number"),
         ({"expert": [], "imitation_steps": 1}, "imitation_steps=1 needs an expert"),
+        ({"kl_coef": 0.1, "actions": "dpls"}, "kl_coef=0.1 needs actions 'bernoulli', got 'dpls'"),
         ({"expert": "factor:1", "imitation_steps": 9, "iterations": 9}, "leaves nothing of iterations=9"),
         ({"expert": "threshold:0.9", "expert_block_length": 24}, "=24 does not divide block_length=8"),
         ({"expert": "threshold:0.9", "expert_block_length": 6}, "=6 does not divide block_length=8"),

@@ -123,6 +123,28 @@ def test_update_against_the_padded_loss(chunk: int, passes: int, experts: int, c
     assert statistics.grad_norm > 1e-3
 
 
+def test_divergence_from_the_first_policy() -> None:
+    """Without a signal the loss is that of the divergence alone, written out; the first policy stays as it was."""
+    policy = make_policy()
+    learner = make_learner(policy, kl_coef=0.3, replay_chunk_size=5)
+    rollouts, active, _ = make_rollouts()
+    nothing = torch.zeros(GROUPS * SIZE, dtype=torch.float64)
+    assert learner.update(rollouts, nothing, rollouts.samples).kl == pytest.approx(0, abs=1e-6)
+    first = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
+    expected, s = copy.deepcopy(policy), rollouts.samples
+    p, q = ((model(s.mask, s.confidence, s.time) / 0.7).sigmoid() for model in (expected, first))
+    kl = torch.where(s.allowed, p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log(), 0.0).sum(1)
+    steps = active.sum(1)[s.rollout]
+    mean = (kl / steps).sum() / len(nothing)
+    (0.3 * mean).backward()
+    assert learner.update(rollouts, nothing, s).kl == pytest.approx(mean.item(), rel=1e-4)
+    for ours, theirs in zip(policy.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(ours, theirs - 0.1 * theirs.grad, atol=1e-6)
+
+
 def test_gradients_are_clipped_and_averaged() -> None:
     rollouts, _, advantages = make_rollouts()
     before, policy = make_policy(), make_policy()

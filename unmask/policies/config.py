@@ -52,6 +52,10 @@ class PolicyConfig(Config):
     the network sees which are committed: the same at any length and speed."""
     marks_ends: bool = False
     """Whether the probability of a proposed end of sequence is read with a minus sign."""
+    steepness: NonNegative = 0.0
+    """Above 0 the policy corrects a rule (as UPO, arXiv 2510.05725): the network adds to the logits
+    ``steepness * (logit(p) - logit(rule_threshold))``, p the proposal's probability. A fresh one adds 0."""
+    rule_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
     zero_time: bool = False
     """Ablation: the time input is always 0."""
     zero_mask: bool = False

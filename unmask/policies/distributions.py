@@ -76,6 +76,19 @@ class Bernoulli(Config):
         each = -(yes.exp() * yes + no.exp() * no)
         return torch.where(allowed, each, 0.0).sum(-1)
 
+    def divergence(self, logits: Tensor, other: Tensor, allowed: Tensor) -> Tensor:
+        """KL divergence (...,) in nats of the whole action's distribution from that by the logits ``other`` (..., L).
+
+        Raises ValueError with a ``scale`` other than 1.
+        """
+        _check(logits, allowed)
+        _check(other, allowed)
+        if self.scale != 1.0:
+            raise ValueError(f"the divergence needs scale=1, got {self.scale}")
+        z, r = (self._scaled(t, allowed) for t in (logits, other))
+        each = torch.sigmoid(z) * (z - r) - F.softplus(z) + F.softplus(r)
+        return torch.where(allowed, each, 0.0).sum(-1)
+
     def _scaled(self, logits: Tensor, allowed: Tensor) -> Tensor:
         """logits / temperature in at least float32, with 0 where not allowed (where it must have no effect)."""
         return torch.where(allowed, _at_least_float32(logits), 0.0) / self.temperature

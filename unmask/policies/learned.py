@@ -46,9 +46,9 @@ class Policy(PolicyNetwork, Pretrained):
         many = f"{c.num_confidences} confidence{'s' * (c.num_confidences > 1)}"
         time = {"steps": "time", "share": "share committed"}[c.time] * (not c.zero_time)
         others = ("mask" * (not c.zero_mask), "ends" * c.marks_ends, time, "alpha" * self.conditioned)
-        return (
-            f"{', '.join(filter(None, (many, *others)))} of the {'buffer' if c.context == 'full' else 'active block'}"
-        )
+        rule = f"; corrects threshold:{c.rule_threshold:g}" if c.steepness else ""
+        where = "buffer" if c.context == "full" else "active block"
+        return f"{', '.join(filter(None, (many, *others)))} of the {where}{rule}"
 
     def forward(
         self,
@@ -120,11 +120,15 @@ class Policy(PolicyNetwork, Pretrained):
         if self.config.zero_mask:
             mask = torch.zeros_like(mask)
         weights = self.packed_weights()
+        added = shift = None
         if condition is None:
             self.alpha_condition(mask.shape[0], None)  # raises if the policy is conditioned
-            return ops.policy_forward(weights, mask, confidence.float(), time, allowed, None)
-        added, shift = condition.split((self.config.hidden_size, 1), dim=1)
-        return ops.policy_forward(weights, mask, confidence.float(), time, allowed, added) + shift
+        else:
+            added, shift = condition.split((self.config.hidden_size, 1), dim=1)
+        logits = ops.policy_forward(weights, mask, confidence.float(), time, allowed, added)
+        if self.config.steepness:
+            logits = logits + self.rule_logits(confidence)
+        return logits if shift is None else logits + shift
 
     def _kernel_takes(self) -> bool:
         c = self.config

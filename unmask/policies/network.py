@@ -17,6 +17,9 @@ from unmask.config import NonNegative, checked
 from unmask.ops.reference.policy_forward import network, rotary_frequencies, sinusoidal_embedding
 from unmask.policies.config import PolicyConfig
 
+LEAST = 1e-4
+"""A rule's probabilities are clamped to [LEAST, 1 - LEAST] before their logit is taken."""
+
 # log1p(alpha) runs from 0 to about 2.5 in practice; these frequencies resolve steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
 
@@ -72,7 +75,9 @@ class PolicyNetwork(nn.Module):
         self.transformer_blocks = nn.ModuleList([_block(config)])
         self.final_norm = nn.LayerNorm(d)
         self.output_proj = nn.Linear(d, 1)
-        nn.init.constant_(self.output_proj.bias, config.output_bias)
+        nn.init.constant_(self.output_proj.bias, 0.0 if config.steepness else config.output_bias)
+        if config.steepness:
+            nn.init.zeros_(self.output_proj.weight)
         self.register_buffer("frequencies", time_frequencies(config), persistent=False)
         self.register_buffer("rotary", rotary_frequencies(config.head_dim), persistent=False)
         self.alpha_mlp: nn.Sequential | None = None
@@ -165,7 +170,14 @@ class PolicyNetwork(nn.Module):
             None if extra is None else extra[0],
             valid,
         )
+        if self.config.steepness:
+            logits = logits + self.rule_logits(confidence).to(logits)
         return logits if extra is None else logits + extra[1]
+
+    def rule_logits(self, confidence: Tensor) -> Tensor:
+        """(B, L) float32: what the rule that the network corrects says of ``confidence`` (B, L, k)."""
+        p, level = confidence[..., 0].float().abs().nan_to_num(0.0), self.config.rule_threshold
+        return self.config.steepness * (torch.logit(p, LEAST) - math.log(level / (1 - level)))
 
     def _check(self, mask: Tensor, confidence: Tensor, time: Tensor) -> None:
         if mask.dim() != 2 or mask.dtype != torch.bool:

@@ -125,6 +125,9 @@ class TrainerConfig(Config):
     """Steps replayed at once. It bounds the memory and does not change the result."""
     epsilon: NonNegative = 0.5
     """Clipping range of the likelihood ratio."""
+    kl_coef: NonNegative = 0.0
+    """Weight in the loss of the KL divergence from the policy that the run began with, in nats per step; needs actions
+    "bernoulli". With ``policy: {steepness: 4}`` a fresh policy is a rule, and keeps close to it."""
     learning_rate: NonNegative = 3e-5
     alpha_lr_multiplier: NonNegative = 1.0
     """Learning rate of the layers that read alpha, as a multiple of ``learning_rate``."""
@@ -220,6 +223,10 @@ class TrainerConfig(Config):
             self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
             f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: "
             "train without them, and decode with them",
+        )
+        require(
+            not self.kl_coef or self.actions == "bernoulli",
+            f"kl_coef={self.kl_coef} needs actions 'bernoulli', got {self.actions!r}",
         )
         require(
             conditioned or not isinstance(self.alpha, tuple),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def pick_steps(rollout: Tensor, most: int, generator: torch.Generator) -> Tensor
 
 @dataclass
 class UpdateStatistics:
-    """Averages over the replayed steps and the passes; the last two are of the first pass."""
+    """Averages over the replayed steps and the passes; the last three are of the first pass."""
 
     loss: float
     grad_norm: float
@@ -63,6 +64,8 @@ class UpdateStatistics:
     """Mean of sigmoid(logit / tau) over the allowed positions of the policy's own steps."""
     entropy: float
     """Nats per allowed position of the policy's own steps (Bernoulli; 0 for DPLS)."""
+    kl: float
+    """Nats per step from the policy that the run began with; 0 if nothing is asked of it."""
 
 
 class Learner:
@@ -77,6 +80,7 @@ class Learner:
     ) -> None:
         """``average`` averages a tensor over all processes."""
         self.policy, self.optimizer, self.config, self.average = policy, optimizer, config, average
+        self.reference = copy.deepcopy(policy).requires_grad_(False) if config.kl_coef else None
         self.distribution: Bernoulli | DPLS
         self.distribution = (DPLS if config.actions == "dpls" else Bernoulli)(temperature=config.policy_temperature)
 
@@ -102,6 +106,10 @@ class Learner:
                     old.append(logp.detach())
                     self._describe(part, rollouts, logits.detach(), totals)
                 loss = clipped_loss(logp, old[i], advantages[part.rollout], weight[index], c.epsilon)
+                if self.reference is not None:
+                    kl = (self._divergence(part, rollouts, logits) * weight[index].to(logits.dtype)).sum()
+                    loss = loss + c.kl_coef * kl
+                    _add(totals, kl=kl.item() * (number == 0))
                 loss.backward()
                 ratio = (logp.detach() - old[i]).exp()
                 _add(totals, loss=loss.item(), clipped=((ratio - 1).abs() > c.epsilon).sum().item())
@@ -114,6 +122,7 @@ class Learner:
             clip_ratio=totals.get("clipped", 0.0) / steps,
             unmask_probability=totals.get("probability", 0.0) / positions,
             entropy=totals.get("entropy", 0.0) / positions,
+            kl=totals.get("kl", 0.0),
         )
 
     def imitate(self, rollouts: Rollouts, worth: Tensor, samples: Samples) -> dict[str, float]:
@@ -151,12 +160,24 @@ class Learner:
 
     def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from."""
-        block_length = self.config.block_length or self.config.max_completion_length
-        alpha = rollouts.alpha[part.rollout] if self.policy.conditioned else None
-        where = (part.allowed, block_length, part.phase)
-        logits = self.policy(part.mask, part.confidence, part.time, alpha, *where).float()
+        logits = self._logits(self.policy, part, rollouts)
         actions = ordered_actions(part) if isinstance(self.distribution, DPLS) else part.rank >= 0
         return self.distribution.log_prob(actions, logits, part.allowed), logits
+
+    def _logits(self, policy: Policy, part: Samples, rollouts: Rollouts) -> Tensor:
+        block_length = self.config.block_length or self.config.max_completion_length
+        alpha = rollouts.alpha[part.rollout] if policy.conditioned else None
+        where = (part.allowed, block_length, part.phase)
+        logits: Tensor = policy(part.mask, part.confidence, part.time, alpha, *where).float()
+        return logits
+
+    def _divergence(self, part: Samples, rollouts: Rollouts, logits: Tensor) -> Tensor:
+        """(M,): KL divergence in nats of each step's actions from those of the policy that the run began with."""
+        assert isinstance(self.distribution, Bernoulli)
+        assert self.reference is not None
+        with torch.no_grad():
+            other = self._logits(self.reference, part, rollouts)
+        return self.distribution.divergence(logits, other, part.allowed)
 
     def _describe(self, part: Samples, rollouts: Rollouts, logits: Tensor, totals: dict[str, float]) -> None:
         allowed = part.allowed & ~rollouts.expert[part.rollout, None]

@@ -193,7 +193,8 @@ class DistillTrainerConfig(SupervisedConfig):
     POLICY = PolicyConfig
     SHAPE = (
         "hidden_size", "num_heads", "ffn_size", "num_confidences", "max_period", "min_frequency", "max_frequency",
-        "output_bias", "context", "time", "marks_ends", "zero_time", "zero_mask",
+        "output_bias", "context", "time", "marks_ends", "steepness", "rule_threshold", "zero_time",
+        "zero_mask",
     )  # fmt: skip
     FRESH = {"time": "share", "marks_ends": True}
     NOTED = {"trained_actions": "greedy", "trained_temperature": None, "trained_alphas": None}
