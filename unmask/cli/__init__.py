@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "learn an unmasking policy by reinforcement learning",
     "chat": "talk with a model and watch its answers fill in",
     "evaluate": "accuracy against forwards, policy by policy",
+    "compare": "paired differences between evaluated policies",
     "calibrate": "the forwards of a learned policy at each value of its dial",
     "plot": "draw accuracy over forwards, or training curves",
     "push": "upload a learned policy to the hub, with a model card",

@@ -19,6 +19,7 @@ from torch import nn
 from unmask.commit import package_commit
 from unmask.config import Count, NonNegative, PositiveInt
 from unmask.evaluation.metrics import mean, standard_error
+from unmask.evaluation.outcomes import checked_outcomes, outcomes_text
 from unmask.files import locked, write_atomically
 from unmask.policies.options import split_options
 from unmask.sampling.checks import draws
@@ -95,6 +96,8 @@ class Evaluation:
     """The prompts' template, where one was asked for; "mean" in means over several."""
     forwards: NonNegative | None = None
     """Mean of all forwards after the prompt's: NFE, and those that only revise or give a seed; None in older rows."""
+    outcomes: Annotated[str, AfterValidator(checked_outcomes)] = ""
+    """Grade and NFE of every problem, see :mod:`unmask.evaluation.outcomes`; "" in older rows and in means."""
 
     def __repr__(self) -> str:
         pairs = ((name.upper(), getattr(self, name), getattr(self, f"{name}_se")) for name in ("nfe", "tpf"))
@@ -187,6 +190,7 @@ def evaluate(
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
         forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
+        outcomes=outcomes_text(accuracy, nfe, [problem.prompt for problem in problems]),
     )
 
 

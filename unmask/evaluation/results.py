@@ -118,6 +118,7 @@ def averaged(rows: Sequence[Evaluation]) -> Evaluation:
         solved=dict(solved),
         unfinished=mean([e.unfinished or 0.0 for e in rows]),
         template="mean",
+        outcomes="",
     )
 
 
