@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from unmask.tasks.base import Problem, Task
+from unmask.tasks.base import Holes, Problem, Task
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.gsm8k import GSM8K
@@ -136,6 +136,6 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "GSM8K", "LITTLE", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums",
-    "Task", "make_task", "make_tasks", "named", "options_of",
+    "GSM8K", "LITTLE", "MBPP", "TASKS", "Holes", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku",
+    "Sums", "Task", "make_task", "make_tasks", "named", "options_of",
 ]  # fmt: skip
