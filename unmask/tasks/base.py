@@ -13,6 +13,20 @@ class Holes(tuple[int, ...]):
     """The ids of a whole text in which mask tokens are to be filled. It stands where a prompt could."""
 
 
+class Dialogue(str):
+    """A prompt of several turns. As a text they follow each other; a chat template gets them as ``messages``."""
+
+    messages: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, turns: Sequence[str]) -> Dialogue:
+        """Of ``turns``: the user's and the assistant's in turn, the last the user's."""
+        made = cls("\n\n".join(turn.strip() for turn in turns))
+        roles = ("user", "assistant")
+        made.messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        return made
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem: the ``prompt`` for the model, the ``answer`` that a completion is graded against and, if the task
