@@ -216,7 +216,7 @@ def test_what_can_fail_fails_before_the_model_is_loaded(tmp_path: Path, monkeypa
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("unmask.training.trainer.load_model", load)
-    monkeypatch.setattr("unmask.training.trainer.load_tokenizer", load)
+    monkeypatch.setattr("unmask.training.rollout.load_tokenizer", load)
     (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n")

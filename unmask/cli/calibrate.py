@@ -66,7 +66,7 @@ class Calibrate(Command):
         instructions = True
         if self.prompts is None:
             task = make_task(self.task, **parse_pairs(self.task_options))
-            texts = [problem.prompt for problem in task.problems(self.count, self.seed_problems)]
+            texts: list[Any] = [problem.given for problem in task.problems(self.count, self.seed_problems)]
             instructions = task.instructions
         else:
             texts = read_prompts(self.prompts)[: self.count]

@@ -40,6 +40,7 @@ class Evaluate(Command):
       unmask evaluate --model tiny --task hops --policies tiny --alphas 0 1 3 10 --regimes full
       unmask evaluate --task gsm8k --task-options path=test.jsonl --model GSAI-ML/LLaDA-8B-Instruct --regimes 32
       unmask evaluate --task gsm8k math500 --task-options gsm8k.path=g.jsonl math500.path=m.jsonl --output rows.csv
+      unmask evaluate --task parallelbench --task-options path=FOLDER subset=waiting_line/shuffle --model FOLDER
       unmask evaluate --task humaneval --task-options allow_execution=true --temperature 0.8 --samples 20 --pass-at 1 10
       unmask evaluate --task gsm8k --templates default last "Q: {problem} A:" --model GSAI-ML/LLaDA-8B-Instruct
       unmask evaluate --policies heuristics --problems 1000 --output rows.csv
@@ -58,7 +59,7 @@ class Evaluate(Command):
     scales: Annotated[tuple[NonNegative, ...], Some] = (1.0,)
     """Policy scales (beta) of learned policies."""
     task: Annotated[tuple[str, ...], Some] = ("line",)
-    """Tasks to solve: those of little (story, parcel, line, letters, latin, grid, quiz, form, gaps), hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, module:Class for one of your own, or a mixture such as gsm8k+math."""  # noqa: E501
+    """Tasks to solve: those of little (story, parcel, line, letters, latin, grid, quiz, form, gaps), hops (what tiny was made for), sums, sudoku, gsm8k, math, math500, humaneval, mbpp, parallelbench, module:Class for one of your own, or a mixture such as gsm8k+math."""  # noqa: E501
     task_options: tuple[str, ...] = ()
     """NAME=VALUE, fields of the tasks such as path=test.jsonl; of one of several tasks: gsm8k.path=test.jsonl."""
     templates: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import torch
 
 from unmask.policies.calibration import RANGES, Curve, between
 from unmask.sampling.dials import curve_of, set_dials
+from unmask.sampling.infill import parts_of
 from unmask.sampling.sampler import Sampler
 
 POINTS = 24
@@ -42,15 +43,16 @@ def measure_curve(
     nfe: dict[float, float] = {}
 
     def measure(value: float) -> None:
-        state = sampler.prepare(list(prompts), None, config)
-        alpha = torch.full_like(state.steps, value, dtype=torch.float32)
-        if policy.dial == "alpha":
-            set_dials(state, policy, config, alpha)
-        else:
-            set_dials(state, policy, config, None, shift=value)
-        for _ in sampler.steps(state, config):
-            pass
-        nfe[value] = state.steps.float().mean().item()
+        states = [part.state for part in parts_of(sampler, list(prompts), config)]
+        for state in states:
+            alpha = torch.full_like(state.steps, value, dtype=torch.float32)
+            if policy.dial == "alpha":
+                set_dials(state, policy, config, alpha)
+            else:
+                set_dials(state, policy, config, None, shift=value)
+            for _ in sampler.steps(state, config):
+                pass
+        nfe[value] = torch.cat([state.steps for state in states]).float().mean().item()
         on_value(value, nfe[value])
 
     for value in RANGES[policy.dial]:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +25,8 @@ from unmask.policies.options import split_options
 from unmask.sampling.checks import draws
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.dials import dial_for
-from unmask.sampling.loop import StepRecord
-from unmask.sampling.prompts import Prompts, describe_prompts
+from unmask.sampling.infill import complete
+from unmask.sampling.prompts import describe_prompts
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Problem, Task
@@ -138,7 +138,7 @@ def evaluate(
     names: dict[str, str] | None = None,
     samples: int = 1,
     completions: Path | None = None,
-    on_finished: Callable[[int], None] | None = None,
+    on_finished: Callable[[int], None] = lambda finished: None,
     **overrides: Any,
 ) -> Evaluation:
     """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
@@ -150,8 +150,6 @@ def evaluate(
     Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
     samples of a problem would be the same.
     """
-    if sampler.tokenizer is None:
-        raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
     if num_problems < 1:
         raise ValueError(f"num_problems must be positive, got {num_problems}")
     config = sampler.config.updated(overrides)
@@ -160,6 +158,8 @@ def evaluate(
         overrides = {**overrides, "seed": problem_seed}
         config = config.updated(overrides)
     problems = task.problems(num_problems, problem_seed)
+    if sampler.tokenizer is None and any(problem.ids is None for problem in problems):
+        raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
     each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
     result = decode_problems(sampler, each, config, on_finished=on_finished)
@@ -167,13 +167,13 @@ def evaluate(
     about = identity(sampler, task, len(problems), problem_seed, names, samples, **overrides)
     if completions is not None:
         save_completions(completions, about, each, result)
-    grades = grade(task, each, result.texts or [])
+    said = answers(each, result)
+    grades = grade(task, each, said)
     correct = [sum(group) for group in groups(grades, samples)]
     accuracy, nfe, tpf = (
         [mean(group) for group in groups(values, samples)]
         for values in (grades, [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist())
     )
-    texts = result.texts or []
     return Evaluation(
         **about,
         accuracy=mean(accuracy),
@@ -183,7 +183,7 @@ def evaluate(
         tpf=mean(tpf),
         tpf_se=standard_error(tpf),
         seconds=seconds,
-        measures=average_measures([task.measures(p, t) for p, t in zip(each, texts, strict=True)]),
+        measures=average_measures([task.measures(p, a) for p, a in zip(each, said, strict=True)]),
         learned=sampler.policy.learned,
         commit=package_commit(),
         solved={str(int(count)): number for count, number in sorted(Counter(correct).items())},
@@ -198,25 +198,25 @@ def decode_problems(
     sampler: Sampler,
     problems: Sequence[Problem],
     config: SamplerConfig,
-    prompts: Prompts | None = None,
-    on_finished: Callable[[int], None] | None = None,
+    prompts: Sequence[Any] | None = None,
+    on_finished: Callable[[int], None] = lambda finished: None,
 ) -> GenerationResult:
     """Completions of ``problems``; ``prompts`` replace their prompts if given, and ``config`` is settled."""
-    state = sampler.prepare([p.prompt for p in problems] if prompts is None else prompts, None, config)
-
-    def counted(records: Iterable[StepRecord]) -> Iterator[StepRecord]:
-        for record in records:
-            tell(record.finished)
-            yield record
-        tell(len(problems))
-
-    tell = on_finished or (lambda finished: None)
-    return sampler.result(state, config, counted(sampler.steps(state, config)))
+    given = [p.given for p in problems] if prompts is None else prompts
+    return complete(sampler, given, config, on_finished=on_finished)
 
 
-def grade(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+def answers(problems: Sequence[Problem], result: Any) -> list[Any]:
+    """What is graded of ``result``, with texts and completions: the filled ids of a problem with ids, else its text."""
+    return [
+        (result.texts or [])[row] if p.ids is None else result.completions[row, -len(p.ids) :].tolist()
+        for row, p in enumerate(problems)
+    ]
+
+
+def grade(task: Task, problems: Sequence[Problem], completions: Sequence[Any]) -> list[float]:
     """The grades of ``task``; ValueError if there is not one per completion, between 0 and 1."""
-    grades = task.grade_all(problems, texts)
+    grades = task.grade_all(problems, completions)
     if len(grades) != len(problems):
         raise ValueError(f"{task.name}: grade_all returned {len(grades)} grades for {len(problems)} completions")
     if bad := [g for g in grades if not 0 <= g <= 1]:
@@ -232,7 +232,7 @@ def save_completions(
     Lines of the same measurement, left by one that was stopped before its row was written, are replaced, and so is a
     last line that was cut off.
     """
-    rows = zip(problems, result.texts or [], result.steps.tolist(), strict=True)
+    rows = zip(problems, result.texts or answers(problems, result), result.steps.tolist(), strict=True)
     added = [{**about, "prompt": p.prompt, "answer": p.answer, "completion": text, "nfe": n} for p, text, n in rows]
     with locked(path):
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []

@@ -31,7 +31,8 @@ class ChatTokenizer:
 
     def messages(self, prompt: str | Messages) -> Messages:
         """``prompt``, a text being the user's message, after the system prompt if there is one."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        said: Messages = getattr(prompt, "messages", [{"role": "user", "content": prompt}])
+        messages = said if isinstance(prompt, str) else prompt
         if self.system_prompt is None or messages[0].get("role") == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]

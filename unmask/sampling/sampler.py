@@ -21,14 +21,13 @@ from unmask.sampling.config import SamplerConfig
 from unmask.sampling.dials import set_dials
 from unmask.sampling.forward import Forward, SeenStates, can_share, model_attention
 from unmask.sampling.graphs import CudaCapture, GraphRunner, StepGraphs, why_no_graphs
-from unmask.sampling.infill import fill_by_padding
+from unmask.sampling.infill import assemble, given_texts, split
 from unmask.sampling.loop import Step, StepRecord, decode
 from unmask.sampling.noise import canvas_steps
 from unmask.sampling.prompts import (
     Prompts,
     Tokenizer,
     check_ids,
-    check_tensor_prompts,
     encode_prompts,
     end_of_turn,
     with_chat_template,
@@ -160,24 +159,11 @@ class Sampler:
         for name in ("max_new_tokens", "target_nfe", "stop"):
             if overrides.get(name) is not None:
                 raise ValueError(f"{name} does not apply to infill, which fills the holes of input_ids")
-        config = self.settled({**overrides, "stop_at_eos": False, "target_nfe": None, "stop": ()})
+        config = self.settled({**overrides, "target_nfe": None, "stop": ()})
         self.check_config(config)
-        if getattr(self.model, "seeded", False) or self.on_canvases:
-            raise ValueError(f"infill is not possible: each block of {type(self.model).__name__} follows from the last")
-        if not isinstance(input_ids, Tensor):
-            raise TypeError(f"input_ids must be an int64 tensor of shape (B, T), got {type(input_ids).__name__}")
-        ids, attention = check_tensor_prompts(input_ids, attention_mask, self.padding_id, "input_ids")
-        check_ids("input_ids", ids, attention, self.model.vocab_size, None)
-        if ids.shape[1] == 0:
-            raise ValueError(f"input_ids must have at least one token, got shape {tuple(ids.shape)}")
-        self.check_context(ids.shape[1], f"input_ids of {ids.shape[1]} tokens")
-        ids, attention = repeated(ids, attention, config)
-
-        def fill(rows: Tensor, sequence: Tensor) -> GenerationResult:
-            state = self.new_state(rows, None, 0, config, sequence)
-            return self.result(state, config, self.steps(state, config), cut=False)
-
-        return fill_by_padding(ids.to(self.model.device, copy=True), attention, fill)
+        ids, attention = given_texts(self, input_ids, attention_mask, "input_ids", config)
+        parts = split(self, ids, attention, config)
+        return assemble(ids, [(p, self.result(p.state, config, self.steps(p.state, config))) for p in parts])
 
     def stream(self, prompts: Prompts, attention_mask: Tensor | None = None, **overrides: Any) -> Iterator[StreamEvent]:
         """Decode as :meth:`generate` does, yielding the changes of each step. Bad input raises in the call itself.
@@ -325,21 +311,19 @@ class Sampler:
     def stop_strings(self, state: State, config: SamplerConfig) -> StopStrings | None:
         """What finds ``config.stop``; None if there is nothing to find."""
         ends = (*state.end_ids, state.mask_token_id)
-        return StopStrings(self.tokenizer, config.stop, ends) if config.stop else None
+        return StopStrings(self.tokenizer, config.stop, ends) if config.stop and not state.infill else None
 
-    def result(
-        self, state: State, config: SamplerConfig, records: Iterable[StepRecord], cut: bool = True
-    ) -> GenerationResult:
+    def result(self, state: State, config: SamplerConfig, records: Iterable[StepRecord]) -> GenerationResult:
         """Run ``records``, the steps of ``state``, to their end, and gather the result.
 
-        ``cut``: texts and token counts end at the first end of sequence, even if that did not stop the row.
+        Texts and token counts end at the first end of sequence, even if that did not stop the row; not in an infill.
         """
         holes, buffer = state.remaining.clone(), state.buffer[:, : state.horizon]
         recorder = Recorder() if config.record else None
         for _ in records if recorder is None else recorder.follow(records):
             pass
         state.raise_if_undefined()
-        ends = first_stop(buffer, state.end_ids if cut else ())
+        ends = first_stop(buffer, () if state.infill else state.end_ids)
         stops = self.stop_strings(state, config)
         before = {} if stops is None else stops.cut(buffer.tolist())
         for row, (end, _) in before.items():

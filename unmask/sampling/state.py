@@ -46,6 +46,8 @@ class State(ops_state.State):
     """Whether a stop id counts only in a block that has ended."""
     grid: int = 0
     """Tokens per attention block, for models whose tokens see no later block; 0: the model sees the whole canvas."""
+    infill: bool = False
+    """Whether the buffer is a whole text with holes, which no end of sequence ends."""
     horizon: int = 0
     """Tokens of the whole completion, the unit of a policy's time: L, or more if this is one block of it."""
     seed: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))

@@ -33,6 +33,8 @@ class Trajectory:
     """(N,) int64: where in a block the buffer begins; None: at its start."""
     horizon: int = 0
     """Tokens of the whole completion, the unit of time; 0: L."""
+    missing: Tensor | None = None
+    """(N,) int64: positions on the left that a row, a shorter text with holes, does not have; None: it has all."""
 
     def __repr__(self) -> str:
         rows, steps, length = self.mask.shape
@@ -113,7 +115,9 @@ def join(parts: Sequence[tuple[Tensor, int, Trajectory]], num_rows: int, length:
     first = parts[0][2]
     steps = max(part.mask.shape[1] for _, _, part in parts)
     whole = empty(num_rows, steps, length, first.confidence.shape[-1], first.mask.device)
+    whole.missing = torch.full((num_rows,), length, device=first.mask.device)
     for rows, missing, part in parts:
+        whole.missing[rows] = missing
         count = part.mask.shape[1]
         for name in ("mask", "allowed", "confidence", "candidates", "rank", "active"):
             target, value = getattr(whole, name), getattr(part, name)

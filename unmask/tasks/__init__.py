@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from unmask.tasks.base import Problem, Task
+from unmask.tasks.base import Dialogue, Holes, Problem, Task
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.gsm8k import GSM8K
@@ -19,6 +19,7 @@ from unmask.tasks.humaneval import HumanEval
 from unmask.tasks.math500 import Math500
 from unmask.tasks.mbpp import MBPP
 from unmask.tasks.mixture import Mixture, mixture
+from unmask.tasks.parallelbench import ParallelBench
 from unmask.tasks.parts import Form, Gaps, Quiz
 from unmask.tasks.reasoning import Parcel, Story
 from unmask.tasks.sudoku import Sudoku
@@ -48,6 +49,7 @@ TASKS: dict[str, type[Task]] = {
     "math500": Math500,
     "humaneval": HumanEval,
     "mbpp": MBPP,
+    "parallelbench": ParallelBench,
 }
 
 
@@ -136,6 +138,6 @@ def options_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "GSM8K", "LITTLE", "MBPP", "TASKS", "Hops", "HumanEval", "Math", "Math500", "Mixture", "Problem", "Sudoku", "Sums",
-    "Task", "make_task", "make_tasks", "named", "options_of",
+    "GSM8K", "LITTLE", "MBPP", "TASKS", "Dialogue", "Holes", "Hops", "HumanEval", "Math", "Math500", "Mixture",
+    "Problem", "Sudoku", "Sums", "Task", "make_task", "make_tasks", "named", "options_of",
 ]  # fmt: skip

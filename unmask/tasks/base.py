@@ -9,6 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
+class Holes(tuple[int, ...]):
+    """The ids of a whole text in which mask tokens are to be filled. It stands where a prompt could."""
+
+
+class Dialogue(str):
+    """A prompt of several turns. As a text they follow each other; a chat template gets them as ``messages``."""
+
+    messages: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, turns: Sequence[str]) -> Dialogue:
+        """Of ``turns``: the user's and the assistant's in turn, the last the user's."""
+        made = cls("\n\n".join(turn.strip() for turn in turns))
+        roles = ("user", "assistant")
+        made.messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        return made
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem: the ``prompt`` for the model, the ``answer`` that a completion is graded against and, if the task
@@ -18,6 +36,14 @@ class Problem:
     answer: str
     response: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    ids: Sequence[int] | None = None
+    """For infilling: the ids of a whole text, with the model's mask token at each hole. The holes are filled, and
+    nothing follows the text; ``prompt`` is then for people only. Either all problems of a task have ids, or none."""
+
+    @property
+    def given(self) -> str | Holes:
+        """What the model gets: the ids if there are any, else the prompt."""
+        return self.prompt if self.ids is None else Holes(self.ids)
 
 
 class Task(ABC):
@@ -32,10 +58,13 @@ class Task(ABC):
         """Draw one problem; the same ``rng`` state gives the same problem on every machine."""
 
     @abstractmethod
-    def grade(self, problem: Problem, completion: str) -> float:
-        """1.0 if ``completion`` (text up to the end of sequence) solves ``problem``, else 0.0."""
+    def grade(self, problem: Problem, completion: Any) -> float:
+        """How well ``completion`` solves ``problem``, from 0 to 1; most tasks grade 1.0 or 0.0.
 
-    def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+        It is a text up to the end of sequence, or for a problem with ``ids`` the list of the filled ids.
+        """
+
+    def grade_all(self, problems: Sequence[Problem], completions: Sequence[Any]) -> list[float]:
         """The grade of each completion. A task with slow grades may override it to grade several at once."""
         return [self.grade(p, c) for p, c in zip(problems, completions, strict=True)]
 
@@ -58,7 +87,7 @@ class Task(ABC):
         """The task at a point of a curriculum, from 0 (the easiest problems) to 1 (the task itself)."""
         return self
 
-    def measures(self, problem: Problem, completion: str) -> dict[str, float]:
+    def measures(self, problem: Problem, completion: Any) -> dict[str, float]:
         """Further numbers about a completion, averaged beside the accuracy; none by default."""
         return {}
 

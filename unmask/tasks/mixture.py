@@ -54,10 +54,10 @@ class Several(Task):
         """The task that ``problem`` comes from."""
         return next(task for task in self.tasks if task.name == problem.metadata["task"])
 
-    def grade(self, problem: Problem, completion: str) -> float:
+    def grade(self, problem: Problem, completion: Any) -> float:
         return self.own(problem).grade(problem, completion)
 
-    def grade_all(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[float]:
+    def grade_all(self, problems: Sequence[Problem], completions: Sequence[Any]) -> list[float]:
         grades = [0.0] * len(problems)
         for task in self.tasks:
             own = [i for i, problem in enumerate(problems) if self.own(problem) is task]
@@ -66,7 +66,7 @@ class Several(Task):
                 grades[i] = grade
         return grades
 
-    def measures(self, problem: Problem, completion: str) -> dict[str, float]:
+    def measures(self, problem: Problem, completion: Any) -> dict[str, float]:
         return self.own(problem).measures(problem, completion)
 
 

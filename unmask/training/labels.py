@@ -22,8 +22,10 @@ from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import SetInputs, SetPolicy
 from unmask.sampling.config import SamplerConfig
+from unmask.sampling.infill import parts_of
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.state import State
+from unmask.tasks.base import Holes
 from unmask.training.rollout import WideView
 from unmask.training.supervised_config import SupervisedConfig
 
@@ -69,7 +71,7 @@ class SingleInputs:
 
 
 Inputs = SetInputs | SingleInputs
-OWN = ("picked", "survived", "valid")
+OWN = ("picked", "survived", "valid", "missing")
 """The tensors of a :class:`Tried` beside its inputs."""
 
 
@@ -85,6 +87,8 @@ class Tried:
     """(M, L) bool: the label."""
     valid: Tensor
     """(M, L) bool: had a proposal that is not in the set."""
+    missing: Tensor
+    """(M,) int64: positions on the left that a state, of a shorter text with holes, does not have."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, which :meth:`of` reads."""
@@ -98,9 +102,28 @@ class Tried:
     @staticmethod
     def join(parts: Sequence[Tried]) -> Tried:
         """Several as one."""
-        every = [part.tensors() for part in parts]
+        width = max(part.picked.shape[1] for part in parts)
+        every = [part.widened(width).tensors() for part in parts]
         joined = {name: torch.cat([tensors[name] for tensors in every]) for name in every[0]}
         return Tried.of(joined, type(parts[0].inputs))
+
+    def widened(self, width: int) -> Tried:
+        """With ``width`` positions: zeros on the left."""
+        if (more := width - self.picked.shape[1]) == 0:
+            return self
+        wide = {}
+        for name, t in self.tensors().items():
+            wide[name] = t if t.ndim < 2 else torch.cat((t.new_zeros(len(t), more, *t.shape[2:]), t), dim=1)
+        return Tried.of({**wide, "missing": self.missing + more}, type(self.inputs))
+
+    def alike(self, index: Tensor) -> list[Tried]:
+        """The states at ``index``, those that have equally many positions together, without the missing ones."""
+        pads, parts = self.missing[index], []
+        for pad in pads.unique().tolist():
+            rows = index[pads == pad]
+            tensors = {n: t[rows] if t.ndim < 2 else t[rows, pad:] for n, t in self.tensors().items()}
+            parts.append(Tried.of(tensors, type(self.inputs)))
+        return parts
 
 
 @torch.no_grad()
@@ -129,6 +152,14 @@ def matching(final: Tensor, said: Tensor, state: State) -> Tensor:
     return torch.where(final == state.mask_token_id, ends, final == said)
 
 
+def alike(ids: Sequence[Any]) -> list[list[Any]]:
+    """``ids`` in groups of one length if they are :class:`unmask.tasks.Holes`, prompts as one group."""
+    groups: dict[int, list[Any]] = {}
+    for row in ids:
+        groups.setdefault(len(row) if isinstance(row, Holes) else 0, []).append(row)
+    return list(groups.values())
+
+
 class Collector:
     """Decodes prompts carefully and by the policy itself, and labels the proposals of the states that it meets.
 
@@ -148,8 +179,8 @@ class Collector:
         used = (policy, WideView(rule, policy), rule)
         self.own, self.visits, self.careful = (Sampler(model, tokenizer, p, SamplerConfig()) for p in used)
 
-    def collect(self, ids: list[list[int]], iteration: int) -> tuple[Tried, dict[str, float]]:
-        """The states of one round on prompts ``ids``, and numbers for the log."""
+    def collect(self, ids: list[Any], iteration: int) -> tuple[Tried, dict[str, float]]:
+        """The states of one round on ``ids``, of prompts or :class:`unmask.tasks.Holes`, and numbers for the log."""
         c, rng = self.config, random.Random(f"sets/{self.config.seed}/{iteration}")
         config = SamplerConfig(
             max_new_tokens=rng.choice(c.max_completion_length),
@@ -164,20 +195,23 @@ class Collector:
         own = len(ids) // 2 if learned else 0
         parts, numbers = [], {}
         for sampler, rows in ((self.own, ids[:own]), (self.visits, ids[own:])):
-            if rows:
-                part, steps = self.visited(sampler, rows, config, draws, learned)
+            nfe = 0.0
+            for group in alike(rows):
+                part, steps = self.visited(sampler, group, config, draws, learned)
                 parts.append(part)
-                numbers["own_nfe" if sampler is self.own else "careful_nfe"] = steps
+                nfe += steps * len(group) / len(rows)
+            if rows:
+                numbers["own_nfe" if sampler is self.own else "careful_nfe"] = nfe
         tried = Tried.join(parts)
         survived = tried.survived[tried.valid].float().mean().item()
         return tried, {"states": float(len(tried.picked)), "survived": survived, **numbers}
 
     def visited(
-        self, sampler: Sampler, ids: list[list[int]], config: SamplerConfig, draws: torch.Generator, learned: bool
+        self, sampler: Sampler, ids: list[Any], config: SamplerConfig, draws: torch.Generator, learned: bool
     ) -> tuple[Tried, float]:
         """Labelled states of decodes of ``ids`` by ``sampler``, and how many forwards these took on average."""
         recorded, own = replace(config, record=True), sampler is self.own
-        whole = sampler.prepare(ids, None, recorded)
+        whole = parts_of(sampler, ids, recorded)[0].state
         if own:
             for name, value in self.dialled(len(ids), draws).items():
                 setattr(whole, name, value)
@@ -195,7 +229,7 @@ class Collector:
             kept.append({name: value[live] for name, value in row.items()})
         states = {name: torch.cat([row[name] for row in kept]) for name in kept[0]}
         if self.config.labels == "agreement":
-            final = decoded(self.careful, self.careful.prepare(ids, None, config), config) if own else whole.buffer
+            final = decoded(self.careful, parts_of(self.careful, ids, config)[0].state, config) if own else whole.buffer
             agree = matching(final[states["rows"]], states["said"], whole)
             states["survived"], on_the_way = agree, (agree | (states["mask"] & ~states["picked"])).all(dim=1)
             states = {name: value[on_the_way] for name, value in states.items()}
@@ -207,8 +241,10 @@ class Collector:
             tokens = whole.tokens[rows]
             tokens[:, whole.start :] = torch.where(states["picked"], said, before)
             attention = None if whole.attention is None else whole.attention[rows]
+            config = replace(config, stop_at_eos=not whole.infill)
             final = finish(self.careful, tokens, attention, whole.start, config)
             states["survived"] = matching(final, said, whole)
+        states["missing"] = torch.zeros_like(rows)
         return Tried.of(states, self.kind), whole.steps.float().mean().item()
 
     def sets(self, o: Observation, draws: torch.Generator, learned: bool) -> Tensor:

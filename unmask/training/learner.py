@@ -97,7 +97,7 @@ class Learner:
         for number in range(c.num_iterations):
             self.optimizer.zero_grad(set_to_none=True)
             for i, index in enumerate(self._chunks(samples)):
-                part = samples.take(index)
+                part = samples.take(index).cut()
                 logp, logits = self._log_prob(part, rollouts)
                 if c.expert_rollouts:  # an expert's steps count as drawn from a mixture with the policy
                     mixed = mix_expert(logp, c.num_generations, c.expert_rollouts)
@@ -135,7 +135,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for index in self._chunks(samples):
-            logp, _ = self._log_prob(samples.take(index), rollouts)
+            logp, _ = self._log_prob(samples.take(index).cut(), rollouts)
             loss = -(logp * weight[index].to(logp.dtype)).sum()
             loss.backward()
             total += loss.item()
@@ -148,15 +148,14 @@ class Learner:
         Rollouts of such a policy unmask nothing, which looks like a round without a signal.
         """
         for index in self._chunks(samples):
-            part = samples.take(index)
+            part = samples.take(index).cut()
             _, logits = self._log_prob(part, rollouts)
             _require_finite("the policy's logits", float(logits[part.allowed].abs().max()))
             return
 
     def _chunks(self, samples: Samples) -> Iterator[Tensor]:
-        count, size = samples.rollout.shape[0], self.config.replay_chunk_size
-        for first in range(0, count, size):
-            yield torch.arange(first, min(count, first + size), device=samples.rollout.device)
+        for group in samples.alike():
+            yield from group.split(self.config.replay_chunk_size) if len(group) else ()
 
     def _log_prob(self, part: Samples, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """Differentiable log-likelihoods (M,) float32 of whole actions, and the logits (M, L) they come from."""

@@ -7,6 +7,7 @@ training problems and are never trained on.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.finite import ProblemSet
@@ -41,6 +42,12 @@ class TrainingProblems:
         """``count`` problems of the training stream from number ``first`` on; see :meth:`Task.training_problems`."""
         return self.task.training_problems(self.seed, first, count)
 
+    def known(self, count: int) -> list[Problem]:
+        """The problems of a finite task, else the first ``count``, and those for validation."""
+        task = self.task
+        every = task.all_problems(train=True) if isinstance(task, ProblemSet) else self.take(0, count)
+        return [*every, *self.validation]
+
 
 class Remaining(ProblemSet):
     """A set of problems without some of its training problems."""
@@ -52,5 +59,5 @@ class Remaining(ProblemSet):
     def all_problems(self, train: bool = False) -> tuple[Problem, ...]:
         return self.kept if train else self.whole.all_problems()
 
-    def grade(self, problem: Problem, completion: str) -> float:
+    def grade(self, problem: Problem, completion: Any) -> float:
         return self.whole.grade(problem, completion)

@@ -16,34 +16,34 @@ RewardFunction = Callable[..., "Sequence[float]"]
 """``f(prompts, completions, **columns) -> list[float]``, one number per completion; see :func:`score`."""
 
 
-def multiplicative(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
+def multiplicative(correct: Tensor, steps: Tensor, length: Tensor | int, alpha: Tensor | float) -> Tensor:
     """``correct * ((L - min(steps, L) + 1) / L) ** alpha`` (arXiv 2512.09106, the paper's reward).
 
     Args:
         correct: (N,) the grade of the answer, 1 or 0 for an exact grader.
         steps: (N,) forwards taken (NFE).
-        length: L, tokens in the buffer.
+        length: L, tokens in the buffer, an integer or (N,): for texts with holes, the number of the holes.
         alpha: >= 0, a number or (N,); 0 rewards accuracy alone.
 
     Raises ValueError for shapes that differ, a length that is no positive integer, or an alpha below 0 or not finite.
     """
-    correct, steps, power = _check(correct, steps, length, alpha)
-    return correct * ((length - steps.clamp_max(length) + 1) / length) ** power
+    correct, steps, length, power = _check(correct, steps, length, alpha)
+    return correct * ((length - steps.minimum(length) + 1) / length) ** power
 
 
-def additive(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> Tensor:
+def additive(correct: Tensor, steps: Tensor, length: Tensor | int, alpha: Tensor | float) -> Tensor:
     """``correct - alpha * steps / L``, the paper's ablation. It rewards speed even if the answer is wrong.
 
     Arguments and errors are those of :func:`multiplicative`.
     """
-    correct, steps, weight = _check(correct, steps, length, alpha)
+    correct, steps, length, weight = _check(correct, steps, length, alpha)
     return correct - weight * steps / length
 
 
 ROLLOUT_COLUMNS = ("steps", "length", "alpha")
 """What a reward function is told of the rollouts, beside what the problems hold."""
 
-REWARDS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
+REWARDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "multiplicative": multiplicative,
     "additive": additive,
     "plain": lambda correct, steps, length, alpha: correct.float(),  # the reward functions' own value
@@ -107,10 +107,13 @@ def score(
     return total
 
 
-def _check(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+def _check(correct: Tensor, steps: Tensor, length: Tensor | int, alpha: Tensor | float) -> tuple[Tensor, ...]:
     """The arguments as floating tensors on one device, float64 if ``correct`` is, else float32."""
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"length must be a positive integer, got {length!r}")
+    lengths = torch.as_tensor(length, device=correct.device)
+    if lengths.is_floating_point() or lengths.shape not in ((), correct.shape) or not bool((lengths >= 1).all()):
+        raise ValueError(
+            f"length must be a positive integer, got {length!r}, or one for each of {tuple(correct.shape)}"
+        )
     if correct.shape != steps.shape:
         raise ValueError(f"correct {tuple(correct.shape)} and steps {tuple(steps.shape)} must have one shape")
     dtype = torch.float64 if correct.dtype == torch.float64 else torch.float32
@@ -119,4 +122,4 @@ def _check(correct: Tensor, steps: Tensor, length: int, alpha: Tensor | float) -
         raise ValueError(f"alpha must be a number or have shape {tuple(correct.shape)}, got {tuple(power.shape)}")
     if not bool(((power >= 0) & power.isfinite()).all()):
         raise ValueError(f"alpha must be finite and not negative, got {alpha}")
-    return correct.to(dtype), steps.to(dtype), power
+    return correct.to(dtype), steps.to(dtype), lengths.to(dtype), power

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unmask.models.loading import load_tokenizer
 from unmask.policies.base import UnmaskingPolicy, Wrapper
-from unmask.sampling.prompts import text_ids
+from unmask.sampling.infill import complete
+from unmask.sampling.prompts import text_ids, with_chat_template
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
+from unmask.tasks.base import Holes
 from unmask.training.config import TrainerConfig
 
 
@@ -25,8 +29,9 @@ class Rollouts:
     finished: Tensor
     """(N,) bool: no mask left."""
     texts: list[str]
+    """Empty without a tokenizer."""
     completions: Tensor
-    """(N, L) int64."""
+    """(N, L) int64; of an infill the whole texts, left-padded."""
     alpha: Tensor
     """(N,) float32: the alpha of the rollout's reward."""
     expert: Tensor
@@ -54,11 +59,27 @@ class Samples:
     """(M,) int64: the rollout of each step."""
     phase: Tensor | None = None
     """(M,) int64: where in a block the buffer begins; None: at its start."""
+    missing: Tensor | None = None
+    """(M,) int64: positions on the left that a step does not have, being of a shorter text with holes; None: it has
+    all."""
 
     def take(self, index: Tensor) -> Samples:
         """The steps at ``index`` (K,) int64, or where it is True (M,) bool."""
         taken: dict[str, Any] = {n: None if v is None else v[index] for n, v in vars(self).items()}
         return Samples(**taken)
+
+    def alike(self) -> list[Tensor]:
+        """The numbers of the steps, by how many positions they have."""
+        if self.missing is None:
+            return [torch.arange(self.rollout.shape[0], device=self.rollout.device)]
+        return [(self.missing == pad).nonzero().flatten() for pad in self.missing.unique().tolist()]
+
+    def cut(self) -> Samples:
+        """Without the missing positions, of steps that have equally many."""
+        if self.missing is None or not len(self.missing):
+            return self
+        pad, of_positions = int(self.missing[0]), ("mask", "allowed", "confidence", "rank")
+        return replace(self, missing=None, **{name: getattr(self, name)[:, pad:] for name in of_positions})
 
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
@@ -99,7 +120,7 @@ class Collector:
         self.experts = [Sampler(model, tokenizer, expert, steered) for expert in wide]
 
     def collect(
-        self, prompts: Sequence[str], alpha: Tensor, seed: int, first_group: int = 0, expert_only: bool = False
+        self, prompts: Sequence[str | Holes], alpha: Tensor, seed: int, first_group: int = 0, expert_only: bool = False
     ) -> Rollouts:
         """One group per prompt, or with ``expert_only`` just the experts' part of it.
 
@@ -115,21 +136,18 @@ class Collector:
         whole = c.block_length in (None, c.max_completion_length)
         return join_groups(parts, alpha, expert_everywhere=whole)
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The prompts' tokens, cut to the last ``max_prompt_length`` of each."""
+    def encode(self, prompts: Sequence[str | Holes]) -> list[Any]:
+        """The prompts' tokens, cut to the last ``max_prompt_length`` of each; ids with holes as they are."""
         return encode(self.sampler.tokenizer, prompts, self.config.max_prompt_length)
 
-    def _decode(
-        self, sampler: Sampler, ids: list[list[int]], alpha: Tensor, seed: int, first_group: int
-    ) -> GenerationResult:
+    def _decode(self, sampler: Sampler, ids: list[Any], alpha: Tensor, seed: int, first_group: int) -> GenerationResult:
         copies = self.config.num_generations if sampler is self.sampler else self.config.num_experts
         config = replace(sampler.config, seed=seed)
         each = [row for row in ids for _ in range(copies)]
         device = torch.device(sampler.model.device)
         sequence = torch.arange(len(each), device=device) + first_group * copies
         asked = alpha.to(device).repeat_interleave(copies)
-        state = sampler.prepare(each, None, config, sequence, asked)
-        return sampler.result(state, config, sampler.steps(state, config, share=copies > 1))
+        return complete(sampler, each, config, sequence, asked, share=copies > 1)
 
 
 def join_groups(
@@ -161,7 +179,7 @@ def join_groups(
     return Rollouts(
         steps=torch.cat([p.steps for p in results])[back],
         finished=torch.cat([p.finished for p in results])[back],
-        texts=[texts[i] for i in back.tolist()],
+        texts=[texts[i] for i in back.tolist()] if texts else [],
         completions=torch.cat([p.completions for p in results])[back],
         alpha=alpha.to(device).repeat_interleave(size),
         expert=expert[back],
@@ -180,18 +198,32 @@ def active_samples(result: GenerationResult, rollout: Tensor, everywhere: bool =
     assert trajectory is not None, "the sampler must record"
     allowed = trajectory.mask & trajectory.active[..., None] if everywhere else trajectory.allowed
     row, step = (trajectory.active & allowed.any(-1)).nonzero(as_tuple=True)
+    missing = None if trajectory.missing is None else trajectory.missing[row]
+    time = trajectory.time[step]
+    if missing is not None:
+        time = (step.float() / (trajectory.mask.shape[2] - missing)).clamp_max(1.0)
     return Samples(
         mask=trajectory.mask[row, step],
         allowed=allowed[row, step],
         confidence=trajectory.confidence[row, step],
         rank=trajectory.rank[row, step],
-        time=trajectory.time[step],
+        time=time,
         rollout=rollout[row],
         phase=None if trajectory.phase is None else trajectory.phase[row],
+        missing=missing,
     )
 
 
-def encode(tokenizer: Any, prompts: Sequence[str], longest: int | None) -> list[list[int]]:
-    """The tokens of ``prompts``, cut to the last ``longest`` of each; None: whole."""
-    ids = [text_ids(tokenizer, prompt) for prompt in prompts]
-    return ids if longest is None else [row[-longest:] for row in ids]
+def encode(tokenizer: Any, prompts: Sequence[str | Holes], longest: int | None) -> list[Any]:
+    """The tokens of ``prompts``, cut to the last ``longest`` of each; None: whole. Ids with holes stay as they are."""
+    return [p if isinstance(p, Holes) else text_ids(tokenizer, p)[-(longest or 0) :] for p in prompts]
+
+
+def tokenizer_for(config: Any, tokenizer: Any, instructions: bool, given: str | Holes) -> Any:
+    """``tokenizer``, or that of the config's model, with the chat template that the config asks for.
+
+    FileNotFoundError if there is none; None if none is needed, as what is ``given`` to the model is ids.
+    """
+    with suppress(*[FileNotFoundError] * isinstance(given, Holes)):
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
+    return with_chat_template(tokenizer, config.chat_template, config.system_prompt, instructions)

@@ -17,24 +17,26 @@ from torch.nn import functional as F
 
 from unmask.evaluation.calibrate import measure_curve
 from unmask.files import locked
-from unmask.models.loading import load_model, load_tokenizer
+from unmask.models.loading import load_model
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.options import Options, with_options
 from unmask.policies.set_policy import SetPolicy
 from unmask.pretraining.optimizer import Muon
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.prompts import ChatTokenizer, with_chat_template
+from unmask.sampling.infill import given_problems
+from unmask.sampling.prompts import ChatTokenizer
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
-from unmask.tasks.base import Task
+from unmask.tasks.base import Holes, Task
+from unmask.tasks.finite import ProblemSet
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals, leave
 from unmask.training.labels import Collector, Tried
 from unmask.training.metrics import METRICS, Averages, MetricsLog
 from unmask.training.progress import Progress
 from unmask.training.record import run_part, training_record, with_part, write_config, write_training
-from unmask.training.rollout import encode
+from unmask.training.rollout import encode, tokenizer_for
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig, SupervisedConfig
 
 OWN_EMBEDDING = 256
@@ -70,14 +72,15 @@ class SupervisedTrainer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model if model is not None else load_model(config.model, device, config.dtype)
         self.model.requires_grad_(False).eval()
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
-        self.tokenizer = with_chat_template(
-            tokenizer, config.chat_template, config.system_prompt, self.prompts.instructions
-        )
+        first = self.prompts.take(0, 1)[0]
+        self.tokenizer = tokenizer_for(config, tokenizer, self.prompts.instructions, first)
         self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
         self.policy.source = ""
         self.policy.config = self.policy.config.updated(config.noted)
         self.collector = Collector(self.model, self.tokenizer, self.policy, config)
+        if isinstance(first, Holes):  # bad ids are found before any work
+            shortest = SamplerConfig(max_new_tokens=min(config.max_completion_length))
+            given_problems(self.collector.careful, self.prompts.known(config.num_prompts), shortest)
         matrices = [p for p in getattr(self.policy, self.LAYERS).parameters() if p.ndim == 2]
         chosen = set(map(id, matrices))
         rest = [p for p in self.policy.parameters() if id(p) not in chosen]
@@ -214,10 +217,11 @@ class SupervisedTrainer:
 
     def _fit(self, part: Tried, index: Tensor) -> tuple[float, float]:
         """One step of the optimizers on the states at ``index``; returns the loss and the model's own."""
-        inputs, valid = part.inputs.take(index), part.valid[index]
-        target = part.survived[index].float()
-        logits = self.logits(inputs, part.picked[index])
-        loss = F.binary_cross_entropy_with_logits(logits[valid], target[valid])
+        alike = part.alike(index)
+        target = torch.cat([p.survived[p.valid] for p in alike]).float()
+        loss = F.binary_cross_entropy_with_logits(
+            torch.cat([self.logits(p.inputs, p.picked)[p.valid] for p in alike]), target
+        )
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm, error_if_nonfinite=False)
@@ -226,7 +230,8 @@ class SupervisedTrainer:
             raise FloatingPointError(f"the loss became {value}: training has diverged; begin anew with lower rates")
         for optimizer in self.optimizers:
             optimizer.step()
-        return value, F.binary_cross_entropy_with_logits(inputs.prior[valid], target[valid]).item()
+        prior = torch.cat([p.inputs.prior[p.valid] for p in alike])
+        return value, F.binary_cross_entropy_with_logits(prior, target).item()
 
 
 class SetTrainer(SupervisedTrainer):
@@ -278,11 +283,17 @@ class Prompts:
         self.instructions = True if self.task is None else self.task.instructions
         self.take(0, 1)
 
-    def take(self, first: int, count: int) -> list[str]:
+    def take(self, first: int, count: int) -> list[str | Holes]:
         """``count`` prompts from number ``first`` on."""
         if self.task is not None:
-            return [problem.prompt for problem in self.task.training_problems(self.seed, first, count)]
+            return [problem.given for problem in self.task.training_problems(self.seed, first, count)]
         return [self._of_file(number) for number in range(first, first + count)]
+
+    def known(self, count: int) -> list[str | Holes]:
+        """The prompts of a finite task, else the first ``count``."""
+        if not isinstance(self.task, ProblemSet):
+            return self.take(0, count)
+        return [problem.given for problem in self.task.all_problems(train=True)]
 
     def _of_file(self, number: int) -> str:
         epoch, place = divmod(number, len(self.texts))

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from unmask.evaluation.calibrate import measure_curve
-from unmask.evaluation.evaluate import decode_problems, grade
+from unmask.evaluation.evaluate import answers, decode_problems, grade
 from unmask.files import locked
-from unmask.models.loading import load_model, load_tokenizer
+from unmask.models.loading import load_model
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
-from unmask.sampling.prompts import ChatTokenizer, with_chat_template
+from unmask.sampling.infill import given_problems
+from unmask.sampling.prompts import ChatTokenizer
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task, named
-from unmask.tasks.base import Problem, Task
+from unmask.tasks.base import Holes, Problem, Task
 from unmask.training import checkpoint
 from unmask.training.config import TrainerConfig
 from unmask.training.grpo import NO_SIGNAL, group_advantages, relative_to_best
@@ -37,7 +38,7 @@ from unmask.training.processes import Processes
 from unmask.training.progress import Progress
 from unmask.training.record import run_part, training_record, with_part, write_config, write_training
 from unmask.training.rewards import REWARDS, ROLLOUT_COLUMNS, RewardFunction, check_reward_function, columns_of, score
-from unmask.training.rollout import Collector, Rollouts, WideView
+from unmask.training.rollout import Collector, Rollouts, WideView, tokenizer_for
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,8 @@ class Trainer:
         few_bits = config.quantization
         self.model = model or load_model(config.model, self.processes.device, config.dtype, quantization=few_bits)
         self.model.requires_grad_(False).eval()
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config.model)
-        self.tokenizer = with_chat_template(
-            tokenizer, config.chat_template, config.system_prompt, self.task.instructions
-        )
+        first = self.problems.take(0, 1)[0].given
+        self.tokenizer = tokenizer_for(config, tokenizer, self.task.instructions, first)
         self.policy.to(self.model.device).train()
         self._note_training()
         self.policy.source = ""
@@ -103,6 +102,9 @@ class Trainer:
         """The stretches of the run, of which there are several if it was stopped and resumed."""
         self.best: dict[str, float] = {}
         self.collector = Collector(self.model, self.tokenizer, self.policy, config, experts)
+        if isinstance(first, Holes):  # bad ids are found before any work
+            every = [problem.given for problem in self.problems.known(config.num_prompts)]
+            given_problems(self.collector.sampler, every, config.sampler_config())
         self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
 
     def _make_problems(self) -> TrainingProblems:
@@ -209,7 +211,7 @@ class Trainer:
         """Note the policy's forwards at each shift of its logits, on ``count`` held-out prompts."""
         problems = self.problems.validation or self.problems.take(self.next_problem, count)
         sampler = Sampler(self.model, self.tokenizer, self.policy, self.config.eval_config())
-        prompts = self.collector.encode([problem.prompt for problem in problems[:count]])
+        prompts = self.collector.encode([problem.given for problem in problems[:count]])
         curve = measure_curve(sampler, prompts, {"seed": 0}, f"{len(prompts)} prompts of {self.task.name}")
         self.policy.config = calibrated(self.policy.config, (curve,))
 
@@ -239,7 +241,7 @@ class Trainer:
         alpha = self.draw_alphas(first, c.num_prompts)
         seed = random.Random(f"rollouts/{c.seed}/{self.iteration}").getrandbits(62)
         imitate = self.iteration < c.imitation_steps
-        rollouts = self.collector.collect([p.prompt for p in problems], alpha, seed, first, expert_only=imitate)
+        rollouts = self.collector.collect([p.given for p in problems], alpha, seed, first, expert_only=imitate)
         collected = time.perf_counter()
         correct, rewards = self.rewards(problems, rollouts)
         for group in self.optimizer.param_groups:
@@ -298,21 +300,21 @@ class Trainer:
     def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
         """(N,) float64: the worth of the answers, and the rewards, which depend on their speed too."""
         each = [problem for problem in problems for _ in range(rollouts.group_size)]
-        return self.rewarded(each, rollouts.texts, rollouts.steps, rollouts.alpha)
+        return self.rewarded(each, answers(each, rollouts), rollouts.steps, rollouts.alpha)
 
     def rewarded(
-        self, problems: Sequence[Problem], texts: Sequence[str], steps: Tensor, alpha: Tensor
+        self, problems: Sequence[Problem], completions: Sequence[Any], steps: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(N,) float64: what N completions are worth, by the grader or the reward functions, and their rewards."""
-        length = self.config.max_completion_length
+        length, mask = self.config.max_completion_length, self.model.mask_token_id
+        lengths = [length if p.ids is None else list(p.ids).count(mask) for p in problems]
         if self.reward_functions:
-            lengths = [length] * len(problems)
             told = dict(zip(ROLLOUT_COLUMNS, (steps.tolist(), lengths, alpha.tolist()), strict=True))
-            worth = score(self.reward_functions, [p.prompt for p in problems], texts, columns_of(problems, told))
+            worth = score(self.reward_functions, [p.prompt for p in problems], completions, columns_of(problems, told))
         else:
-            worth = grade(self.task, problems, texts)
+            worth = grade(self.task, problems, completions)
         values = torch.tensor(worth, dtype=torch.float64, device=steps.device)
-        return values, REWARDS[self.config.reward_rule](values, steps, length, alpha)
+        return values, REWARDS[self.config.reward_rule](values, steps, torch.tensor(lengths).to(steps), alpha)
 
     def picked_samples(self, rollouts: Rollouts) -> Any:
         """The steps to replay: all, or ``replayed_steps`` of each rollout."""
@@ -332,7 +334,7 @@ class Trainer:
             raise ValueError("eval_steps=0 holds no problems out of the training problems to evaluate on")
         sampler = Sampler(self.model, self.tokenizer, self.policy, c.eval_config())
         problems = self.problems.validation[self.processes.index :: self.processes.count]
-        prompts = self.collector.encode([p.prompt for p in problems])
+        prompts = self.collector.encode([p.given for p in problems])
         alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
         total: dict[str, float] = {}
         for alpha in alphas:
@@ -340,8 +342,9 @@ class Trainer:
             config = sampler.settled({"seed": 0, **asked})
             result = decode_problems(sampler, problems, config, prompts)
             asked_of = torch.full(result.steps.shape, float(alpha), dtype=torch.float32, device=result.steps.device)
-            correct, reward = self.rewarded(problems, result.texts or [], result.steps, asked_of)
-            grades = grade(self.task, problems, result.texts or []) if self.reward_functions else correct.tolist()
+            said = answers(problems, result)
+            correct, reward = self.rewarded(problems, said, result.steps, asked_of)
+            grades = grade(self.task, problems, said) if self.reward_functions else correct.tolist()
             values = {
                 "eval_reward": reward.sum().item(),
                 "eval_accuracy": sum(grades),
