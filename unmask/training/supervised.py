@@ -125,7 +125,7 @@ class SupervisedTrainer:
         """Train to the end or to a signal; returns the signal's number, 0 for none."""
         c = self.config
         self._resume()
-        write_config(self.output, c.to_dict())
+        write_config(self.output, c, self.replaced)
         log, averages, stopped_by = MetricsLog(self.output / METRICS, self.iteration), Averages(), 0
         while self.iteration < c.iterations and not stopped_by:
             averages.add(self.step())
