@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from unmask.cli import printable
 from unmask.cli.options import Decoding, Loading
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
+from unmask.text import printable
 
 if TYPE_CHECKING:
     from unmask.cli.live import View

@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
-from unmask.cli import printable
 from unmask.sampling.result import StreamEvent
+from unmask.text import printable
 
 MASK, END = "░", "·"
 LEGEND = f"{MASK} masked  {END} end of sequence  green: committed in this step  magenta: revised"

@@ -10,6 +10,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.text import printable
+
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
 
@@ -109,8 +111,8 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe
 
 
 def literal(text: str) -> str:
-    """``text`` as matplotlib shows it without taking $ for mathematics."""
-    return text.replace("$", r"\$")
+    """``text`` as matplotlib shows it without taking $ for mathematics, and without control characters."""
+    return printable(text).replace("$", r"\$")
 
 
 def subject(rows: Sequence[Evaluation]) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 import unmask
 from unmask.commit import package_commit
 from unmask.config import Config
-from unmask.files import write_atomically
+from unmask.files import make_folder, write_atomically
 from unmask.models.sources import packaged_models, read_json
 from unmask.policies.card import is_hub_id
+from unmask.text import read_text
 from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
 TRAINING_FILE = "training.json"
@@ -136,9 +137,9 @@ def write_config(output_dir: Path, config: Config, replaced: Mapping[str, Any]) 
     """
     import yaml
 
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     path = output_dir / CONFIG_FILE
-    if path.is_file() and not path.read_text(encoding="utf-8").startswith(CONFIG_HEADER):
+    if path.is_file() and not read_text(path).startswith(CONFIG_HEADER):
         return
     plain = json.loads(json.dumps(settings_used(config, replaced)))  # no tuples, which YAML would tag
     given = [f"# Given to the Trainer as an argument: {name}: {place_of(value)}\n" for name, value in replaced.items()]
