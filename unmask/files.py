@@ -23,6 +23,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # a full disk has no name
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
 
