@@ -47,7 +47,7 @@ WORDS = {
 """What was expected, for pydantic's types of errors; its own words for all others."""
 
 
-class Mistake(ValueError):
+class InvalidConfig(ValueError):
     """What is wrong with a configuration, by field."""
 
 
@@ -111,10 +111,10 @@ def require(holds: bool, message: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy number as Python's, a list as a tuple; all else as it is."""
-    if isinstance(value, list):
-        return tuple(map(plain, value))
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    """A number or an array of NumPy or torch as Python's, a list as a tuple; all else as it is."""
+    if type(value).__module__ in ("numpy", "torch") and hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, list) else value
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
@@ -153,7 +153,7 @@ def explained(error: ValidationError, cls: type[Config]) -> ValueError:
         check_known(unknown, known, f"{cls.__name__} fields", cls.RENAMED)
     except UnknownName as unknown_name:
         return unknown_name
-    return Mistake("; ".join(described(name, found) for name, found in by_field.items()))
+    return InvalidConfig("; ".join(described(name, found) for name, found in by_field.items()))
 
 
 def described(name: str, errors: list[Any]) -> str:
@@ -164,7 +164,7 @@ def described(name: str, errors: list[Any]) -> str:
         return str(first["ctx"]["error"])
     if first["type"].startswith("missing"):
         return f"{name} is missing"
-    if isinstance(inner := first.get("ctx", {}).get("error"), Mistake):  # of a configuration in this one
+    if isinstance(inner := first.get("ctx", {}).get("error"), InvalidConfig):  # of a configuration in this one
         return f"{name}: {inner}"
     wanted = dict.fromkeys(
         WORDS[entry["type"]].format(**entry.get("ctx", {}))

@@ -249,7 +249,8 @@ def test_page_plays_in_a_browser(browser: Any, tmp_path: Path) -> None:
 
 
 CELLS = (
-    'from unmask import Sampler\nsampler = Sampler.from_pretrained("tiny")\nout = sampler.generate("bC:a=", record=True)',
+    "from unmask import Sampler",
+    'sampler = Sampler.from_pretrained("tiny")\nout = sampler.generate("bC:a=", record=True)',
     "out.show()",
     "out",
     'sampler.generate("bC:a=")',
@@ -262,7 +263,7 @@ def test_a_notebook_shows_the_page(browser: Any) -> None:
     pytest.importorskip("ipykernel")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    ((shown,), (value,), (plain,)) = ([output.data for output in cell.outputs] for cell in notebook.cells[1:])
+    ((shown,), (value,), (plain,)) = ([output.data for output in cell.outputs] for cell in notebook.cells[2:])
     assert shown["text/html"] == value["text/html"]
     assert value["text/plain"].startswith("GenerationResult(1 x 24 tokens, 1 finished")
     assert list(plain) == ["text/plain"]
