@@ -24,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:  # a full disk has no name
-        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from None
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
