@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from unmask import SamplerConfig
 from unmask.config import Config, Count, PositiveInt, Range, UnknownName, checked
@@ -103,5 +104,9 @@ def test_values_by_position_are_named_too() -> None:
 
 def test_a_single_value() -> None:
     assert checked("length", np.int64(3), PositiveInt) == 3
+    config = SamplerConfig(
+        max_new_tokens=torch.tensor(16), stop_ids=np.array([3, 4]), temperature=0.5, top_k=np.uint8(3)
+    )
+    assert (config.max_new_tokens, config.stop_ids, config.top_k) == (16, (3, 4), 3)
     with pytest.raises(ValueError, match=r"^length must be at least 1, got 0$"):
         checked("length", 0, PositiveInt)

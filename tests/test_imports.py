@@ -11,7 +11,7 @@ from fresh_process import run_python
 
 PACKAGE = Path(__file__).parents[1] / "unmask"
 
-BASE = {"ops", "models", "tasks", "config", "commit", "files"}
+BASE = {"ops", "models", "tasks", "config", "commit", "files", "text"}
 DECODING = BASE | {"policies", "sampling"}
 JUDGING = DECODING | {"evaluation"}
 ALLOWED = {
@@ -19,8 +19,9 @@ ALLOWED = {
     "commit": set(),
     "ops": {"_C"},
     "files": set(),
-    "models": {"config", "files"},
-    "tasks": set(),
+    "text": set(),
+    "models": {"config", "files", "text"},
+    "tasks": {"config"},
     "policies": BASE,
     "sampling": BASE | {"policies", "plots"},
     "evaluation": DECODING,
@@ -29,7 +30,7 @@ ALLOWED = {
     "pretraining": {"files", "models", "tasks", "commit"},
     "benchmarking": DECODING | {"commit"},
     "testing": set(),
-    "plots": set(),
+    "plots": {"text"},
     "cli": JUDGING | {"training", "integrations", "plots", "pretraining", "benchmarking"},
     "__main__": {"cli"},
 }

@@ -22,6 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
 BlockLength = Annotated[PositiveInt | None, BeforeValidator(lambda value: None if value == "full" else value)]
 """Tokens per block; None, also written "full", is one block (full diffusion)."""
 
@@ -44,6 +45,10 @@ WORDS = {
     "string_too_short": "a text that is not empty",
 }  # fmt: skip
 """What was expected, for pydantic's types of errors; its own words for all others."""
+
+
+class InvalidConfig(ValueError):
+    """What is wrong with a configuration, by field."""
 
 
 class UnknownName(TypeError, ValueError):
@@ -106,10 +111,10 @@ def require(holds: bool, message: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy number as Python's, a list as a tuple; all else as it is."""
-    if isinstance(value, list):
-        return tuple(map(plain, value))
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    """A number or an array of NumPy or torch as Python's, a list as a tuple; all else as it is."""
+    if type(value).__module__ in ("numpy", "torch") and hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, list) else value
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
@@ -148,16 +153,19 @@ def explained(error: ValidationError, cls: type[Config]) -> ValueError:
         check_known(unknown, known, f"{cls.__name__} fields", cls.RENAMED)
     except UnknownName as unknown_name:
         return unknown_name
-    return ValueError("; ".join(described(name, found) for name, found in by_field.items()))
+    return InvalidConfig("; ".join(described(name, found) for name, found in by_field.items()))
 
 
 def described(name: str, errors: list[Any]) -> str:
     """What is wrong with the value of ``name``, of which all alternatives of its type may have said something."""
+    errors = [e for e in errors if e["type"] != "too_short" or len(errors) == 1]  # it is, without what is wrong in it
     first = min(errors, key=lambda entry: len(entry["loc"]))
     if not name:  # of __post_init__, which finds words of its own
         return str(first["ctx"]["error"])
     if first["type"].startswith("missing"):
         return f"{name} is missing"
+    if isinstance(inner := first.get("ctx", {}).get("error"), InvalidConfig):  # of a configuration in this one
+        return f"{name}: {inner}"
     wanted = dict.fromkeys(
         WORDS[entry["type"]].format(**entry.get("ctx", {}))
         if entry["type"] in WORDS

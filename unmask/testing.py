@@ -303,6 +303,8 @@ def write_weights(
             weights[name if name.endswith("bias") else f"{name}.weight"] = values.to(dtype)
     size = sum(w.numel() * w.element_size() for w in weights.values())
     save_torch_state_dict(weights, folder, max_shard_size=max(1, size // shards))
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)  # what the umask gives
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from unmask import Sampler, SamplerConfig
-from unmask.cli import main, printable
+from unmask.cli import main
 from unmask.cli.chat import Conversation
 from unmask.sampling.prompts import chat_ids
+from unmask.text import printable
 
 pytest.importorskip("transformers")
 from unmask.testing import write_checkpoint

@@ -136,7 +136,7 @@ def test_damaged_rows_are_refused(tmp_path: Path, cell: str, wrong: str, message
     head, _, last = path.read_text().strip().rpartition("\n")
     assert cell in last
     path.write_text(f"{head}\n{last.replace(cell, wrong)}\n")
-    with pytest.raises(ValueError, match=f"rows.csv: not rows of evaluations: .*{message}"):
+    with pytest.raises(ValueError, match=f"rows.csv(:3)?: not rows of evaluations: .*{message}"):
         read_csv(path)
 
 

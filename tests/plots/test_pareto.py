@@ -41,6 +41,14 @@ def test_no_marker_is_cut_at_the_ends(values: tuple[float, float]) -> None:
     assert high > max(values) + 0.03 * (high - low)
 
 
+def test_no_interval_is_cut() -> None:
+    """Unless it goes beyond 0 and 1; of a single problem there is none."""
+    rows = [replace(ROW, accuracy=a, accuracy_se=se) for a, se in ((0.5, 0.1), (0.9, 0.2), (0.6, float("nan")))]
+    low, high = limits(rows)
+    assert low < 0.5 - 0.196
+    assert 1 < high < 1.1
+
+
 @pytest.mark.parametrize(
     ("row", "text"),
     [

@@ -159,7 +159,7 @@ def test_notebook_and_browser_get_the_same_page(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result.show()
     assert Path(opened.pop().removeprefix("file://")).read_text() == whole
-    display = types.SimpleNamespace(HTML=str, display=opened.append)
+    display = types.SimpleNamespace(display=lambda shown, raw: opened.append(shown["text/html"]))
     for name, module in (("ipykernel", display), ("IPython.display", display)):
         monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
     result.show(1, decoded("tiny", block=None))
@@ -246,3 +246,31 @@ def test_page_plays_in_a_browser(browser: Any, tmp_path: Path) -> None:
         assert asked == [path.as_uri()]
         context.close()
     assert len(set(colours)) == 2
+
+
+CELLS = (
+    "from unmask import Sampler",
+    'sampler = Sampler.from_pretrained("tiny")\nout = sampler.generate("bC:a=", record=True)',
+    "out.show()",
+    "out",
+    'sampler.generate("bC:a=")',
+)
+
+
+def test_a_notebook_shows_the_page(browser: Any) -> None:
+    """Jupyter runs the cells; what it shows plays in a browser, in the frame that keeps it apart from the notebook."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    ((shown,), (value,), (plain,)) = ([output.data for output in cell.outputs] for cell in notebook.cells[2:])
+    assert shown["text/html"] == value["text/html"]
+    assert value["text/plain"].startswith("GenerationResult(1 x 24 tokens, 1 finished")
+    assert list(plain) == ["text/plain"]
+    sheet, wrong = browser.new_page(), list[Any]()
+    sheet.on("pageerror", lambda what: wrong.append(str(what)))
+    sheet.set_content(f"<h1>notebook</h1>{shown['text/html']}")
+    (frame,) = [frame for frame in sheet.frames if frame.parent_frame]
+    frame.wait_for_selector("text=forward")
+    assert "bC:a=" in frame.inner_text("body")
+    assert not wrong

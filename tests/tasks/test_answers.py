@@ -144,6 +144,11 @@ def test_grades() -> None:
         r"18 \, \text{cm}^2",
         "18.0 miles per hour.",
         "36/2 apples",
+        "CHF 18",
+        "Rs. 18",
+        r"\pounds 18",
+        "₩18{.}00",
+        "{18}",
     ],
 )
 def test_numbers_with_names_and_units(given: str) -> None:
@@ -155,6 +160,7 @@ def test_numbers_with_names_and_units(given: str) -> None:
     "given",
     ["18 or 19", "18x", "18 x", "2x = 18", "18 and a half", "18 million", r"18\text{ million}",
      "18 thousands", "18 squared", "18 cm cubed", "18 dozens", "18 halves", "18 hundredths", "18 plus", "18 bn",
+     "18 gross", "18 quadrillion", "18 choose", "18 roots", "18 twentieths", "18 quarters", "18 mod",
      "18 dollars and 5 cents", r"\sqrt{18}", r"18\pi", "18 pi", "18^2", "18, 19", "x = -18", "18/2 dollars"],
 )  # fmt: skip
 def test_other_things_with_a_number_in_them_are_not_that_number(given: str) -> None:
@@ -181,6 +187,15 @@ PAIRS = [
     ("x^2+1", "x^2-1", False),
     ("(1,2)", "(2,1)", False),
     ("2516_8", "2516_{8}", True),
+    ("2516_8", r"2516_{\text{eight}}", True),
+    ("2516_8", r"2516 \text{ (base 8)}", True),
+    ("2516_8", "x = 2516_8", True),
+    ("2516", "2516_{10}", True),
+    ("2516_8", "2516", False),
+    ("2516", "x = 2516_8", False),
+    ("1A3_{16}", "1A3", False),
+    ("10", "{}^5C_2", False),
+    ("2516_8", "2516_" + "8" * 5000, False),
     ("2516_8", "2516_7", False),
     ("10^{-20}", r"\frac{1}{10^{20}}", True),
     ("10^{-20}", "10^{-21}", False),

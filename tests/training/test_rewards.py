@@ -87,4 +87,10 @@ def test_bad_reward_functions_are_named() -> None:
             score([function], ["p", "q"], ["a", "b"], {})
     with pytest.raises(ValueError, match="returned None for completion 0: not a finite number"):
         score([lambda **_: [None, 1.0]], ["p", "q"], ["a", "b"], {})
+
+    def fails(**_: object) -> list[float]:
+        return {}["x"]
+
+    with pytest.raises(RuntimeError, match="^reward function fails failed: KeyError: 'x'$"):
+        score([fails], ["p"], ["a"], {})
     assert score([lambda **_: torch.tensor([1, 2])], ["p", "q"], ["a", "b"], {}) == [1.0, 2.0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from training_helpers import SETTINGS, OneOfMany, assert_same_policy, lines, make_config, make_trainer, tiny
 
 import unmask
@@ -197,6 +198,10 @@ def test_a_policy_says_how_it_was_trained(tmp_path: Path) -> None:
         assert record["replaced"]["model"] == where("transformer:Transformer")
         assert record["replaced"]["tokenizer"] == where("tokenizer:CharTokenizer")
     assert TrainerConfig.from_yaml(tmp_path / "config.yaml") == make_config(tmp_path, eval_problems=4, **changes)
+    written = (tmp_path / "config.yaml").read_text()
+    assert written.count("# Given to the Trainer as an argument") == 2
+    assert f"argument: tokenizer: {where('tokenizer:CharTokenizer')}" in written
+    assert not {"model", "quantization"} & set(yaml.safe_load(written))
     (tmp_path / "config.yaml").write_text("# mine\nalpha: 3\n")
     make_trainer(tmp_path, eval_problems=4, **changes, resume_from_checkpoint=True).train()
     assert (tmp_path / "config.yaml").read_text() == "# mine\nalpha: 3\n"
@@ -331,6 +336,8 @@ def test_training_json_tells_of_several_parts_and_of_files(tmp_path: Path) -> No
     assert record["replaced"] == {"reward_functions": [f"{__name__}:pays"]}
     assert record["config"]["prompts"] == "mine.txt"
     assert not {"task", "task_options"} & set(record["config"])
+    config = TrainerConfig(reward=("mine:brief", "additive"))
+    assert training_record(config, 9, parts, {"reward_functions": [pays]})["config"]["reward"] == "additive"
 
 
 @pytest.mark.parametrize("live", [False, True])

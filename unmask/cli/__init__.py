@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import io
-import re
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from unmask.text import printable
 
 COMMANDS = {
     "generate": "complete prompts and watch the buffer fill in",
@@ -28,7 +30,8 @@ MODULES = {
     "models": "info", "policies": "info", "train_distill": "train_supervised", "train_set": "train_supervised",
 }  # fmt: skip
 """Where a command is, if not in the module of its name."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+LONGEST = 1000
+"""Characters of an error that are printed."""
 HELP = """usage: unmask [-h] [--version] COMMAND ...
 
 Decode masked diffusion language models with trained or hand-made unmasking policies.
@@ -82,6 +85,8 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
     from unmask.cli.parsing import parse
 
     keep_freed_memory()
+    if logging.lastResort:
+        logging.lastResort.setFormatter(Printable())
     try:
         command = getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))
         return int(parse(command, arguments, f"unmask {name.replace('_', ' ')}").run())
@@ -95,12 +100,21 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
         if debug:
             raise
         message = " ".join(str(error).split())
+        if len(message) > LONGEST:  # a value may be a whole file
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         if not isinstance(error, (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)):
             message = f"{type(error).__name__}: {message} (--debug shows where)"
         print(f"unmask {name.replace('_', ' ')}: {printable(message)}", file=sys.stderr)
         return 2
 
 
-def printable(text: str) -> str:
-    """``text`` with control characters escaped, but for line ends and tabs: a terminal would obey them."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+class Printable(logging.Formatter):
+    """Log messages without control characters, which may come from names of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def say(text: object) -> None:
+    """Print ``text``, which may have the name of a file or a model's words in it."""
+    print(printable(str(text)))

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from unmask.cli.parsing import Command, Flag
 from unmask.config import Positive, PositiveInt
+from unmask.files import check_writable, make_folder
 
 
 class Bench(Command):
@@ -49,6 +50,9 @@ class Bench(Command):
         from unmask.models.loading import checked_device
 
         names = self.suites or SUITES
+        if self.output:
+            make_folder(self.output.parent)
+            check_writable(self.output)
         for name in names:
             suite(name)  # an unknown one is refused before anything is measured
         if self.threads is not None:

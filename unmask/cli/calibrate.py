@@ -7,10 +7,11 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from unmask.cli import say
 from unmask.cli.options import Decoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
 from unmask.config import Count, PositiveInt
-from unmask.files import check_writable
+from unmask.files import check_writable, make_folder
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import make_task
 from unmask.training.config_files import parse_pairs
@@ -62,6 +63,7 @@ class Calibrate(Command):
         policy = make_policy(self.policy)
         if policy.dial is None:
             raise ValueError(f"{self.policy} is a rule: it has a number of its own and no dial to calibrate")
+        make_folder(folder)
         check_writable(folder / "config.json")
         instructions = True
         if self.prompts is None:
@@ -82,8 +84,8 @@ class Calibrate(Command):
         bare: Any = policy.bare
         bare.config = calibrated(bare.config, (curve,))
         bare.save_pretrained(folder)
-        print(f"{curve.setting}, {source}\n\n{'dial':>8}  NFE")
+        say(f"{curve.setting}, {source}\n\n{'dial':>8}  NFE")
         for dial, nfe in zip(curve.dial, curve.falling, strict=True):
             print(f"{dial:>8g}  {nfe:.2f}")
-        print(f"\nwritten to {folder}; ask for --target-nfe {curve.falling[-1]:.2f} to {curve.falling[0]:.2f}")
+        say(f"\nwritten to {folder}; ask for --target-nfe {curve.falling[-1]:.2f} to {curve.falling[0]:.2f}")
         return 0

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from unmask.cli import printable
 from unmask.cli.options import Decoding, Loading
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
+from unmask.text import printable
 
 if TYPE_CHECKING:
     from unmask.cli.live import View
@@ -54,8 +54,10 @@ class Chat(Command):
     def run(self) -> int:
         from unmask.sampling.prompts import check_chat_template
 
-        loading = self.loading.updated({"model": self.name} if self.name else {})
         overrides = given(self.decoding, SamplerConfig)
+        if overrides.get("num_return_sequences", 1) != 1:
+            raise ValueError("num_return_sequences must be 1: a message has one answer; unmask generate makes several")
+        loading = self.loading.updated({"model": self.name} if self.name else {})
         sampler = loading.sampler(self.policy, overrides)
         try:
             check_chat_template(sampler.tokenizer)
@@ -154,15 +156,8 @@ class Conversation:
             self.say(view.summary().partition(", the end")[0])
 
     def written(self, view: View) -> str:
-        """The text up to the first mask or end of the answer."""
-        import torch
-
-        from unmask.sampling.result import first_stop
-
-        if not view.completions:
-            return ""
-        completions = torch.tensor(view.completions)
-        return str(self.sampler.decode(completions, first_stop(completions, (*view.stops, view.mask)))[0])
+        """The text up to the first mask, stop string or end of the answer."""
+        return str(view.read((*view.stops, view.mask))[1][0]) if view.completions else ""
 
     def messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         return [*([] if self.system is None else [{"role": "system", "content": self.system}]), *turns]

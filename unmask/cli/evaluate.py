@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from unmask.cli import printable
+from unmask.cli import say
 from unmask.cli.options import EvaluatedDecoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
 from unmask.config import Count, NonNegative, Positive, PositiveInt
 from unmask.files import check_writable
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import Task, make_tasks, options_of
+from unmask.text import printable
 from unmask.training.config_files import parse_pairs
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Evaluate(Command):
         for task in tasks if index == 0 else ():
             found = [row for row in rows if row.task == task.name]
             if len(tasks) > 1:
-                print(f"## {task.name}\n")
+                say(f"## {task.name}\n")
             for name in self.templates:
                 print(f"### Template {name!r}\n")
                 self.print_table([row for row in found if row.template == name], task)
@@ -175,7 +176,7 @@ class Evaluate(Command):
 
         print(aligned(markdown(rows, self.pass_at)))
         each = "" if self.samples == 1 else f", {self.samples} samples of each"
-        print(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
+        say(f"\n{rows[0].problems} problems of {task.name}{each}, L = {rows[0].length}. {COUNTING_RULE}.")
         if any(row.accuracy for row in rows) and len(rows) > 1:
             print(f"\nAccuracy under parallelism:\n\n{aligned(aup_table(rows))}")
         print()

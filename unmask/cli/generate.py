@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from tyro.conf import Positional, arg
 
-from unmask.cli import printable
 from unmask.cli.options import Decoding, Loading, Prompting
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
+from unmask.text import parse_json, printable, read_text
 
 
 class Generate(Command):
@@ -90,13 +90,13 @@ class Generate(Command):
 
     def read_prompts(self) -> list[Any]:
         """Prompts from arguments, file, pipe, or else some of the demo task."""
-        if bool(self.prompts) + bool(self.file) + bool(self.rows) > 1:
+        if bool(self.prompts) + (self.file is not None) + (self.rows is not None) > 1:
             raise ValueError("give prompts on the command line, with --file or with --prompts, not in several ways")
         prompts: list[Any] = list(self.prompts)
-        if self.rows:
+        if self.rows is not None:
             prompts = [*read_rows(self.rows)]
-        elif self.file or (not self.prompts and has_piped_input()):
-            prompts = [line for line in read_lines(self.file or "-") if line.strip()]
+        elif self.file is not None or (not self.prompts and has_piped_input()):
+            prompts = [line for line in read_lines("-" if self.file is None else self.file) if line.strip()]
         elif not prompts:
             prompts = demo_prompts(self.loading.model)
         if not prompts:
@@ -116,7 +116,7 @@ def demo_prompts(model: str) -> list[str]:
 
 def read_lines(file: str) -> list[str]:
     """The lines of ``file``, of standard input for "-"; only line ends end them."""
-    return (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")).split("\n")
+    return (sys.stdin.read() if file == "-" else read_text(Path(file))).split("\n")
 
 
 def read_rows(file: str) -> Iterator[Any]:
@@ -126,10 +126,7 @@ def read_rows(file: str) -> Iterator[Any]:
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}:{number} is not valid JSON: {error}") from None
+        row = parse_json(line, f"{file}:{number}")
         found = [row[key] for key in ("prompt", "messages") if key in row] if isinstance(row, dict) else []
         if len(found) != 1 or not (isinstance(found[0], str) if "prompt" in row else are_messages(found[0])):
             wanted = '"prompt", a text, or "messages", a list of objects'

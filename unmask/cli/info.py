@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from unmask.cli import printable
 from unmask.cli.parsing import Command, Flag
+from unmask.text import printable
 
 
 class Info(Command):

@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
-from unmask.cli import printable
-from unmask.sampling.result import StreamEvent, first_stop
+from unmask.sampling.result import StreamEvent
+from unmask.text import printable
 
 MASK, END = "░", "·"
 LEGEND = f"{MASK} masked  {END} end of sequence  green: committed in this step  magenta: revised"
@@ -115,12 +115,20 @@ class View:
         first = max(0, min(unfinished, len(self.finished) - count))
         return range(first, first + count)
 
+    def read(self, end_ids: Sequence[int]) -> Any:
+        """Where the rows end, and their texts, as :meth:`unmask.Sampler.read` has them."""
+        import torch
+
+        sampler = self.sampler
+        return sampler.read(torch.tensor(self.completions), end_ids, sampler.stop_strings(end_ids, sampler.config))
+
     def summary(self) -> str:
         """Totals, by the library's counting rules."""
         import torch
 
         completions = torch.tensor(self.completions)
-        written = (first_stop(completions, self.sampler.stop_ids) + 1).clamp_max(completions.shape[1])
+        ends, _ = self.read(self.sampler.stop_ids)
+        written = (ends + 1).clamp_max(completions.shape[1])
         filled = torch.minimum(written, (completions != self.mask).sum(dim=1))
         tokens, forwards = int(filled.sum()), sum(self.steps)
         unfinished = sum(self.mask in row for row in self.completions)

@@ -8,8 +8,10 @@ from typing import Annotated
 from pydantic import Field
 from tyro.conf import Positional
 
+from unmask.cli import say
 from unmask.cli.parsing import Command
 from unmask.config import Positive
+from unmask.files import check_writable
 
 
 class Plot(Command):
@@ -44,12 +46,15 @@ class Plot(Command):
         output = self.output or Path("curves.svg" if runs else "pareto.svg")
         if not output.suffix:
             raise ValueError(f"--output {output} needs an ending that says the format, such as .png, .svg or .pdf")
+        check_writable(output)
         if runs:
             curves.plot({str(path): path for path in runs}, output, self.title)
         else:
             rows = [row for path in self.sources for row in read_csv(path) if self.task in (None, row.task)]
+            if self.task and not rows:
+                raise ValueError(f"no rows of the task {self.task!r} in {', '.join(map(str, self.sources))}")
             if len(tasks := sorted({row.task for row in rows})) > 1:
                 raise ValueError(f"the rows are of several tasks, {', '.join(tasks)}: choose one with --task")
             pareto.plot(rows, output, self.title, self.max_nfe)
-        print(output)
+        say(output)
         return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from unmask.cli import say
 from unmask.cli.parsing import Command, Flag
 
 
@@ -57,10 +58,10 @@ class Push(Command):
         if self.dry_run:
             path = self.folder / "README.md"
             path.write_text(policy.card(self.repo_id, **details), encoding="utf-8")
-            print(f"wrote {path}; without --dry-run it is uploaded to {self.repo_id} with the policy")
+            say(f"wrote {path}; without --dry-run it is uploaded to {self.repo_id} with the policy")
             return 0
         try:
-            print(policy.push_to_hub(self.repo_id, private=self.private, **details))
+            say(policy.push_to_hub(self.repo_id, private=self.private, **details))
         except Exception as error:
             raise ConnectionError(f"{self.repo_id} was not uploaded: {error}") from error
         return 0

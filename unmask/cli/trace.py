@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from unmask.cli import say
 from unmask.cli.generate import Generate
 from unmask.cli.options import Decoding, Loading, Prompting
 from unmask.cli.parsing import Command, given
@@ -63,5 +64,5 @@ class Trace(Command):
             sampler.check_config(sampler.config)
         first, *others = [sampler.generate(prompts) for sampler in samplers]
         first.to_html(self.output, None, *others)
-        print(self.output)
+        say(self.output)
         return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from unmask.cli import say
 from unmask.cli.parsing import Command, Flag, given, options_of
 from unmask.config import Config, PositiveInt
 from unmask.training.config import TrainerConfig, find_config, packaged_configs
@@ -80,8 +81,8 @@ def train(config: TrainerConfig, threads: int | None) -> None:
     if not trainer.processes.is_main:
         return
     print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
-    print(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
-    print(f"try it: {trial(config)}")
+    say(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
+    say(f"try it: {trial(config)}")
 
 
 def trial(config: Any, options: str = "") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
+from unmask.cli import say
 from unmask.cli.parsing import Command, Flag, given, options_of
 from unmask.cli.train import trial
 from unmask.config import Config, PositiveInt
@@ -56,8 +57,8 @@ class Supervised(Command):
         trainer: Any = getattr(supervised, self.TRAINER)(config)
         policy = trainer.train()
         print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
-        print(f"policy: {config.output_dir}/policy")
-        print(f"try it: {trial(config, ',hold-eos')}")
+        say(f"policy: {config.output_dir}/policy")
+        say(f"try it: {trial(config, ',hold-eos')}")
         return 0
 
 

@@ -31,6 +31,7 @@ from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
+from unmask.text import read_text
 
 COUNTING_RULE = (
     "TPF = generated tokens per forward (of NFE) of a completion, up to and including its first end of sequence; "
@@ -235,10 +236,21 @@ def save_completions(
     rows = zip(problems, result.texts or answers(problems, result), result.steps.tolist(), strict=True)
     added = [{**about, "prompt": p.prompt, "answer": p.answer, "completion": text, "nfe": n} for p, text, n in rows]
     with locked(path):
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        kept = [line for line in lines if any(json.loads(line).get(name) != value for name, value in about.items())]
+        kept = [line for line, row in completions_in(path) if any(row.get(k) != value for k, value in about.items())]
         kept += [json.dumps(row, ensure_ascii=False) for row in added]
         write_atomically(path, lambda file: file.write_text("\n".join(kept) + "\n", encoding="utf-8"))
+
+
+def completions_in(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a file of completions that are not cut off, and what they say; ValueError for another file."""
+    lines = read_text(path).split("\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append((line, dict(json.loads(line))))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"{path}:{number}: not a completion, expected a JSON object, got {line[:80]!r}") from None
+    return found
 
 
 def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:

@@ -54,7 +54,7 @@ def read_csv(path: Path) -> list[Evaluation]:
             wrong = described(str(name), [e for e in error.errors() if e["loc"][:2] == (number, name)])
             raise ValueError(f"{path}: not rows of evaluations: row {int(number) + 1}: {wrong}") from None
         except (ValueError, RecursionError, csv.Error) as error:
-            raise ValueError(f"{path}: not rows of evaluations: {error}") from error
+            raise ValueError(f"{path}:{reader.line_num}: not rows of evaluations: {error}") from error
 
 
 def markdown(evaluations: Sequence[Evaluation], pass_at: Sequence[int] = ()) -> str:

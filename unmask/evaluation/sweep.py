@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unmask.evaluation.evaluate import Evaluation, check_samples, evaluate, identity
+from unmask.evaluation.evaluate import Evaluation, check_samples, completions_in, evaluate, identity
 from unmask.evaluation.results import read_csv, write_csv
 from unmask.files import locked
 from unmask.policies.base import UnmaskingPolicy
@@ -68,7 +68,9 @@ def measure(
     ``completions`` as for :func:`evaluate`. Raises ValueError, before any work, for samples that would all be the same.
     """
     made: list[Evaluation] = []
-    rows_of(output)  # a damaged file is refused before any work
+    rows_of(output)  # damaged files are refused before any work
+    if completions:
+        completions_in(completions)
     for job in jobs:
         check_samples(job.samples, job.sampler.config, job.sampler)
     for job in jobs:

@@ -29,7 +29,11 @@ def with_parts(device_map: DeviceMap | None) -> str | Mapping[str, Any] | None:
     if isinstance(device_map, str) and device_map not in STRATEGIES:
         with suppress(RuntimeError):  # no device; :func:`place` says what is known
             device_map = torch.device(device_map)
-    return {"": device_map} if isinstance(device_map, (int, torch.device)) else device_map
+    if isinstance(device_map, (int, torch.device)):
+        return {"": device_map}
+    if not isinstance(device_map, (str, Mapping, type(None))):
+        raise TypeError(f"device_map must be a strategy, a device or a mapping of parts to devices, got {device_map!r}")
+    return device_map
 
 
 def parts(model: Transformer) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
+
+from unmask.text import parse_json, read_text
 
 CONFIG = "config.json"
 CONFIG_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -64,10 +65,7 @@ def download(name: str, revision: str | None, patterns: tuple[str, ...], package
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. Raises FileNotFoundError, or ValueError if it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    value = parse_json(read_text(path), path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.files import write_atomically
+from unmask.models.sources import read_json
 
 SPECIAL = ("<pad>", "<eos>", "<mask>")
 FILE_NAME = "char_tokenizer.json"
@@ -82,10 +83,7 @@ class CharTokenizer(PieceTokenizer):
     def from_pretrained(cls, folder: str | Path) -> CharTokenizer:
         """Read ``char_tokenizer.json``. Raises FileNotFoundError, or ValueError if it holds no characters."""
         path = Path(folder, FILE_NAME)
-        try:
-            characters = json.loads(path.read_text(encoding="utf-8"))["characters"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            characters = None
+        characters = read_json(path).get("characters")
         if not isinstance(characters, str):
             raise ValueError(f'{path} must hold {{"characters": "..."}}')
         return cls(characters)
@@ -138,9 +136,9 @@ class WordTokenizer(PieceTokenizer):
     def of_folder(cls, folder: str | Path) -> WordTokenizer | None:
         """The tokenizer that :meth:`save_pretrained` wrote; None if there is none or one of another kind."""
         try:
-            vocab = json.loads(Path(folder, WORD_FILE).read_text(encoding="utf-8"))["model"]["vocab"]
+            vocab = read_json(Path(folder, WORD_FILE))["model"]["vocab"]
             tokens = sorted(vocab, key=vocab.__getitem__)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         ours = tuple(tokens[: len(SPECIAL)]) == SPECIAL and [vocab[t] for t in tokens] == list(range(len(tokens)))
         return cls(tokens[len(SPECIAL) :]) if ours else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unmask.plots.pareto import COLORS, MARKER_SIZE, MARKERS, PAPER, literal
+from unmask.text import parse_json, read_text
 
 PANELS = (
     ("reward", "eval_reward"),
@@ -36,11 +36,7 @@ def read_metrics(run: Path) -> list[dict[str, float | None]]:
     path = run / "metrics.jsonl" if run.is_dir() else run
     if not path.is_file():
         raise FileNotFoundError(f"{run}: no metrics.jsonl of a training run there")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path}: not the metrics of a training run: {error}") from error
+    rows = [parse_json(line, path) for line in read_text(path).split("\n")[:-1]]
     if not all(isinstance(row, dict) and "step" in row for row in rows):
         raise ValueError(f'{path}: not the metrics of a training run: a line without "step"')
     return rows
@@ -59,7 +55,7 @@ def subject(run: Path) -> str:
         return ""
     import yaml
 
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = yaml.safe_load(read_text(path))
     return f"{config.get('prompts') or config.get('task')} with {Path(str(config.get('model'))).name}"
 
 

@@ -10,6 +10,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.text import printable
+
 if TYPE_CHECKING:
     from unmask.evaluation.evaluate import Evaluation
 
@@ -93,7 +95,7 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe
             rows = [e for e in shown if e.blocks == regime]
             draw(axes, rows, styles)
             axes.set(xlabel="forwards per sequence (NFE)", title=regime, ylim=limits(shown))
-            axes.set_xlim(0, max_nfe or 1.06 * max(e.nfe for e in rows))
+            axes.set_xlim(0, max_nfe or max(max(1.06 * e.nfe, e.nfe + 1.1 * spread(e.nfe_se)) for e in rows))
         panels[0][0].set_ylabel("accuracy")
         handles = [Line2D([], [], label=literal(name), **look.line) for name, look in styles.items()]
         if any(not look.learned for look in styles.values()):
@@ -109,8 +111,8 @@ def plot(evaluations: Sequence[Evaluation], path: Path, title: str = "", max_nfe
 
 
 def literal(text: str) -> str:
-    """``text`` as matplotlib shows it without taking $ for mathematics."""
-    return text.replace("$", r"\$")
+    """``text`` as matplotlib shows it without taking $ for mathematics, and without control characters."""
+    return printable(text).replace("$", r"\$")
 
 
 def subject(rows: Sequence[Evaluation]) -> str:
@@ -126,10 +128,16 @@ def note(rows: Sequence[Evaluation], left_out: int) -> str:
     return text + (f"; {left_out} settings with more forwards are not shown" if left_out else "")
 
 
+def spread(error: float) -> float:
+    """Half of the interval of a standard error; 0 where that is not known, for a single problem."""
+    return 0.0 if math.isnan(error) else CONFIDENCE * error
+
+
 def limits(rows: Sequence[Evaluation]) -> tuple[float, float]:
-    """The ends of the axis of accuracy: tenths around all values, and room for whole markers."""
-    low = max(0.0, math.floor(10 * min(e.accuracy for e in rows) - 0.5) / 10)
-    high = min(1.0, math.ceil(10 * max(e.accuracy for e in rows) + 0.5) / 10)
+    """The ends of the axis of accuracy: tenths around all intervals, from 0 to 1, and room for whole markers."""
+    bars = [spread(e.accuracy_se) for e in rows]
+    low = max(0.0, math.floor(10 * min(e.accuracy - d for e, d in zip(rows, bars, strict=True)) - 0.5) / 10)
+    high = min(1.0, math.ceil(10 * max(e.accuracy + d for e, d in zip(rows, bars, strict=True)) + 0.5) / 10)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
@@ -141,7 +149,7 @@ def draw(axes: Any, rows: Sequence[Evaluation], styles: dict[str, Look]) -> None
     for name, look in styles.items():
         curve = sorted((e for e in rows if e.family == name), key=lambda e: e.nfe)
         x, y = [e.nfe for e in curve], [e.accuracy for e in curve]
-        dx, dy = ([CONFIDENCE * getattr(e, field) for e in curve] for field in ("nfe_se", "accuracy_se"))
+        dx, dy = ([spread(getattr(e, field)) for e in curve] for field in ("nfe_se", "accuracy_se"))
         axes.errorbar(x, y, dy, dx, **look.line, elinewidth=0.8, zorder=3 + look.learned)
         if look.learned:
             ends = [[v - d for v, d in zip(y, dy, strict=True)], [v + d for v, d in zip(y, dy, strict=True)]]

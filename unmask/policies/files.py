@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import check_known
-from unmask.files import write_atomically
+from unmask.files import make_folder, write_atomically
 from unmask.models.sources import read_json
 from unmask.ops.reference.policy_forward import rotary_frequencies
 from unmask.policies.config import PolicyConfig
@@ -34,6 +34,7 @@ PUBLISHED_PREFIX = "base_policy."
 PUBLISHED_DEFAULT_HEADS = 2
 _INV_FREQ = "transformer_blocks.0.inv_freq"
 # Bookkeeping that the transformers library writes into a config.json; none of it changes what a policy computes.
+_SIZES = ("hidden_size", "ffn_size", "num_confidences", "num_layers", "vocab_size", "embedding_size")
 _HUB_KEYS = {
     "_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "id2label",
     "label2id", "model_type", "output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings",
@@ -86,7 +87,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
 def save(folder: str | os.PathLike[str], network: Any) -> None:
     """Write ``network`` to ``folder`` (made if needed) in float32; each file is replaced in one piece."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in network.state_dict().items()}
     config = {"model_type": network.model_type, "format_version": FORMAT_VERSION, **network.config.to_dict()}
     text = json.dumps(config, indent=2) + "\n"
@@ -119,6 +120,7 @@ def load(folder: str | os.PathLike[str], kind: type[Any] = PolicyNetwork) -> tup
         raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    _check_sizes(config, tensors, folder / CONFIG_FILE)
     _check_tensors(config, tensors, path, kind)
     return config, {name: t.to(torch.float32) for name, t in tensors.items()}
 
@@ -199,6 +201,14 @@ def _check_rotary(inv_freq: Tensor, config: PolicyConfig, path: Path) -> None:
     tolerance = 1e-5 if inv_freq.dtype == torch.float32 else 1e-2  # half precision rounds its copy
     if not torch.allclose(inv_freq.float(), expected, rtol=tolerance, atol=0.0):
         raise CheckpointError(f"{path}: {name} is not that of a rotary embedding with base 10000")
+
+
+def _check_sizes(config: Any, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse a network that is larger than all its tensors, before it is built."""
+    largest = max((len(tensors), *(size for tensor in tensors.values() for size in tensor.shape)))
+    for name in _SIZES:
+        if (size := getattr(config, name, None) or 0) > largest:
+            raise CheckpointError(f"{path}: {name}={size} is larger than any tensor in {WEIGHTS_FILE}")
 
 
 def _check_tensors(config: Any, tensors: dict[str, Tensor], path: Path, kind: type[Any]) -> None:

@@ -81,7 +81,7 @@ class SamplerConfig(Config):
     stop: Texts = ()
     """Texts such as "Q:" or ["\\n\\n", "Q:"] that end an answer. A row stops once its committed tokens up to the first
     mask contain one, and its text is cut before it. It needs a tokenizer."""
-    num_return_sequences: PositiveInt = 1
+    num_return_sequences: Annotated[PositiveInt, Field(le=2**20)] = 1
     """Completions of each prompt, one after the other in the results. Above 1 something must be drawn: a
     ``temperature`` above 0, or the actions of a policy."""
     record: bool = False

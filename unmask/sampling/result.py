@@ -61,9 +61,9 @@ class GenerationResult:
         """
         whole = self._page(row, others)
         if "ipykernel" in sys.modules:
-            from IPython.display import HTML, display
+            from IPython.display import display
 
-            display(HTML(frame(whole)))
+            display({"text/html": frame(whole), "text/plain": repr(self)}, raw=True)
             return
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".html", delete=False) as file:
             file.write(whole)

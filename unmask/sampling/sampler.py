@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +144,7 @@ class Sampler:
             state = self.prepare(prompts, attention_mask, config)
             if streamer is None:
                 return self.result(state, config, self.steps(state, config))
-            stream = PrefixStream(streamer, state, self.stop_strings(state, config))
+            stream = PrefixStream(streamer, state, self.stop_strings(state.end_ids, config))
             return self.result(state, config, stream.follow(self.steps(state, config), state))
         finally:
             if streamer is not None:  # else a reader in another thread would wait for ever
@@ -291,7 +291,7 @@ class Sampler:
         share = share and on_cpu and whole and can_share(self.policy, config)
         seen = SeenStates(SEEN_PER_ROW * width) if share else None
         step = Step(Forward(self.model, self.policy, config, seen), self.policy, config)
-        strings, graphs = self.stop_strings(state, config), self._free_graphs(config)
+        strings, graphs = self.stop_strings(state.end_ids, config), self._free_graphs(config)
         filler = (*state.end_ids, self.padding_id)[0]
         watch = None if strings is None else StopWatch(strings, filler, late=not on_cpu)
         if graphs is None:
@@ -308,10 +308,10 @@ class Sampler:
             self.graphs = StepGraphs(CudaCapture(torch.device(self.model.device)))
         return self.graphs if self.graphs.lock.acquire(blocking=False) else None
 
-    def stop_strings(self, state: State, config: SamplerConfig) -> StopStrings | None:
-        """What finds ``config.stop``; None if there is nothing to find."""
-        ends = (*state.end_ids, state.mask_token_id)
-        return StopStrings(self.tokenizer, config.stop, ends) if config.stop and not state.infill else None
+    def stop_strings(self, end_ids: Sequence[int], config: SamplerConfig) -> StopStrings | None:
+        """What finds ``config.stop`` before the first of ``end_ids``; None if there is nothing to find."""
+        ends = (*end_ids, self.model.mask_token_id)
+        return StopStrings(self.tokenizer, config.stop, ends) if config.stop else None
 
     def result(self, state: State, config: SamplerConfig, records: Iterable[StepRecord]) -> GenerationResult:
         """Run ``records``, the steps of ``state``, to their end, and gather the result.
@@ -323,13 +323,8 @@ class Sampler:
         for _ in records if recorder is None else recorder.follow(records):
             pass
         state.raise_if_undefined()
-        ends = first_stop(buffer, () if state.infill else state.end_ids)
-        stops = self.stop_strings(state, config)
-        before = {} if stops is None else stops.cut(buffer.tolist())
-        for row, (end, _) in before.items():
-            ends[row] = end - 1
-        texts = self.decode(buffer, ends)
-        texts = texts and [before[row][1] if row in before else text for row, text in enumerate(texts)]
+        stops = None if state.infill else self.stop_strings(state.end_ids, config)
+        ends, texts = self.read(buffer, () if state.infill else state.end_ids, stops)
         filled = torch.minimum((ends + 1).clamp_max(buffer.shape[1]), holes - state.remaining)
         if self.on_canvases:
             filled = (buffer != self.padding_id).sum(dim=1)  # as transformers counts
@@ -345,12 +340,21 @@ class Sampler:
             origin=Origin.of(self, state, config) if recorder else None,
         )
 
-    def decode(self, completions: Tensor, ends: Tensor) -> list[str] | None:
-        """Texts of ``completions`` (B, L), each up to its end (B,) int64; None without a tokenizer."""
+    def read(
+        self, completions: Tensor, end_ids: Sequence[int], strings: StopStrings | None
+    ) -> tuple[Tensor, list[str] | None]:
+        """Where ``completions`` (B, L) end, (B,) int64: the index of the first of ``end_ids``, L without one, or of the
+        last token of a stop string; and the texts before that, None without a tokenizer."""
+        ends, rows = first_stop(completions, end_ids), completions.tolist()
         if self.tokenizer is None:
-            return None
-        rows = zip(completions.tolist(), ends.tolist(), strict=True)
-        return [self.tokenizer.decode(row[:end], skip_special_tokens=True) for row, end in rows]
+            return ends, None
+        texts = [
+            self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+            for ids, end in zip(rows, ends.tolist(), strict=True)
+        ]
+        for row, (end, text) in (strings.cut(rows) if strings else {}).items():
+            ends[row], texts[row] = end - 1, text
+        return ends, texts
 
     def _events(self, whole: State, config: SamplerConfig) -> Iterator[StreamEvent]:
         for record in self.steps(whole, config):

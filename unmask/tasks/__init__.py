@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
+from unmask.config import checked
 from unmask.tasks.base import Dialogue, Holes, Problem, Task
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
@@ -79,8 +80,14 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
         raise ValueError(f"no task here has the options {', '.join(unknown)}: {listed}")
     if len(set(parts)) > 1 and (vague := sorted(set(options) & set(OF_ONE))):
         raise ValueError(f"which task's {vague[0]}? Write {parts[0]}.{vague[0]}, as there are {', '.join(parts)}")
-    tasks = {part: TASKS[part](**options_of(part, options)) for part in parts}
+    tasks = {part: TASKS[part](**fitting(part, options_of(part, options))) for part in parts}
     return [tasks[name] if name in tasks else mixture([tasks[part] for part in name.split("+")]) for name in names]
+
+
+def fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` of the task called ``name``; ValueError names one that is of another type than its field."""
+    hints = get_type_hints(TASKS[name])
+    return {option: checked(f"{name}: {option}", value, hints[option]) for option, value in options.items()}
 
 
 def imported(name: str) -> type[Task]:

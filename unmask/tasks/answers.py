@@ -15,16 +15,26 @@ LONGEST = 300
 
 NUMBER = re.compile(r"[-\u2212]?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?")
 NOT_UNITS = (
-    "or|and|plus|minus|times|over|point|squared|cubed|factorial|pi|half|halves|dozens?|grand|mil|mn|bn|tn|lakhs?|crores?|"
-    "(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?|(?:hundred|thousand|million|billion|trillion)(?:s|ths?)?"
+    "or|and|plus|minus|negative|times|over|point|mod|modulo|choose|squared|cubed|factorial|roots?|pi|half|halves|dozens?|"
+    "gross|score|myriads?|googols?|grand|mil|mn|bn|tn|lakhs?|crores?|[a-z]*(?:hundred|thousand|illion)(?:s|ths?)?|"
+    "(?:quarter|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]+teenth|[a-z]+tieth)s?"
 )
 NAMES_OF_UNITS = rf"(?!(?:{NOT_UNITS})\b)[a-zA-Z]{{2,}}"
-QUANTITY = re.compile(rf"(?:[a-zA-Z]+ *= *)?({NUMBER.pattern})(?:(?: +{NAMES_OF_UNITS}){{1,3}}(?:\^\{{?\d\}}?)?)?")
+QUANTITY = re.compile(
+    rf"(?:[a-zA-Z]+ *= *|[A-Z]{{3}} +|Rs\.? *)?({NUMBER.pattern})"
+    rf"(?:(?: +{NAMES_OF_UNITS}){{1,3}}(?:\^\{{?\d\}}?)?)?"
+)
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)\\[dt]?frac(\d)(\d)")
+CURRENCY = r"\\?[$€¢-¥₠-⃀]|\\(?:pounds|euro)(?![a-zA-Z])"
 MIXED = re.compile(r"([-+]?)(\d+)\\frac(\{\d+\}\{\d+\}|\d\d)")
 LABEL = re.compile(r"(?:the )?(?:final )?answer\b(?: is)?[\s:=]*", re.IGNORECASE)
-BASE = re.compile(r"\d_\{?(\d+)")
+WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+BASE = re.compile(
+    r"\(?\b(\d+|\d[\dA-F]*(?=\)?_\{?1[1-6]))\)?(?:_\{*|\(?(?:in)?base_?\{?)+"
+    rf"(\d\d?|{'|'.join(WORDS)})(?![\da-z])[}})]*"
+)
+"""Of a normalised answer: a numeral and its base."""
 WORKER = Worker()
 
 
@@ -59,19 +69,26 @@ def last_boxed(text: str) -> str | None:
 def normalise(answer: str) -> str:
     """An answer without spaces, thousands separators, currencies, %, degrees, sizes of brackets, brackets around all of
     it, stars and a final period."""
-    text = answer.strip().strip("*").replace("\u2212", "-").replace("{,}", ",")
+    text = answer.strip().strip("*").replace("\u2212", "-").replace("{,}", ",").replace("{.}", ".")
     for start, end in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(start) and text.endswith(end):
             text = text[2:-2]
     text = TEXT.sub(r"\1", text)
     text = re.sub(r"(\d)\s+(\d+)/(\d+)", r"\1\\frac{\2}{\3}", text)  # a mixed number
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[$%€£¥₹°]|\\?~|\^\{?\\circ\}?", "", text)
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\\?[%°~]|\^\{?\\circ\}?", "", text)
+    text = re.sub(CURRENCY, "", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\s+", "", text).rstrip(".")
-    text = re.sub(r"^\(([^(),\[\]]+)\)$", r"\1", text)
+    text = re.sub(r"^\(([^(),\[\]]+)\)$|^\{([^{}]+)\}$", r"\1\2", text)
+    text = BASE.sub(lambda found: f"{found[1]}_{base_of(found)}", text)
     if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
     return text
+
+
+def base_of(found: re.Match[str]) -> int:
+    """The base in a match of ``BASE``."""
+    return WORDS.index(found[2]) + 2 if found[2] in WORDS else int(found[2])
 
 
 def number(normalised: str) -> Fraction | None:
@@ -104,7 +121,7 @@ def same_answer(expected: str, given: str) -> bool:
 
 def quantity(given: str) -> Fraction | None:
     """The number of an answer that consists of a number, perhaps with a name before it or a unit after it."""
-    text = re.sub(r"\\[!,;: ]|\\?[$€£¥₹]|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
+    text = re.sub(rf"\\[!,;: ]|{CURRENCY}|[*~]", " ", TEXT.sub(r" \1", given).replace("{,}", ","))
     match = QUANTITY.fullmatch(text.strip().rstrip("."))
     return number(normalise(match[1])) if match else None
 
@@ -118,8 +135,8 @@ def equivalent(expected: str, given: str) -> bool:
     if same_answer(expected, given):
         return True
     texts = [normalise(text) for text in (expected, given)]
-    bases = [BASE.findall(text) for text in texts]
-    if len(given) > LONGEST or (all(bases) and bases[0] != bases[1]) or all(number(t) is not None for t in texts):
+    bases = [sorted(base for found in BASE.finditer(text) if (base := base_of(found)) != 10) for text in texts]
+    if len(given) > LONGEST or bases[0] != bases[1] or all(number(t) is not None for t in texts):
         return False
     return WORKER.equal(*(text.strip().rstrip(".") for text in (expected, given)))
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unmask.config import Config
 from unmask.files import write_atomically
+from unmask.models.sources import read_json
 from unmask.policies.pretrained import Pretrained
 from unmask.training.record import learned_from
 
@@ -140,7 +141,7 @@ def load(folder: Path, policy: Pretrained, optimizer: Optimizers, config: Config
 def read_state(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint; DamagedCheckpoint if it cannot be read."""
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_json(folder / STATE)
         return {**state, "iteration": int(state["iteration"]), "config": dict(state["config"])}
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, require
+from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, Seed, Text, require
 from unmask.policies.config import ACTIONS_IN_USE, PolicyConfig
 from unmask.sampling.config import Actions, Cache, SamplerConfig, Share
 from unmask.training.config_files import find_config, from_layers, packaged_configs, read_layers
@@ -38,7 +38,7 @@ class TrainerConfig(Config):
 
     RENAMED = {"max_steps": "iterations", "dial_learning_rate": "alpha_lr_multiplier"}
 
-    output_dir: str = "runs/policy"
+    output_dir: Text = "runs/policy"
     """Where checkpoints, metrics and the finished policy go."""
     model: str = "tiny"
     """The frozen language model: packaged name, local folder or hub id."""
@@ -140,7 +140,7 @@ class TrainerConfig(Config):
     weight_decay: NonNegative = 0.1
     max_grad_norm: NonNegative = 0.2
     """Gradients are scaled down to this norm; 0: never."""
-    seed: Count = 0
+    seed: Seed = 0
 
     logging_steps: PositiveInt = 1
     """Iterations averaged in a line of the log."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from unmask.config import Config
+from unmask.text import read_text
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -72,7 +73,7 @@ def mistake(kind: type[Config], values: Mapping[str, Any]) -> str:
     """The error of a ``kind`` with these ``values``; "" if there is none."""
     try:
         kind.from_dict(values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return str(error)
     return ""
 
@@ -80,8 +81,8 @@ def mistake(kind: type[Config], values: Mapping[str, Any]) -> str:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; errors as for :func:`read_layers`."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
-    except yaml.YAMLError as error:
+        values = yaml.load(read_text(file), Loader) or {}
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a mapping of settings, got {type(values).__name__}")
@@ -97,7 +98,7 @@ def parse_value(text: str) -> Any:
     quoted = text.startswith(QUOTED)
     try:
         value = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         if quoted:
             raise ValueError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from None
         return text

@@ -10,9 +10,10 @@ from typing import Any
 import unmask
 from unmask.commit import package_commit
 from unmask.config import Config
-from unmask.files import write_atomically
+from unmask.files import make_folder, write_atomically
 from unmask.models.sources import packaged_models, read_json
 from unmask.policies.card import is_hub_id
+from unmask.text import read_text
 from unmask.training.config import OBSERVATIONAL, TrainerConfig
 
 TRAINING_FILE = "training.json"
@@ -25,7 +26,7 @@ REPLACES = {
 """The settings that arguments of a Trainer take the place of."""
 RESOLVED = ("dtype", "chat_template")
 """Settings of which training.json has what they turned out to be."""
-CONFIG_HEADER = "# Every setting of the run, as `unmask train` wrote it at the start.\n"
+CONFIG_HEADER = "# The settings of the run, as they were at its start.\n"
 
 
 def write_training(folder: Path, record: Mapping[str, Any]) -> None:
@@ -39,17 +40,25 @@ def training_record(
 ) -> dict[str, Any]:
     """How a policy was trained.
 
-    ``replaced`` are the arguments of the Trainer that took the place of settings, by name: these settings are left out,
-    and so is a task whose prompts came from a file. ``known`` is what settings that were left open turned out to be.
-    ``parts`` of the run, as :func:`run_part` makes them, are listed if there were several.
+    ``replaced`` are the arguments of the Trainer that took the place of settings, by name. ``known`` is what settings
+    that were left open turned out to be. ``parts`` of the run, as :func:`run_part` makes them, are listed if there were
+    several.
     """
+    settings = settings_used(config, replaced)
+    facts = {"parts": list(parts)} if len(parts) > 1 else {k: v for k, v in parts[0].items() if k != "from"}
+    names = {name: place_of(value) for name, value in replaced.items()}
+    return {"config": settings | known, "replaced": names, "iteration": iteration, **facts}
+
+
+def settings_used(config: Config, replaced: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that arguments ``replaced``, and without a task whose prompts came from a file."""
     unused = {name for argument in replaced for name in REPLACES.get(argument, ())}
     if getattr(config, "prompts", None) is not None:
         unused |= {"task", "task_options"}
     settings = {name: value for name, value in config.to_dict().items() if name not in unused}
-    facts = {"parts": list(parts)} if len(parts) > 1 else {k: v for k, v in parts[0].items() if k != "from"}
-    names = {name: place_of(value) for name, value in replaced.items()}
-    return {"config": settings | known, "replaced": names, "iteration": iteration, **facts}
+    if "reward_functions" in replaced and isinstance(config, TrainerConfig):
+        settings["reward"] = config.reward_rule
+    return settings
 
 
 def run_part(iteration: int, processes: int) -> dict[str, Any]:
@@ -121,13 +130,18 @@ def is_public(model: Any) -> bool:
     return isinstance(model, str) and (model in packaged_models() or (is_hub_id(model) and not Path(model).is_dir()))
 
 
-def write_config(output_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write every setting to ``config.yaml``, from which the run can be repeated; a user's own file is kept."""
+def write_config(output_dir: Path, config: Config, replaced: Mapping[str, Any]) -> None:
+    """Write the settings of a run to ``config.yaml``; a user's own file is kept.
+
+    The run can be repeated from it, with the same arguments in the place of settings; it names these.
+    """
     import yaml
 
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir)
     path = output_dir / CONFIG_FILE
-    if path.is_file() and not path.read_text(encoding="utf-8").startswith(CONFIG_HEADER):
+    if path.is_file() and not read_text(path).startswith(CONFIG_HEADER):
         return
-    plain = json.loads(json.dumps(config))  # no tuples, which YAML would tag
-    path.write_text(CONFIG_HEADER + yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    plain = json.loads(json.dumps(settings_used(config, replaced)))  # no tuples, which YAML would tag
+    given = [f"# Given to the Trainer as an argument: {name}: {place_of(value)}\n" for name, value in replaced.items()]
+    text = CONFIG_HEADER + "".join(given) + yaml.safe_dump(plain, sort_keys=False)
+    path.write_text(text, encoding="utf-8")

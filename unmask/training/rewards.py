@@ -85,12 +85,16 @@ def score(
     ``columns`` are lists with one entry per completion: the problems' ``answer`` and metadata, and ``steps``,
     ``length`` and ``alpha`` of the rollouts.
 
-    Raises ValueError if a function does not return one finite number per completion.
+    Raises ValueError if a function does not return one finite number per completion, RuntimeError from its error if it
+    fails; both name it.
     """
     total = [0.0] * len(completions)
     for function in functions:
         name = getattr(function, "__name__", type(function).__name__)
-        returned = function(prompts=prompts, completions=completions, **columns)
+        try:
+            returned = function(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            raise RuntimeError(f"reward function {name} failed: {type(error).__name__}: {error}") from error
         returned = returned.tolist() if hasattr(returned, "tolist") else returned  # a tensor's or an array's
         if not isinstance(returned, Iterable) or isinstance(returned, (str, Mapping)):
             if inspect.iscoroutine(returned):

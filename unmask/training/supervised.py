@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.config import Text, checked
 from unmask.evaluation.calibrate import measure_curve
 from unmask.files import locked
 from unmask.models.loading import load_model
@@ -30,6 +30,7 @@ from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
 from unmask.tasks.base import Holes, Task
 from unmask.tasks.finite import ProblemSet
+from unmask.text import parse_json, read_text
 from unmask.training import checkpoint
 from unmask.training.interrupt import StopSignals, leave
 from unmask.training.labels import Collector, Tried
@@ -128,7 +129,7 @@ class SupervisedTrainer:
         """Train to the end or to a signal; returns the signal's number, 0 for none."""
         c = self.config
         self._resume()
-        write_config(self.output, c.to_dict())
+        write_config(self.output, c, self.replaced)
         log, averages, stopped_by = MetricsLog(self.output / METRICS, self.iteration), Averages(), 0
         while self.iteration < c.iterations and not stopped_by:
             averages.add(self.step())
@@ -304,12 +305,13 @@ class Prompts:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file: one per line, or in a .jsonl file the "prompt" of the object in each line."""
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"prompts: {path} has none")
     if path.suffix != ".jsonl":
         return lines
+    rows = [parse_json(line, f"prompts: {path}") for line in lines]
     try:
-        return [str(json.loads(line)["prompt"]) for line in lines]
+        return [checked("prompt", row["prompt"], Text) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'prompts: {path} needs one JSON object with a "prompt" per line: {error!r}') from None

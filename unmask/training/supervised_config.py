@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from typing_extensions import Self
 
-from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, require
+from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, Seed, Text, require
 from unmask.policies.config import PolicyConfig, SetPolicyConfig
 from unmask.training.config_files import CONFIGS, from_layers, read_layers
 
@@ -42,7 +42,7 @@ class SupervisedConfig(Config):
     FOLDER: ClassVar[Path]
     """Of the packaged configurations."""
 
-    output_dir: str
+    output_dir: Text
     """Where checkpoints, metrics and the finished policy go."""
     model: str = "tiny"
     """The frozen language model: packaged name, local folder or hub id."""
@@ -104,7 +104,7 @@ class SupervisedConfig(Config):
     muon_learning_rate: NonNegative = 1e-2
     """Of Muon, for the layers' matrices. Both rise for three rounds and fall to a twentieth until the end."""
     max_grad_norm: Positive = 1.0
-    seed: Count = 0
+    seed: Seed = 0
 
     calibration_prompts: Count = 0
     """Prompts decoded at 24 values of the policy's dial when the run ends, in each of its settings, with and without
@@ -173,7 +173,7 @@ class SetTrainerConfig(SupervisedConfig):
     NOTED: ClassVar[Mapping[str, Any]] = {}
     FOLDER = CONFIGS / "sets"
 
-    output_dir: str = "runs/set"
+    output_dir: Text = "runs/set"
     """Where checkpoints, metrics and the finished policy go."""
     risks: Range = (0.01, 1.0)
     """The policy's own decodes and sets are at risks from here, evenly in their logarithm."""
@@ -200,7 +200,7 @@ class DistillTrainerConfig(SupervisedConfig):
     NOTED = {"trained_actions": "greedy", "trained_temperature": None, "trained_alphas": None}
     FOLDER = CONFIGS / "distill"
 
-    output_dir: str = "runs/distill"
+    output_dir: Text = "runs/distill"
     """Where checkpoints, metrics and the finished policy go."""
     thresholds: Range = (0.1, 0.99)
     """The policy's own decodes and sets commit what it puts above a threshold from here, evenly in its logit."""

@@ -36,7 +36,7 @@ from unmask.training.metrics import METRICS, Averages, MetricsLog, SkippedRounds
 from unmask.training.problems import TrainingProblems
 from unmask.training.processes import Processes
 from unmask.training.progress import Progress
-from unmask.training.record import run_part, training_record, with_part, write_config, write_training
+from unmask.training.record import run_part, settings_used, training_record, with_part, write_config, write_training
 from unmask.training.rewards import REWARDS, ROLLOUT_COLUMNS, RewardFunction, check_reward_function, columns_of, score
 from unmask.training.rollout import Collector, Rollouts, WideView, tokenizer_for
 
@@ -172,9 +172,9 @@ class Trainer:
         self._resume(output)
         log = None
         if self.processes.is_main:
-            write_config(output, c.to_dict())
+            write_config(output, c, self.replaced)
             log = MetricsLog(output / METRICS, self.iteration)
-        self.processes.start_trackers(c.to_dict())
+        self.processes.start_trackers(settings_used(c, self.replaced))
 
         def write(values: dict[str, float]) -> None:
             if log is not None:

@@ -1,0 +1,125 @@
+"""README and pages as a stranger meets them: every command they show is one, README's run on the packaged models.
+
+Commands and programs of the pages on real models, block models, training and integrations run in tests of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+from unmask.cli import COMMANDS, MODULES
+from unmask.cli.parsing import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REAL = "GSAI-ML|JetLM"
+SMALL_RUN = "iterations=2 imitation_steps=1 per_device_train_batch_size=8 num_generations=4 eval_problems=8"
+
+
+def commands(text: str) -> list[str]:
+    """The lines of ``text`` that run ``unmask``, in blocks and in the help of commands, without comments and pipes."""
+    lines = re.findall(
+        rf"^(?: {{4,6}}|)(?:[^`\n#]*\| )?(unmask (?:{'|'.join(COMMANDS)})(?: [^\n]*)?)$",
+        text.replace("\\\n", ""),
+        re.MULTILINE,
+    )
+    return [re.split(r"  +#| \| | #| {3,}(?=[a-z])", line)[0] for line in lines]
+
+
+def of_command(words: list[str]) -> type:
+    name = "_".join(words[:2]) if words[0] == "train" and words[1:2] in (["set"], ["distill"]) else words[0]
+    return getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))
+
+
+def check(line: str) -> None:
+    words = shlex.split(line)[1:]
+    kind = of_command(words)
+    given = words[2:] if kind.__name__ in ("TrainSet", "TrainDistill") else words[1:]
+    parse(kind, [re.sub(r"\$\w+|\.\.\.", "1", word) for word in given], "unmask")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_of_pages_are_commands(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        try:
+            check(line)
+        except (ValueError, SystemExit) as error:
+            pytest.fail(f"{line}: {error}")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "train set", "train distill"])
+def test_examples_of_the_help_are_commands(command: str) -> None:
+    text = of_command(command.split()).__doc__ or ""
+    found = commands(text)
+    assert found or command in ("info", "bench")
+    for line in found:
+        check(line)
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    (line,) = commands("    unmask generate hi --polcy threshold:0.9     what it does\n")
+    with pytest.raises(ValueError, match="--polcy"):
+        check(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/packaged-models.md", "docs/policies.md"])
+def test_commands_of_pages_run(page: str, tmp_path: Path) -> None:
+    lines = [line for line in commands((ROOT / page).read_text(encoding="utf-8")) if not re.search(REAL, line)]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.replace("heuristics", "threshold:0.9"))  # 106 rows
+        words += SMALL_RUN.split() if "train" in words else []
+        words += ["--problems", "2"] if "evaluate" in words else []
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+@pytest.mark.parametrize("page", ["index.md", "sampling.md"])
+def test_programs_of_pages_run(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["sampler"]
+
+
+def test_python_of_the_readme_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    (program,) = [block for block in blocks if '"little"' in block]
+    sampler = unmask.Sampler.from_pretrained("little")
+    holes = sampler.tokenizer.encode("Reverse the line: Tom, Ann, Eve.")
+    ids = torch.tensor([[*holes, *[sampler.model.mask_token_id] * 8]])
+    names: dict[str, object] = {"Sampler": unmask.Sampler, "ids_with_mask_tokens": ids}
+    exec(program, names)
+    said = dict(re.findall(r"^out\.(\w+)  # (\[.*\])$", program, re.MULTILINE))
+    assert repr(names["out"].texts) == said["texts"]  # type: ignore[attr-defined]
+    assert len(names["quick"].texts) == 3  # type: ignore[attr-defined]
+    assert names["filled"].sequences[0, : len(holes)].tolist() == holes  # type: ignore[attr-defined]
+    assert "<script" in (tmp_path / "order.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("policy", "answer", "forwards"),
+    [
+        ("threshold:0.0", "duck, crab, bird, deer, crab, bird, mole.", 1),
+        ("threshold:0.9,hold-eos", "duck, crab, bird, dog, cow, bat, moose.", 9),
+    ],
+)
+def test_the_picture_of_the_readme(policy: str, answer: str, forwards: int) -> None:
+    """docs/order.png: at one glance the crab and the bird come twice, in nine forwards they do not."""
+    sampler = unmask.Sampler.from_pretrained("little", policy=policy)
+    out = sampler.generate("Name animals that begin with d, c, b, d, c, b, m.", max_new_tokens=32)
+    assert (out.texts, out.steps.tolist()) == ([answer], [forwards])
