@@ -48,6 +48,8 @@ struct Block {
 };
 
 __global__ void __launch_bounds__(kUnmaskThreads) unmask_kernel(const __grid_constant__ UnmaskParams params) {
+  launch_dependents();
+  wait_for_launches();
   unmask_row(params, blockIdx.x, Block());
 }
 
@@ -63,7 +65,7 @@ int unmask(const UnmaskParams& params, void* stream) {
   // A block of some 28,000 positions on Hopper: more than any generation buffer.
   if (Block::kTimesOffset + times > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
   const LaunchShape shape{static_cast<unsigned>(params.batch), kUnmaskThreads,
-                          static_cast<int>(Block::kTimesOffset + times), stream};
+                          static_cast<int>(Block::kTimesOffset + times), stream, 1, device.clusters};
   return launch(unmask_kernel, shape, params);
 }
 
