@@ -7,9 +7,10 @@
 //        kCost         -(value / f)               kDraw    value f
 //        kPlace        -n                         kGiven   value
 //      A NaN counts as the lowest number. The order goes from the highest score on, equals from the left; rank r = 0, 1, ...
-//   2. picked, from the allowed with a score other than NaN, with x, y, z the `numbers`; M masks are in the region:
+//   2. picked, from the allowed with a score other than NaN, and among `picked` if it is given, with x, y, z the `numbers`
+//      and M masks in the region:
 //        kPicked       `picked`, whatever the score
-//        kThreshold    score > x; fewer than y: the first y; and `picked`, if it is given
+//        kThreshold    score > x; fewer than y: the first y
 //        kFactor       all r up to the first with score < 1 - x / (r + 2)
 //        kCostBound    all r for which the summed costs (-score, at least 0) of those before it are <= x
 //        kCount        r < x

@@ -127,7 +127,7 @@ struct ChooseRow {
 
   template <typename F>
   UNMASK_ROW void pick(const F& wanted) const {
-    each([&](int64_t n) { s.picked[n] = usable(n) && wanted(n); });
+    each([&](int64_t n) { s.picked[n] = usable(n) && wanted(n) && (!p.picked || p.picked[from + s.place[n]]); });
   }
 
   UNMASK_ROW bool is_near(int64_t n, float high) const {
@@ -141,7 +141,6 @@ struct ChooseRow {
   // Rule 2. The order is known where it needs one.
   UNMASK_ROW void pick() const {
     const auto x = static_cast<float>(p.numbers[0]), y = static_cast<float>(p.numbers[1]);
-    const auto and_given = [&](int64_t n) { return !p.picked || p.picked[from + s.place[n]]; };
     int64_t most = 0;
     if (p.rule == ChooseRule::kPicked) {
       each([&](int64_t n) { s.picked[n] = is_allowed(n) && p.picked[from + s.place[n]]; });
@@ -150,7 +149,7 @@ struct ChooseRow {
     } else if (p.rule == ChooseRule::kThreshold) {
       const auto wanted = static_cast<int64_t>(p.numbers[1]);
       const bool enough = wanted <= 1 || count([&](int64_t n) { return s.score[n] > x; }) >= wanted;
-      pick([&](int64_t n) { return (enough ? s.score[n] > x : s.rank[n] < wanted) && and_given(n); });
+      pick([&](int64_t n) { return enough ? s.score[n] > x : s.rank[n] < wanted; });
     } else if (p.rule == ChooseRule::kFactor) {
       most = least(
           total,

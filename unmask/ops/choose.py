@@ -52,7 +52,7 @@ class Proposed:
     values: Tensor | None = None
     """What the score is made of: (B, L) float32, for "margin" (B, L, K)."""
     picked: Tensor | None = None
-    """(B, L) bool: the decision for "picked", a further condition for "threshold"."""
+    """(B, L) bool: the decision for "picked", a further condition for the other rules; None: none."""
     tokens: Tensor | None = None
     """(B, L) int64: the buffer; needed with ``editable``."""
     editable: Tensor | None = None
