@@ -3,7 +3,8 @@
 Environment variables:
   UNMASK_NO_EXT=1      compile nothing: a pure Python package, whose ops run in plain torch; so it is without a compiler
   UNMASK_CUDA          0 leaves the CUDA kernels out although nvcc is there, 1 insists on them
-  UNMASK_CUDA_ARCHS    compute capabilities to compile for, e.g. "80;90" or "90" (PTX of the last one is added)
+  UNMASK_CUDA_ARCHS    compute capabilities to compile for, e.g. "80;90" or "90" (PTX of the last one is added),
+                       else those of csrc/build.json
   CUDA_HOME, CUDA_PATH the CUDA toolkit, else that of the nvcc on PATH, else /usr/local/cuda
   CXX, CC              the compiler: GCC or clang
   MAX_JOBS             compilers to run at once
@@ -93,9 +94,32 @@ def cuda_library_dir(home: Path) -> Path:
     raise RuntimeError(f"no libcudart_static.a in the CUDA toolkit {home}; UNMASK_CUDA=0 builds without CUDA")
 
 
-def cuda_archs() -> list[str]:
-    """Compute capabilities without the dot, ascending."""
-    listed = os.environ.get("UNMASK_CUDA_ARCHS", ";".join(BUILD["cuda_archs"]))
+def nvcc_version(home: Path) -> tuple[int, int]:
+    """Major and minor version of the toolkit's compiler."""
+    said = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"{home}/bin/nvcc --version: expected a line with its release, got {said!r}")
+    return int(found[1]), int(found[2])
+
+
+def warn_of_newer_toolkit(version: tuple[int, int]) -> None:
+    """Say so if the kernels will need a newer driver than the torch they are built beside."""
+    import torch
+
+    of_torch = torch.version.cuda
+    if of_torch and version[0] > int(of_torch.split(".")[0]):
+        say(
+            f"WARNING: CUDA {version[0]}.{version[1]} compiles the kernels, but torch was made for CUDA {of_torch}. "
+            "A driver that is just new enough for torch will refuse the kernels; set CUDA_HOME to a toolkit of torch's "
+            "major version, or update the driver."
+        )
+
+
+def cuda_archs(version: tuple[int, int]) -> list[str]:
+    """Compute capabilities without the dot, ascending, for a compiler of this version."""
+    known = BUILD["cuda_archs"] + (BUILD["cuda_archs_from_12_8"] if version >= (12, 8) else [])
+    listed = os.environ.get("UNMASK_CUDA_ARCHS", ";".join(known))
     archs = [arch.strip().replace(".", "").removesuffix("+PTX") for arch in listed.replace(",", ";").split(";")]
     archs = [arch for arch in archs if arch]
     if not archs or not all(arch.rstrip("af").isdigit() for arch in archs):
@@ -143,8 +167,9 @@ def extension() -> dict[str, Any]:
     files = sources("glue_sources", "cpu_sources")
     compile_args: dict[str, list[str]] = {"cxx": cxx}
     home = cuda_home()
-    cuda_files, archs = (sources("cuda_sources"), cuda_archs()) if home else ([], [])
+    cuda_files, archs = (sources("cuda_sources"), cuda_archs(nvcc_version(home))) if home else ([], [])
     if home:
+        warn_of_newer_toolkit(nvcc_version(home))
         # torch leaves this None when it was itself built without CUDA.
         cpp_extension.CUDA_HOME = str(home)
         cxx += ["-DUNMASK_WITH_CUDA", f'-DUNMASK_CUDA_ARCHS="{" ".join(archs)}"']

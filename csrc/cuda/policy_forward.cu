@@ -104,11 +104,12 @@ UNMASK_DEVICE void embed(const PolicyWork& s, int tile) {
 
 // 1. Conditioning, slots and inputs beside each other.
 __global__ void __launch_bounds__(kRowThreads, 1) begin_kernel(const __grid_constant__ PolicyWork s) {
-  launch_dependents();
   const int lines = static_cast<int>(s.w.output.bias - s.p.weights) / 32;  // of 128 bytes
   for (unsigned i = blockIdx.x * kRowThreads + threadIdx.x; i < lines; i += gridDim.x * kRowThreads) {
     prefetch_l2(s.p.weights + i * 32);  // the model that ran before has driven them out
   }
+  wait_for_launches();
+  launch_dependents();  // not sooner: the next kernel reads weights before it waits, and whatever wrote them has ended now
   const int conditioning = s.groups * s.shares, block = block_id();
   if (block < conditioning) {
     condition(s, block / s.shares, block % s.shares);
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(kOutputThreads) output_kernel(const __grid_con
 
 cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
   const int stride = row_stride(s.d), embed = s.d * (s.k | 1), inputs = ceil_div(s.batch * s.length, kRows);
-  LaunchShape shape{1, 1, 0, stream};
+  LaunchShape shape{1, 1, 0, stream, 1, dependent};
   cudaError_t error = cudaSuccess;
   // `across` blocks for each tile, or for as many tiles as the device has room for: the blocks take turns.
   const auto next = [&](auto kernel, unsigned threads, int floats, int across, int tiles) {
@@ -297,7 +298,6 @@ cudaError_t run(const PolicyWork& s, bool dependent, void* stream) {
     error = launch(kernel, shape, s);
   };
   next(begin_kernel, kRowThreads, std::max({2 * kRows * stride, embed, s.batch}), s.groups * s.shares + 1 + inputs, 1);
-  shape.dependent = dependent;  // the first is not: what ran before it may be writing what it reads
   next(project_kernel, kTileThreads, (kRows + kColumns) * stride + kColumns, 3 * ceil_div(s.d, kColumns), s.tiles);
   next(attend_kernel, kTileThreads, s.floats(), s.heads * s.splits, s.tiles);
   next(mix_kernel, kRowThreads, (2 * kRows + (s.d <= kMostStaged ? s.d : 0)) * stride, 1, s.tiles);

@@ -29,8 +29,7 @@ struct LaunchShape {
   int shared_bytes;
   void* stream;
   unsigned cluster = 1;  // blocks of a cluster; 1 = none
-  bool dependent =
-      false;  // may start before what was launched before it has ended; its kernel calls wait_for_launches()
+  bool dependent = false;    // may start before what is in front of it has ended; it calls wait_for_launches()
   bool cooperative = false;  // all blocks are on the device together, or it fails
 };
 
@@ -156,6 +155,10 @@ template <int kNewest>
 UNMASK_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
+
+// Orders what the thread wrote and read before with what comes after, for all of the device: acquire and release.
+// __threadfence() also puts all fences in one order, which takes longer.
+UNMASK_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 UNMASK_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 

@@ -86,11 +86,11 @@ struct SetTeam {
     if (s.team == 1) return;
     met += static_cast<unsigned>(s.team);
     if (threadIdx.x == 0) {
-      __threadfence();
+      fence();
       atomicAdd(s.arrived + number, 1u);
       while (static_cast<int>(*const_cast<volatile unsigned*>(s.arrived + number) - met) < 0) {
       }
-      __threadfence();
+      fence();
     }
     __syncthreads();
   }

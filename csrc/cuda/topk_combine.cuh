@@ -151,12 +151,12 @@ UNMASK_DEVICE void send(const Partial& from, int k, Partial* to) {
 UNMASK_DEVICE bool meet_in_workspace(Partial* partials, unsigned* finished, unsigned part, unsigned parts, int k,
                                      Shared* shared) {
   send(shared->inbox[0], k, partials + part);
-  __threadfence();
+  fence();
   __syncthreads();
   if (threadIdx.x == 0) shared->last = atomicAdd(finished, 1u) + 1 == parts ? 1 : 0;
   __syncthreads();
   if (!shared->last) return false;
-  __threadfence();
+  fence();
   for (unsigned i = 0; i < parts; ++i) send(partials[i], k, shared->inbox + i);
   __syncthreads();
   return true;

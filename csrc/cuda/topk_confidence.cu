@@ -43,6 +43,8 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   const int64_t row_index = blockIdx.x >> work.plan.log2_parts;
   const unsigned part = blockIdx.x & (parts - 1);
   const int thread = static_cast<int>(threadIdx.x);
+  launch_dependents();
+  wait_for_launches();
 
   // Every block of the row takes these exits together.
   if (p.select && !p.select[row_index]) {
@@ -143,6 +145,7 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     if (part != 0) {
       send(shared->inbox[0], p.k, cluster_map(&shared->inbox[part], 0));
       cluster_arrive();  // releases what was sent
+      cluster_wait();    // whoever has arrived must wait before it ends
       return;
     }
     cluster_arrive_relaxed();  // the others read nothing of the first block's
@@ -187,14 +190,15 @@ Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log
 LaunchShape launch_shape(const TopkConfidenceParams& p, const Plan& plan, void* stream) {
   const int cells = plan.num_cells * kTopkThreads * static_cast<int>(sizeof(uint64_t));
   return {static_cast<unsigned>(p.num_rows * plan.parts()), kTopkThreads,
-          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)), stream, plan.cluster ? plan.parts() : 1};
+          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)), stream, plan.cluster ? plan.parts() : 1,
+          plan.cluster};
 }
 
 // The split that takes the least time. Blocks run in waves of as many as the device holds; a block takes its batches'
 // time, and to start and to finish about that of two more. Equally good: the fewest parts.
 Plan make_plan(const TopkConfidenceParams& p, const DeviceInfo& device, Kernel kernel) {
-  // Of selected rows, usually a small part is left to do.
-  const int64_t rows = p.select ? (p.num_rows + 7) / 8 : p.num_rows;
+  // Of selected rows half, on average: decoding begins with all of them.
+  const int64_t rows = p.select ? (p.num_rows + 1) / 2 : p.num_rows;
   Plan best = {};
   int64_t least = INT64_MAX;
   for (int log2_parts = 0; log2_parts <= kMaxLog2Parts; ++log2_parts) {

@@ -3,8 +3,8 @@
 // A `Block` has `thread` (this one's number), `threads` (how many there are), `times` (room for one double per position
 // of a block of the buffer, for kDpls), and for all threads together:
 //   barrier(), all(x), min(x), sum(x)  order the memory of what comes before them and after
-//   rank_arrivals(row, times, winner, stop)  sets the ranks of the winner, 0, and of every other position i with
-//                                      times[i] < stop, in the order of (times[i], i)
+//   rank(n, taken, earlier, give)      give(i, how many j < n have earlier(j, i)) for every i < n with taken(i), of which
+//                                      none but others that are taken are earlier
 #pragma once
 #include <math.h>
 
@@ -124,7 +124,12 @@ UNMASK_ROW void draw_race(const UnmaskRow& row, const Block& block) {
   const int64_t winner = smallest(row, block, [times](int64_t i) { return times[i]; });  // publishes `times`
   if (winner == row.end) return;
   const double stop = log_add(times[winner], row.log_exponential(kStopIndex, 0) - row.params.stop_logit);
-  block.rank_arrivals(row, times, winner, stop);
+  const double* at = block.times;
+  const int64_t first = winner - row.begin;
+  block.rank(
+      row.end - row.begin, [at, first, stop](int64_t i) { return at[i] < stop || i == first; },
+      [at](int64_t i, int64_t j) { return at[i] < at[j] || (at[i] == at[j] && i < j); },
+      [&row](int64_t i, int32_t rank) { row.rank[row.begin + i] = rank; });
 }
 
 template <typename Block>

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, ops
 from unmask.ops.random import philox_uniform
+from unmask.ops.reference.choose import independent
 from unmask.policies import Decision, Observation, make_policy
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.options import Options, split_options, with_options
-from unmask.policies.selection import independent
 
 LENGTH, VOCAB, MASK, EOS, SEED = 12, 9, 8, 7, 5
 PROMPTS = [[1, 2, 3], [4], [5, 6, 0, 1, 2], [3, 1], [6, 6], [2, 4]]

@@ -260,8 +260,8 @@ class Replacing(Growing):
 class Waiting(Threshold):
     """Looks at a number on the host."""
 
-    def score(self, observation: Observation) -> Tensor:
-        return observation.token_confidence * float(observation.length + 0 * observation.steps.sum().item())
+    def picked(self, o: Observation) -> Tensor:
+        return o.token_confidence > float(0 * o.steps.sum().item())
 
 
 def test_memory_starts_at_zero_and_stays_with_its_row(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """The ops, compiled for CPU and CUDA and in plain torch for what is left, with their result types."""
 
 from unmask.ops import reference  # registers the ops in plain torch
+from unmask.ops.choose import Choice, Proposed, choose
 from unmask.ops.library import build_info
 from unmask.ops.policy_forward import PolicyWeights, policy_forward
 from unmask.ops.select_set import Proposals, SetWeights, select_set
@@ -9,6 +10,6 @@ from unmask.ops.topk_confidence import TopkConfidence, topk_confidence
 from unmask.ops.unmask_ import unmask_
 
 __all__ = [
-    "PolicyWeights", "Proposals", "SetWeights", "State", "TopkConfidence", "build_info", "policy_forward", "reference",
-    "select_set", "topk_confidence", "unmask_",
+    "Choice", "PolicyWeights", "Proposals", "Proposed", "SetWeights", "State", "TopkConfidence", "build_info", "choose",
+    "policy_forward", "reference", "select_set", "topk_confidence", "unmask_",
 ]  # fmt: skip

@@ -28,6 +28,10 @@ _SCHEMAS = (
     "select_set(Tensor packed, int hidden, int heads, int ffn, int layers, Tensor table, Tensor tokens, "
     "Tensor candidates, Tensor mask, Tensor region, Tensor confidence, Tensor probability, Tensor? bias, "
     "Tensor allowed, Tensor risk, float sure, int runs) -> (Tensor select, Tensor score)",
+    "choose(Tensor region, Tensor? allowed, Tensor probability, Tensor candidates, Tensor? values, Tensor? picked, "
+    "Tensor? tokens, Tensor? editable, Tensor? steps, Tensor? phase, Tensor(a!)? memory, int rule, int score, "
+    "float[] numbers, int block_length, int horizon, int[] stops, int window, float decay, int spacing, "
+    "bool hold_eos, float edit) -> (Tensor select, Tensor score, Tensor revise)",
     "unmask_(Tensor(a!) tokens, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) rows, Tensor candidates, "
     "Tensor action, int start, int block_length, int max_steps, int action_mode, int[] eos, float temperature, "
     "float scale, float stop_logit, Tensor? seed, Tensor? revise, Tensor? editable, int? max_post, bool everywhere, "

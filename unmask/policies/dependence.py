@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.ops.reference.choose import comparable, independent
 from unmask.policies.base import Observation
 from unmask.policies.heuristics import Heuristic, Parameter, required
-from unmask.policies.selection import independent
 
 
 class Block:
@@ -59,15 +59,16 @@ class Dawn(Heuristic):
     attention_layers = 4
     full_context = True  # it reads the probabilities of committed tokens
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        o, block = observation, Block(observation)
+    def picked(self, o: Observation) -> Tensor:
+        block = Block(o)
         conf, near, rest, edge, sink = self.values
         asking = block.allowed[..., None]
         incoming = (block.attention * asking).sum(dim=1) / asking.sum(dim=1).clamp_min(1)  # (B, T)
         depends = (block.attention >= edge) & (incoming <= sink)[:, None]  # (B, S, T)
         settled = ~o.mask & (o.candidates == o.tokens) & (o.confidence[..., 0] >= conf)
         known = torch.nn.functional.pad(settled, (depends.shape[2] - o.length, 0), value=True)
-        c, among = block.cut(score), depends.gather(2, block.columns)  # (B, S), (B, S, S)
+        c = block.cut(comparable(o.token_confidence, o.allowed))  # (B, S)
+        among = depends.gather(2, block.columns)  # (B, S, S)
         chosen = block.allowed & ((c >= conf) | ((c >= near) & (depends & known[:, None]).any(dim=2)))
         free = block.allowed & ~chosen & (c >= rest) & ~(among & chosen[:, None]).any(dim=2)
         return block.spread(chosen | independent(free, c, among | among.transpose(1, 2), free.shape[1]))
@@ -88,9 +89,9 @@ class Dapd(Heuristic):
     needs = frozenset({"attention"})
     attention_layers = 4
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        block = Block(observation)
+    def picked(self, o: Observation) -> Tensor:
+        block = Block(o)
         among = block.attention.gather(2, block.columns)
         conflict = (among + among.transpose(1, 2)) / 2 >= self.values[0]
-        c = block.cut(score)
+        c = block.cut(comparable(o.token_confidence, o.allowed))
         return block.spread(independent(block.allowed & (c >= self.values[1]), c, conflict, c.shape[1]))

@@ -8,16 +8,14 @@ row's result does not depend on the batch. Equal scores go to the lowest positio
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.ops import Choice, Proposed, choose
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
-from unmask.policies.selection import best, comparable, descending, longest_prefix, top, unsort, usable
 
 
 def required(observation: Observation, part: str) -> Tensor:
@@ -100,23 +98,57 @@ class Heuristic(UnmaskingPolicy):
         ends = {p.name: "" if p.default is None else f" ({p.default:g} if left out)" for p in cls.parameters}
         return "; ".join(f"{p.name} {p.range}{ends[p.name]}" for p in cls.parameters)
 
+    rule: ClassVar[str] = "picked"
+    """The rule of :func:`unmask.ops.choose`, which has its formula."""
+    order: ClassVar[str] = "probability"
+    """The score of that op: the higher, the sooner a position is unmasked."""
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The rule's numbers as the op takes them."""
+        return () if self.rule == "picked" else self.values
+
     def decide(self, observation: Observation) -> Decision:
-        allowed = observation.allowed
-        score = comparable(self.score(observation), allowed)
-        chosen = self.choose(observation, score) & usable(score)
-        select = chosen | (best(score) & allowed & ~chosen.any(dim=1, keepdim=True))
-        return Decision(select=select, score=score)
+        return self.decided(observation, Choice())
 
-    def score(self, observation: Observation) -> Tensor:
-        """(B, L) floating: the higher, the sooner a position is unmasked.
+    def decided(self, o: Observation, options: Choice) -> Decision:
+        """The decision under ``options``, whose rule and score are not read."""
+        choice = replace(options, rule=self.rule, score=self.order, numbers=self.numbers)
+        select, score, revise = choose(choice, self.proposed(o, choice.edit is not None))
+        return Decision(select=select, score=score, revise=revise)
 
-        By default minus the entropy for a rule that needs it, else the probability of the token.
-        """
-        return -required(observation, "entropy") if "entropy" in self.needs else observation.token_confidence
+    def proposed(self, o: Observation, edits: bool) -> Proposed:
+        """What the op reads of a step."""
+        reads = {"margin": "confidence", "cost": "entropy", "draw": "uniform"}.get(self.order)
+        given = proposed(o, edits)
+        if self.rule in ("fixed-steps", "block-steps"):
+            memory = o.memory.get("schedule")
+            if memory is None or memory.shape[0] != len(o.steps):
+                memory = o.memory["schedule"] = o.steps.new_full((len(o.steps), 2), -1)
+            given = replace(given, steps=o.steps, memory=memory)
+        return replace(given, values=None if reads is None else required(o, reads), picked=self.picked(o))
 
-    @abstractmethod
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        """(B, L) bool by ``score``, which is -inf where not allowed. A row left empty then gets its best position."""
+    def picked(self, o: Observation) -> Tensor | None:
+        """(B, L) bool: what a position must fulfil besides, or for "picked" alone; None: nothing."""
+        return None
+
+
+def proposed(o: Observation, edits: bool = False) -> Proposed:
+    """What :func:`unmask.ops.choose` reads of any step; ValueError if it has no tokens to edit."""
+    if edits and (o.tokens is None or o.editable is None):
+        raise ValueError("edit needs observation.tokens and observation.editable, which are None")
+    return Proposed(
+        region=o.allowed if o.region is None else o.region,
+        allowed=None if o.region is None else o.allowed,
+        probability=o.token_confidence,
+        candidates=o.candidates,
+        tokens=o.tokens if edits else None,
+        editable=o.editable if edits else None,
+        phase=o.phase,
+        block_length=o.block_length,
+        horizon=o.horizon or o.length,
+        stop_ids=o.stop_ids,
+    )
 
 
 class FixedSteps(Heuristic):
@@ -129,43 +161,14 @@ class FixedSteps(Heuristic):
     """
 
     parameters = (Parameter("STEPS", int, 1, example=64),)
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return top(score, self.quota(observation))
-
-    def quota(self, o: Observation) -> Tensor:
-        """(B,) int64: how many positions each row unmasks in this step."""
-        steps = int(self.values[0])
-        phase: int | Tensor = 0 if o.phase is None else o.phase
-        num_blocks = (min(o.length, o.horizon or o.length) + phase + o.block_length - 1) // o.block_length
-        region = o.allowed if o.region is None else o.region
-        left = region.sum(dim=1)
-        block = (region.to(torch.uint8).argmax(dim=1) + phase) // o.block_length  # of the first masked position
-        begun = self._begun(o, block, left)
-        block_steps = (steps // num_blocks + (block < steps % num_blocks).long()).clamp_min(1)
-        share, longer = begun // block_steps, begun % block_steps
-        return share + (begun - left < longer * (share + 1)).long()
-
-    def _begun(self, o: Observation, block: Tensor, left: Tensor) -> Tensor:
-        """(B,) int64: masks in each row's active block when it became active."""
-        memory = o.memory
-        if "fixed_steps.block" not in memory or memory["fixed_steps.block"].shape != block.shape:
-            memory["fixed_steps.block"], memory["fixed_steps.begun"] = torch.full_like(block, -1), left.clone()
-        same = (memory["fixed_steps.block"] == block) & (o.steps > 0)
-        # In place, because a captured graph reads and writes this memory.
-        memory["fixed_steps.begun"].copy_(torch.where(same, memory["fixed_steps.begun"], left))
-        memory["fixed_steps.block"].copy_(block)
-        return memory["fixed_steps.begun"]
+    rule = "fixed-steps"
 
 
 class RandomSteps(FixedSteps):
     """The same number of positions each step, drawn uniformly."""
 
-    name = "random"
+    name, order = "random", "draw"
     needs = frozenset({"uniform"})
-
-    def score(self, observation: Observation) -> Tensor:
-        return required(observation, "uniform")
 
 
 class ConfidenceSteps(FixedSteps):
@@ -177,34 +180,28 @@ class ConfidenceSteps(FixedSteps):
 class MarginSteps(FixedSteps):
     """The same number of positions each step, by the probability of the first token minus that of the second."""
 
-    name = "margin"
+    name, order = "margin", "margin"
     num_confidences = 2
-
-    def score(self, observation: Observation) -> Tensor:
-        return observation.confidence[..., 0] - observation.confidence[..., 1]
 
 
 class EntropySteps(FixedSteps):
     """The same number of positions each step, those of lowest entropy."""
 
-    name = "entropy"
+    name, order = "entropy", "cost"
     needs = frozenset({"entropy"})
 
 
 class TopK(Heuristic):
     """The K most probable positions of each step."""
 
-    name = "top-k"
+    name, rule = "top-k", "count"
     parameters = (Parameter("K", int, 1, example=1),)
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return top(score, torch.full_like(observation.steps, int(self.values[0])))
 
 
 class Threshold(Heuristic):
     """Every position more probable than LAMBDA; fewer than LEAST (1): the LEAST best (Fast-dLLM, arXiv 2505.22618)."""
 
-    name = "threshold"
+    name = rule = "threshold"
     parameters = (
         Parameter("LAMBDA", float, 0.0, 1.0, example=0.9),
         Parameter("LEAST", int, 1, default=1, example=1),
@@ -214,67 +211,43 @@ class Threshold(Heuristic):
     def spec(self) -> str:
         return super().spec.removesuffix(",1")
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        sure, least = score > self.values[0], int(self.values[1])
-        if least == 1:
-            return sure
-        few = sure.sum(dim=1, keepdim=True) < least
-        return torch.where(few, top(score, torch.full_like(observation.steps, least)), sure)
-
 
 class Factor(Heuristic):
     """The n most probable positions, as long as the n-th has >= 1 - F / (n + 1) (Fast-dLLM, arXiv 2505.22618)."""
 
-    name = "factor"
+    name = rule = "factor"
     parameters = (Parameter("F", float, 0.0, example=1.0),)
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        values, order = descending(score)
-        n = torch.arange(1, score.shape[1] + 1, device=score.device, dtype=torch.float64)
-        bounds = (1.0 - self.values[0] / (n + 1.0)).to(score.dtype)
-        return longest_prefix(values >= bounds, order)
 
 
 class EntropyBound(Heuristic):
     """Positions of lowest entropy, while their summed entropy less the largest is <= GAMMA (EB-Sampler, 2505.24857)."""
 
-    name = "entropy-bound"
+    name, rule, order = "entropy-bound", "cost-bound", "cost"
     parameters = (Parameter("GAMMA", float, 0.0, example=0.1),)
     needs = frozenset({"entropy"})
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        values, order = descending(score)
-        entropy = (-values).clamp_min(0.0).to(torch.float64)
-        # Entropies ascend, so the largest of a prefix is its last; the bound is on the sum of those before it.
-        before = torch.cat((torch.zeros_like(entropy[:, :1]), entropy.cumsum(dim=1)[:, :-1]), dim=1)
-        return unsort(before <= self.values[0], order)
 
 
 class EntropyThreshold(Heuristic):
     """Every position of entropy (nats) below E, else the lowest (d3LLM)."""
 
-    name = "entropy-threshold"
+    name, rule, order = "entropy-threshold", "threshold", "cost"
     parameters = (Parameter("E", float, 0.0, example=0.45),)
     needs = frozenset({"entropy"})
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return score > -self.values[0]
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (-self.values[0],)
 
 
 class LocalLeap(Heuristic):
     """Positions of at least CONF, and of at least NEAR within RADIUS of one of these (LocalLeap, 2510.07081)."""
 
-    name = "local-leap"
+    name, rule = "local-leap", "near"
     parameters = (
         Parameter("CONF", float, 0.0, 1.0, example=0.9),
         Parameter("NEAR", float, 0.0, 1.0, default=0.75),
         Parameter("RADIUS", int, 0, default=4),
     )
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        anchors, radius = score >= self.values[0], min(int(self.values[2]), score.shape[1])
-        near = F.max_pool1d(anchors[:, None].float(), 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
-        return anchors | (near & (score >= self.values[1]))
 
 
 class Klass(Heuristic):
@@ -284,7 +257,7 @@ class Klass(Heuristic):
     the active block, and so knows nothing of the movement before a row entered the block.
     """
 
-    name = "klass"
+    name, rule = "klass", "threshold"
     parameters = (
         Parameter("CONF", float, 0.0, 1.0, example=0.9),
         Parameter("KL", float, 0.0, default=0.01, example=0.01),
@@ -292,11 +265,13 @@ class Klass(Heuristic):
     needs = frozenset({"logits"})
     history: ClassVar[int] = 2
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        stable = self._stable_for(observation) >= self.history
-        if observation.positions is not None:
-            stable = torch.zeros_like(observation.allowed).scatter(1, observation.positions, stable)
-        return (score > self.values[0]) & stable
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return self.values[:1]
+
+    def picked(self, o: Observation) -> Tensor:
+        stable = self._stable_for(o) >= self.history
+        return stable if o.positions is None else torch.zeros_like(o.allowed).scatter(1, o.positions, stable)
 
     def _stable_for(self, o: Observation) -> Tensor:
         """(B, S) int64: for how many steps in a row the divergence has been below the bound."""

@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from unmask import ops
+from unmask.ops.reference.choose import log_decay, revisions
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy, Wrapper
-from unmask.policies.heuristics import Parameter
-from unmask.policies.selection import best, comparable, independent
+from unmask.policies.heuristics import Heuristic, Parameter, proposed
 
 HOLD = "hold-eos"
 SCOPES = ("block", "all")
@@ -45,8 +45,6 @@ USAGE = "hold-eos, window=N, decay=R, spacing=N, edit=T2T, post=N, scope=all"
 ENTRY = re.compile(r"- ``(.+?)``: (.+?)(?=\n- |\n\n)", re.DOTALL)
 ABOUT = {name: " ".join(text.replace("``", "").split()) for name, text in ENTRY.findall(__doc__ or "")}
 """What the options do, in the words above."""
-MOST_DECAY = 80.0
-"""exp(-80) is a normal float32; scores further back are all multiplied by it."""
 
 
 @dataclass(frozen=True)
@@ -130,52 +128,48 @@ class WithOptions(Wrapper):
     def __repr__(self) -> str:
         return f"{self.inner!r} with {self.options.text}"
 
+    @property
+    def choice(self) -> ops.Choice:
+        """The options as the op takes them."""
+        o = self.options
+        edit = o.edit if o.edits else None
+        return ops.Choice(window=o.window, decay=o.decay or 0.0, spacing=o.spacing or 1, hold_eos=o.hold_eos, edit=edit)
+
     def decide(self, observation: Observation) -> Decision:
-        o, region = observation, observation.allowed
-        rank = region.cumsum(dim=1) - 1
-        seen = o if self.options.window is None else replace(o, allowed=region & (rank < self.options.window))
-        if self.options.decay:
-            factor = (-self.options.decay * rank.to(torch.float32)).clamp_min(-MOST_DECAY)
-            seen = replace(seen, bias=factor) if self.learned else decayed(seen, factor.exp())
-        decision = self.inner.decide(replace(seen, region=region))
+        o, inner, choice = observation, self.inner, self.choice
+        if isinstance(inner, Heuristic) and inner.rule != "picked":
+            return inner.decided(o, choice)
+        seen = self.narrowed(o)
+        decision = inner.decide(seen)
         revise = self.revised(o) if self.options.edits else decision.revise
         if decision.select is None:
             assert decision.logits is not None
-            logits = decision.logits + factor if self.options.decay and self.learned else decision.logits
+            logits = decision.logits if seen.bias is None else decision.logits + seen.bias
             logits = logits.masked_fill(~seen.allowed, float("-inf"))
-            return Decision(logits=logits, keep=partial(self.kept, seen, region, logits), revise=revise)
+            return Decision(logits=logits, keep=partial(self.kept, seen, logits), revise=revise)
         score = seen.token_confidence if decision.score is None else decision.score
-        return replace(decision, select=self.kept(seen, region, score, decision.select.bool()), revise=revise)
+        return replace(decision, select=self.kept(seen, score, decision.select.bool()), revise=revise)
 
-    def kept(self, o: Observation, region: Tensor, score: Tensor, picked: Tensor) -> Tensor:
-        """(B, L) bool: what remains of ``picked``, or the best allowed position.
+    def narrowed(self, o: Observation) -> Observation:
+        """``o`` as a policy sees it that does not know of window and decay."""
+        rank = o.allowed.cumsum(dim=1) - 1
+        window = o.allowed if self.options.window is None else o.allowed & (rank < self.options.window)
+        seen = replace(o, allowed=window, region=o.allowed)
+        if not self.options.decay:
+            return seen
+        log = log_decay(rank, self.options.decay)
+        if self.learned:
+            return replace(seen, bias=log.float())
+        factor = log.exp().float()
+        confidence, own = o.confidence * factor[..., None], o.token_confidence * factor
+        return replace(seen, confidence=confidence, token_confidence=own)
 
-        ``o.allowed`` are the positions of the ``region`` that the window leaves.
-        """
-        chosen, allowed = picked & o.allowed, o.allowed
-        if self.options.spacing is not None:
-            index = torch.arange(o.length, device=chosen.device)
-            close = (index[:, None] - index).abs() < self.options.spacing
-            chosen = independent(chosen, score, close, min(o.block_length, o.length))
-        if self.options.hold_eos:
-            stops = o.ends
-            chosen = chosen & (~stops | ((region & ~chosen).cumsum(dim=1) == 0))
-            allowed = allowed & (~stops | (region.cumsum(dim=1) == 1))
-        return chosen | (best(comparable(score, allowed)) & allowed & ~chosen.any(dim=1, keepdim=True))
+    def kept(self, seen: Observation, score: Tensor, picked: Tensor) -> Tensor:
+        """(B, L) bool: what spacing and hold-eos leave of ``picked``, or the best allowed position."""
+        choice = replace(self.choice, score="given", window=None, decay=0.0, edit=None)
+        return ops.choose(choice, replace(proposed(seen), values=score.float(), picked=picked))[0]
 
     def revised(self, o: Observation) -> Tensor:
         """(B, L) bool: tokens to overwrite with what the model now says."""
-        if o.tokens is None or o.editable is None or self.options.edit is None:
-            raise ValueError("edit needs observation.tokens and observation.editable, which are None")
-        return o.editable & (o.candidates != o.tokens) & (o.token_confidence > self.options.edit)
-
-
-def decayed(o: Observation, factor: Tensor) -> Observation:
-    """``o`` with the numbers that rules score by multiplied by ``factor`` (B, L); entropies are divided."""
-    return replace(
-        o,
-        confidence=o.confidence * factor[..., None],
-        token_confidence=o.token_confidence * factor,
-        entropy=None if o.entropy is None else o.entropy / factor,
-        uniform=None if o.uniform is None else o.uniform * factor,
-    )
+        given = proposed(o, edits=True)
+        return revisions(given.editable, given.candidates, given.tokens, given.probability, self.options.edit)

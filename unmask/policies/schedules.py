@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from unmask.policies.base import Observation
 from unmask.policies.heuristics import Heuristic, Parameter
-from unmask.policies.selection import top, usable
 
 
 class BlockSteps(Heuristic):
@@ -24,41 +20,15 @@ class BlockSteps(Heuristic):
         Parameter("STEPS", int, 1, example=8),
         Parameter("LAMBDA", float, 0.0, 1.0, default=1.0, example=0.9),
     )
-
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        least = top(score, self.quota(observation)) & usable(score)
-        sure = score > self.values[1]
-        return torch.where((sure.sum(1) >= least.sum(1))[:, None], sure, least)
-
-    def quota(self, o: Observation) -> Tensor:
-        """(B,) int64: how many positions each row has to unmask in this step."""
-        share, longer = divmod(o.block_length, int(self.values[0]))
-        return (share + (self._taken(o) < longer).long()).clamp_min(1)
-
-    def _taken(self, o: Observation) -> Tensor:
-        """(B,) int64: steps that each row has taken in its active block."""
-        phase: int | Tensor = 0 if o.phase is None else o.phase
-        region = o.allowed if o.region is None else o.region
-        block = (region.to(torch.uint8).argmax(dim=1) + phase) // o.block_length
-        memory = o.memory
-        if "block_steps.block" not in memory or memory["block_steps.block"].shape != block.shape:
-            memory["block_steps.block"], memory["block_steps.from"] = torch.full_like(block, -1), o.steps.clone()
-        same = (memory["block_steps.block"] == block) & (o.steps > 0)
-        # In place, because a captured graph reads and writes this memory.
-        memory["block_steps.from"].copy_(torch.where(same, memory["block_steps.from"], o.steps))
-        memory["block_steps.block"].copy_(block)
-        return o.steps - memory["block_steps.from"]
+    rule = "block-steps"
 
 
 class Sequential(BlockSteps):
     """As block-steps, but the first masked tokens from the left (SDAR's "sequential")."""
 
-    name = "sequential"
+    name, order = "sequential", "place"
     parameters = (Parameter("STEPS", int, 1, example=8),)
 
-    def choose(self, observation: Observation, score: Tensor) -> Tensor:
-        return top(score, self.quota(observation))
-
-    def score(self, observation: Observation) -> Tensor:
-        index = torch.arange(observation.length, device=observation.allowed.device)
-        return -index.to(torch.float32).expand_as(observation.token_confidence)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.values[0], math.inf)

@@ -1,0 +1,77 @@
+// The threads of a block, for what is written for them: ops/unmask_row.h and ops/choose_row.h.
+#pragma once
+#include "portable.cuh"
+
+namespace unmask::cuda {
+
+// Dynamic shared memory: one result per warp, and what `rest` points to.
+struct RowBlock {
+  static constexpr int64_t threads = 256;
+  static constexpr int kWarps = threads / 32, kRest = kWarps * sizeof(int64_t);
+  int64_t thread = threadIdx.x;
+  unsigned char* rest = dynamic_shared() + kRest;
+  double* times = reinterpret_cast<double*>(rest);
+
+  UNMASK_DEVICE void barrier() const { __syncthreads(); }
+  UNMASK_DEVICE bool all(bool x) const { return __syncthreads_and(x); }
+
+  // Leaves in shared memory what combine() makes of the warps' x.
+  template <typename T, typename Combine>
+  UNMASK_DEVICE const T* of_warps(T x, const Combine& combine) const {
+    for (int offset = 16; offset > 0; offset >>= 1) x = combine(x, __shfl_xor_sync(kFullWarp, x, offset));
+    T* found = reinterpret_cast<T*>(dynamic_shared());
+    __syncthreads();  // earlier readers are done
+    if (thread % 32 == 0) found[thread / 32] = x;
+    __syncthreads();
+    return found;
+  }
+  template <typename T, typename Combine>
+  UNMASK_DEVICE T reduce(T x, const Combine& combine) const {
+    const T* found = of_warps(x, combine);
+    x = found[0];
+    for (int w = 1; w < kWarps; ++w) x = combine(x, found[w]);
+    return x;
+  }
+  template <typename T>
+  UNMASK_DEVICE T min(T x) const {
+    return reduce(x, [](T a, T b) { return b < a ? b : a; });
+  }
+  UNMASK_DEVICE int64_t sum(int64_t x) const {
+    return reduce(x, [](int64_t a, int64_t b) { return a + b; });
+  }
+  UNMASK_DEVICE int64_t before(int64_t x) const {
+    const int64_t* found = of_warps(x, [](int64_t a, int64_t b) { return a + b; });
+    int64_t sum = x;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int64_t other = __shfl_up_sync(kFullWarp, sum, offset);
+      if (thread % 32 >= offset) sum += other;
+    }
+    for (int w = 0; w < thread / 32; ++w) sum += found[w];
+    return sum - x;
+  }
+  template <typename Taken, typename Earlier, typename Give>
+  UNMASK_DEVICE void rank(int64_t n, const Taken& taken, const Earlier& earlier, const Give& give) const {
+    for (int64_t i = thread; i < n; i += threads) {
+      if (!taken(i)) continue;
+      int32_t rank = 0;
+      for (int64_t j = 0; j < n; ++j) rank += earlier(j, i) ? 1 : 0;
+      give(i, rank);
+    }
+  }
+};
+
+// A block for every row of the batch, with `bytes` of shared memory for `rest`.
+template <typename Params>
+int launch_rows(void (*kernel)(Params), const Params& params, int64_t bytes, void* stream) {
+  if (params.batch == 0) return cudaSuccess;
+  DeviceInfo device;
+  const cudaError_t error = query_device(&device);
+  if (error != cudaSuccess) return error;
+  bytes += RowBlock::kRest;
+  if (bytes > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
+  const LaunchShape shape{static_cast<unsigned>(params.batch), RowBlock::threads, static_cast<int>(bytes), stream, 1,
+                          device.clusters};
+  return launch(kernel, shape, params);
+}
+
+}  // namespace unmask::cuda
