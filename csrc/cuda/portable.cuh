@@ -28,7 +28,7 @@ struct LaunchShape {
   unsigned threads;
   int shared_bytes;
   void* stream;
-  unsigned cluster = 1;  // blocks of a cluster; 1 = none
+  unsigned cluster = 1;      // blocks of a cluster; 1 = none
   bool dependent = false;    // may start before what is in front of it has ended; it calls wait_for_launches()
   bool cooperative = false;  // all blocks are on the device together, or it fails
 };

@@ -69,8 +69,8 @@ int launch_rows(void (*kernel)(Params), const Params& params, int64_t bytes, voi
   if (error != cudaSuccess) return error;
   bytes += RowBlock::kRest;
   if (bytes > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
-  const LaunchShape shape{static_cast<unsigned>(params.batch), RowBlock::threads, static_cast<int>(bytes), stream, 1,
-                          device.clusters};
+  const LaunchShape shape{
+      static_cast<unsigned>(params.batch), RowBlock::threads, static_cast<int>(bytes), stream, 1, device.clusters};
   return launch(kernel, shape, params);
 }
 

@@ -189,8 +189,11 @@ Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log
 
 LaunchShape launch_shape(const TopkConfidenceParams& p, const Plan& plan, void* stream) {
   const int cells = plan.num_cells * kTopkThreads * static_cast<int>(sizeof(uint64_t));
-  return {static_cast<unsigned>(p.num_rows * plan.parts()), kTopkThreads,
-          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)), stream, plan.cluster ? plan.parts() : 1,
+  return {static_cast<unsigned>(p.num_rows * plan.parts()),
+          kTopkThreads,
+          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)),
+          stream,
+          plan.cluster ? plan.parts() : 1,
           plan.cluster};
 }
 

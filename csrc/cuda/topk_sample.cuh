@@ -56,8 +56,8 @@ UNMASK_DEVICE void vector_bits(const DrawKey& key, int32_t quad, int offset, uin
 // What of a vector, whose first id is `first`, beats the sampler's best; `bar` is a bit below the best that counts. Out of
 // line, as the loop would hold it four times.
 template <typename Format>
-UNMASK_DEVICE_COLD Found sample_elements(Found found, const DrawKey key, float inverse_temperature, float bar, uint4 raw,
-                                         uint32_t first, const TopkConfidenceParams& p) {
+UNMASK_DEVICE_COLD Found sample_elements(Found found, const DrawKey key, float inverse_temperature, float bar,
+                                         uint4 raw, uint32_t first, const TopkConfidenceParams& p) {
   uint32_t bits[Format::kWidth];
   vector_bits<Format::kWidth>(key, static_cast<int32_t>(first) >> 2, static_cast<int>(first & 3), bits);
   float x[Format::kWidth];
@@ -106,8 +106,8 @@ UNMASK_DEVICE void sample_vector(const Row<Format>& row, const uint4& raw, uint3
   const float bar = sampler->bound - (1e-3f + 5e-7f * fabsf(sampler->bound));
   // Comparisons are such that a NaN skips nothing.
   if (vector >= row.end || fmaf(largest, sampler->inverse_temperature, kGumbelMax) < bar) return;
-  sampler->found = sample_elements<Format>(sampler->found, sampler->key, sampler->inverse_temperature, bar, raw, first,
-                                           row.p);
+  sampler->found =
+      sample_elements<Format>(sampler->found, sampler->key, sampler->inverse_temperature, bar, raw, first, row.p);
 }
 
 }  // namespace unmask::cuda

@@ -89,7 +89,8 @@ struct ChooseRow {
     const int64_t at = from + s.place[n];
     if (n >= p.window || (p.allowed && !p.allowed[at])) return -HUGE_VALF;
     const float *value = p.values + at * p.num_values, decay = -p.decay * static_cast<float>(n);
-    const float f = p.decay == 0.0f ? 1.0f : static_cast<float>(exp(static_cast<double>(decay < -80.0f ? -80.0f : decay)));
+    const float f =
+        p.decay == 0.0f ? 1.0f : static_cast<float>(exp(static_cast<double>(decay < -80.0f ? -80.0f : decay)));
     float x = -static_cast<float>(n);
     if (p.kind == ChooseScore::kProbability) x = p.probability[at] * f;
     if (p.kind == ChooseScore::kMargin) x = (value[0] - value[1]) * f;
@@ -152,8 +153,7 @@ struct ChooseRow {
       pick([&](int64_t n) { return enough ? s.score[n] > x : s.rank[n] < wanted; });
     } else if (p.rule == ChooseRule::kFactor) {
       most = least(
-          total,
-          [&](int64_t n) { return !(s.score[n] >= static_cast<float>(1.0 - p.numbers[0] / (s.rank[n] + 2.0))); },
+          total, [&](int64_t n) { return !(s.score[n] >= static_cast<float>(1.0 - p.numbers[0] / (s.rank[n] + 2.0))); },
           [&](int64_t n) -> int64_t { return s.rank[n]; });
       pick([&](int64_t n) { return s.rank[n] < most; });
     } else if (p.rule == ChooseRule::kCostBound) {

@@ -191,7 +191,7 @@ def evaluate(
         tokens_per_second=round(float(result.filled.sum()) / seconds, 1),
         unfinished=mean([float(not done) for done in result.finished.tolist()]),
         forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
-        outcomes=outcomes_text(accuracy, nfe, [problem.prompt for problem in problems]),
+        outcomes=outcomes_text(accuracy, nfe, [(p.prompt, tuple(p.ids or ())) for p in problems]),
     )
 
 
