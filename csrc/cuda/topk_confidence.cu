@@ -5,6 +5,7 @@
 // in the workspace, and the block that finishes last puts it together.
 #include "../ops/topk_confidence.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "topk_combine.cuh"
@@ -201,7 +202,7 @@ LaunchShape launch_shape(const TopkConfidenceParams& p, const Plan& plan, void* 
 // time, and to start and to finish about that of two more. Equally good: the fewest parts.
 Plan make_plan(const TopkConfidenceParams& p, const DeviceInfo& device, Kernel kernel) {
   // Of selected rows half, on average: decoding begins with all of them.
-  const int64_t rows = p.select ? (p.num_rows + 1) / 2 : p.num_rows;
+  const int64_t rows = p.select ? std::min((p.num_rows + 1) / 2, p.num_source_rows) : p.num_rows;
   Plan best = {};
   int64_t least = INT64_MAX;
   for (int log2_parts = 0; log2_parts <= kMaxLog2Parts; ++log2_parts) {

@@ -67,16 +67,16 @@ Tensor set_logits(const Tensor& logits, TopkConfidenceParams* params) {
 // The rows to produce, and `shape`, the shape of the results without k.
 void set_rows(const OptionalTensor& rows, const OptionalTensor& select, Arguments* in, std::vector<int64_t>* shape,
               TopkConfidenceParams* params) {
-  check(!rows.has_value() || !select.has_value(), "ValueError: rows: expected indices or flags, got both");
-  params->select = in->read<uint8_t>(select, "rows", *shape);
-  params->num_rows = params->num_source_rows;
-  if (!rows.has_value()) return;
-  const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
-  check_value(indices, "rows", rows->sizes(), "shape (R,)");
-  params->num_rows = rows->numel();
-  *shape = {params->num_rows};
-  params->rows = in->read<int64_t>(*rows, "rows", *shape);
-  for (int64_t i = 0; rows->is_cpu() && i < params->num_rows; ++i) {
+  params->num_rows = rows ? rows->numel() : params->num_source_rows;
+  if (rows) {
+    const bool indices = rows->dim() == 1 || rows->scalar_type() != ScalarType::Long;
+    check_value(indices, "rows", rows->sizes(), "shape (R,)");
+    *shape = {params->num_rows};
+    params->rows = in->read<int64_t>(*rows, "rows", *shape);
+  }
+  params->select = in->read<uint8_t>(select, rows ? "read" : "rows", *shape);
+  for (int64_t i = 0; rows && rows->is_cpu() && i < params->num_rows; ++i) {
+    if (params->select && !params->select[i]) continue;
     check(params->rows[i] >= 0 && params->rows[i] < params->num_source_rows,
           "ValueError: rows: expected indices in [0, ", params->num_source_rows, "), got ", params->rows[i], " at ", i);
   }

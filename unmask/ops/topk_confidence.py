@@ -34,6 +34,7 @@ def topk_confidence(
     k: int = 1,
     *,
     rows: Tensor | None = None,
+    read: Tensor | None = None,
     temperature: float = 0.0,
     seed: int | Tensor = 0,
     counter: Tensor | None = None,
@@ -55,6 +56,7 @@ def topk_confidence(
         rows: None = all rows. int64 (R,): flat indices of the rows to read, any number of times and in any order; the
             outputs then have shape (R, ...). bool of shape ``logits.shape[:-1]``: rows that are False are not read and
             come out with confidence 0, ids -1, logsumexp 0 and entropy 0.
+        read: bool (R,), beside indices in ``rows``: those that are False are not read, whatever the index.
         temperature: of the draw, 0 or from 1e-30 to 1e30; it does not change the confidences.
         seed: of the draws; an int, or an int64 tensor of one element on the device of the logits (so that a captured
             CUDA graph can change it).
@@ -75,7 +77,7 @@ def topk_confidence(
     """
     logits = logits.detach() if isinstance(logits, Tensor) else logits  # what else it is, the op refuses
     flags = isinstance(rows, Tensor) and rows.dtype == torch.bool
-    by = (None, rows) if flags else (rows, None)
+    by = (None, rows) if flags else (rows, read)
     key = seed_tensor(seed, logits.device) if temperature != 0 else None
     exclude = list(exclude) if isinstance(exclude, Sequence) else exclude
     confidence, token, sample, sample_confidence, lse, ent = library.call(

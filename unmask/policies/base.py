@@ -70,6 +70,8 @@ class Observation:
     """(B, 1) float32, added to the logits that a policy whose ``dial`` is "shift" returns; None: nothing."""
     region: Tensor | None = None
     """(B, L) bool: all masked positions of the active block, where ``allowed`` is narrower; None: ``allowed``."""
+    sampled: bool = True
+    """Whether candidates are drawn; where they are not, each is the most probable token."""
     marks_ends: bool = False
     """Whether ``drawn`` tells ends of sequence, as a policy that ``marks_ends`` wants it."""
 
@@ -88,6 +90,8 @@ class Observation:
         It is what learned policies read. At token temperature 0 it equals ``confidence``. If it ``marks_ends``, the
         candidate's has a minus sign where that is an end of sequence.
         """
+        if not (self.sampled or self.marks_ends):
+            return self.confidence
         own = self.token_confidence
         own = torch.where(self.ends, -own, own) if self.marks_ends else own
         first = torch.where(self.mask, own, self.confidence[..., 0])[..., None]
@@ -97,7 +101,8 @@ class Observation:
     def time(self) -> Tensor:
         """(B,) float32: steps taken divided by the tokens of the completion, at most 1."""
         steps = self.steps if self.draw_step is None else self.steps + self.draw_step
-        return (steps.to(torch.float32) / (self.horizon or self.length)).clamp_max(1.0)
+        # A tensor of one number makes the quotient float32, whatever the default dtype, without a conversion before it.
+        return (steps / torch.tensor(self.horizon or self.length, dtype=torch.float32)).clamp_max(1.0)
 
 
 @dataclass

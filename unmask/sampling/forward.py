@@ -15,8 +15,8 @@ from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.cache import CachePlan, Part
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.logits import guided
-from unmask.sampling.state import State
-from unmask.sampling.step import Statistics, spread, statistics
+from unmask.sampling.state import State, places
+from unmask.sampling.step import Statistics, narrows, spread, statistics
 
 
 class Forward:
@@ -60,6 +60,8 @@ class Forward:
 
     def reduced(self, logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
         """The statistics of ``logits`` at ``positions``, over the buffer."""
+        if positions is not None and self.blocks is None and not narrows(self.config):
+            return statistics(logits, state, self.policy, self.config, positions, spreads=True)
         return spread(statistics(logits, state, self.policy, self.config, positions), positions, state.length)
 
     def recalled(self, state: State, plan: CachePlan) -> Statistics:
@@ -87,7 +89,7 @@ class Forward:
         if positions is None:
             return self.model(state.tokens, state.attention, positions=slice(state.start, None), **watching)
         rows, width = state.tokens.shape
-        flat = positions + state.start + torch.arange(rows, device=positions.device)[:, None] * width
+        flat = positions + places(rows, state.start + 1, width, positions.device)[:, state.start :]
         logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1), **watching)
         return logits.view(*positions.shape, -1)
 

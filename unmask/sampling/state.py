@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -92,7 +93,30 @@ class State(ops_state.State):
 
     def positions(self) -> Tensor:
         """(N, BL) int64 buffer positions of each row's active block; past the end, the last position repeats."""
-        return positions_from(self.block * self.block_length - self.phase, self.block_length, self.length)
+        offsets = places(1, self.block_length, 0, self.rows.device)
+        return self._plus_block(offsets, self.block_length).clamp(0, self.length - 1)
+
+    def sources(self) -> Tensor:
+        """(N, L) int64: for each buffer position the number of its entry in :meth:`positions`, flattened.
+
+        Numbers of positions outside of the active block mean nothing.
+        """
+        return self._plus_block(
+            places(len(self.rows), self.length, self.block_length, self.rows.device), -self.block_length
+        )
+
+    def _plus_block(self, numbers: Tensor, factor: int) -> Tensor:
+        """``numbers`` plus ``factor`` / BL times the place where each row's active block begins."""
+        moved = torch.add(numbers, self.block[:, None], alpha=factor)
+        if not self.grid:  # then no row has a phase
+            return moved
+        return moved - self.phase[:, None] if factor > 0 else moved + self.phase[:, None]
+
+
+@lru_cache(maxsize=64)
+def places(rows: int, length: int, stride: int, device: torch.device) -> Tensor:
+    """(rows, length) int64: position + row * stride; kept, so that steps need not compute it."""
+    return torch.arange(length, device=device) + torch.arange(rows, device=device)[:, None] * stride
 
 
 def positions_from(first: Tensor, width: int, length: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,20 +68,35 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
 
 
 def statistics(
-    logits: Tensor, state: State, policy: UnmaskingPolicy, config: SamplerConfig, positions: Tensor | None = None
+    logits: Tensor,
+    state: State,
+    policy: UnmaskingPolicy,
+    config: SamplerConfig,
+    positions: Tensor | None = None,
+    spreads: bool = False,
 ) -> Statistics:
-    """The fields of an observation that come from ``logits`` (N, S, V) at ``positions`` (N, S)."""
+    """The fields of an observation that come from ``logits`` (N, S, V) at ``positions`` (N, S).
+
+    With ``spreads`` the positions are those of the active block, and the fields are of the whole buffer.
+    """
     revisable = editable(state, policy)
     read = state.allowed if revisable is None else state.allowed | revisable
-    drawing, narrow = config.temperature > 0, config.top_k is not None or config.top_p not in (None, 1)
+    drawing, narrow = config.temperature > 0, narrows(config)
     if config.repetition_penalty != 1:
         logits = penalised(logits, state, positions, config.repetition_penalty)
-    reduce = partial(
+    given: dict[str, Any] = {}
+    counter = draw_counter(state, None if spreads else positions) if drawing else None
+    if spreads:
+        given = {"rows": state.sources().flatten(), "read": read.flatten()}
+        counter = None if counter is None else counter.flatten(0, 1)
+    elif not policy.full_context:
+        given = {"rows": read if positions is None else read.gather(1, positions)}
+    reduce: Callable[..., ops.TopkConfidence] = partial(
         ops.topk_confidence,
-        rows=None if policy.full_context else read if positions is None else read.gather(1, positions),
         seed=state.seed,
-        counter=draw_counter(state, positions) if drawing else None,
+        counter=counter,
         exclude=(state.mask_token_id,),
+        **given,
     )
     stats = reduce(
         logits,
@@ -99,9 +116,16 @@ def statistics(
         )
     if stats.entropy is not None:
         values["entropy"] = stats.entropy
+    if spreads:
+        values = {name: value.view(*read.shape, *value.shape[1:]) for name, value in values.items()}
     if "logits" in policy.needs:
         values |= of_block(logits, state, positions)
     return values
+
+
+def narrows(config: SamplerConfig) -> bool:
+    """Whether tokens are drawn from a part of the vocabulary."""
+    return config.top_k is not None or config.top_p not in (None, 1)
 
 
 def mask_id(state: State) -> Tensor:
@@ -167,6 +191,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         tokens=keep(state.buffer),
         editable=editable(state, policy),
         stop_ids=state.end_ids,
+        sampled=config.temperature > 0,
         marks_ends=policy.marks_ends,
         **values,
     )

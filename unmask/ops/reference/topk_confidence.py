@@ -41,11 +41,14 @@ def topk_confidence(
     if rows is not None:
         check_tensors({}, logits, rows=(rows, torch.int64, "R"))
         shape, chosen = tuple(rows.shape), rows
-        bad = ((rows < 0) | (rows >= count)).nonzero() if rows.device.type == "cpu" else rows[:0]
+        outside = (rows < 0) | (rows >= count)
+        outside = outside if select is None else outside & select
+        bad = outside.nonzero() if rows.device.type == "cpu" else rows[:0]
         if len(bad):
             check(False, "rows", f"indices in [0, {count})", f"{int(rows[bad[0]])} at {int(bad[0])}")
     sizes = {chr(65 + axis): size for axis, size in enumerate((*shape, 3))}
-    check_tensors(sizes, logits, rows=(select, torch.bool, "".join(sizes)[:-1]))
+    check_tensors(sizes, logits, **{"rows" if rows is None else "read": (select, torch.bool, "".join(sizes)[:-1])})
+    chosen = chosen if select is None else chosen.masked_fill(~select.flatten(), 0)
     check_tensors(sizes, logits, counter=(counter, torch.int64, "".join(sizes)))
 
     nothing = torch.zeros_like(chosen)
