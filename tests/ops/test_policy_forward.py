@@ -11,8 +11,9 @@ import torch
 from on_reference import needs_kernels, truth
 from policy_cases import inputs, pack, random_network, worst_error
 from safetensors.torch import load_file
+from torch import Tensor
 
-from unmask.ops import policy_forward
+from unmask.ops import PolicyWeights, policy_forward
 from unmask.ops.policy_forward import unsupported_sizes
 from unmask.policies.files import load
 from unmask.policies.network import PolicyNetwork
@@ -67,7 +68,18 @@ def test_large_activations_of_the_feed_forward(device: torch.device) -> None:
         network.transformer_blocks[0].linear1.weight.mul_(30)
     arguments = inputs(2, 40, 1)
     logits = policy_forward(pack(network, device), *(t.to(device) for t in arguments))
-    assert (logits.cpu() - truth(policy_forward, pack(network), *arguments)).abs().max() < 1e-4
+    want = truth(policy_forward, pack(network), *arguments)
+    assert (logits.cpu() - want).abs().max() < 6 * shaken(pack(network), arguments, want)
+
+
+def shaken(weights: PolicyWeights, arguments: tuple[Tensor, ...], logits: Tensor) -> float:
+    """How far float64 moves if weights move by 4 roundings of float32: what any sum in float32 must be expected to err."""
+    g, most = torch.Generator().manual_seed(1), 0.0
+    for _ in range(4):
+        factor = 1 + (torch.rand(weights.packed.shape, generator=g) * 2 - 1) * 2.0**-22
+        moved = truth(policy_forward, weights._replace(packed=weights.packed * factor), *arguments)
+        most = max(most, (moved - logits).abs().max().item())
+    return most
 
 
 @pytest.mark.parametrize("k", [1, 8, 50])
