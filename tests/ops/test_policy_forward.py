@@ -73,7 +73,7 @@ def test_large_activations_of_the_feed_forward(device: torch.device) -> None:
 
 
 def shaken(weights: PolicyWeights, arguments: tuple[Tensor, ...], logits: Tensor) -> float:
-    """How far float64 moves if weights move by 4 roundings of float32: what any sum in float32 must be expected to err."""
+    """How far float64 moves if weights move by 4 roundings of float32: as much as any float32 evaluation may err."""
     g, most = torch.Generator().manual_seed(1), 0.0
     for _ in range(4):
         factor = 1 + (torch.rand(weights.packed.shape, generator=g) * 2 - 1) * 2.0**-22
