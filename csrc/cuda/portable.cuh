@@ -174,11 +174,6 @@ UNMASK_DEVICE void wait_for_launches() {}
 
 // Cluster primitives. A kernel compiled for a device without clusters is only ever launched with clusters of one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-UNMASK_DEVICE unsigned cluster_rank() {
-  unsigned rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 UNMASK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 // Orders no memory, and so does not wait for any: where the others are to know that this block has come so far, and
 // read nothing that it wrote.
@@ -193,7 +188,6 @@ UNMASK_DEVICE T* cluster_map(T* p, unsigned rank) {
   return reinterpret_cast<T*>(mapped);
 }
 #else
-UNMASK_DEVICE unsigned cluster_rank() { return 0; }
 UNMASK_DEVICE void cluster_arrive() {}
 UNMASK_DEVICE void cluster_arrive_relaxed() {}
 UNMASK_DEVICE void cluster_wait() { __syncthreads(); }
