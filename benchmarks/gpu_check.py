@@ -30,6 +30,7 @@ SUITES = {
     "topk_confidence": 110,
     "policy_forward": 90,
     "select_set": 50,
+    "choose": 30,
     "step": 110,
     "graphs": 90,
     "lm_head": 30,

@@ -11,7 +11,7 @@ import sys
 import torch
 
 from unmask import Policy, PolicyConfig, Sampler
-from unmask.ops import Proposals, State, policy_forward, select_set, topk_confidence, unmask_
+from unmask.ops import Choice, Proposals, Proposed, State, choose, policy_forward, select_set, topk_confidence, unmask_
 from unmask.ops.unmask_ import MODES
 from unmask.policies import SetPolicy, SetPolicyConfig
 
@@ -77,6 +77,30 @@ def sets() -> None:
         assert (there.cpu() != here).any(dim=1).sum() <= 0.02 * batch, "sets differ"
 
 
+def rules() -> None:
+    """Every way to pick, with all options, for rows of one tile and of several."""
+    generator = torch.Generator().manual_seed(0)
+    for rule, numbers in (
+        ("threshold", (0.7, 3.0)), ("factor", (1.0,)), ("cost-bound", (0.5,)), ("count", (4.0,)),
+        ("near", (0.9, 0.5, 4.0)), ("fixed-steps", (7.0,)), ("block-steps", (5.0, 0.9)),
+    ):  # fmt: skip
+        for batch, length in ((2, 24), (3, 300)):
+            region = torch.rand(batch, length, generator=generator) < 0.6
+            probability = torch.rand(batch, length, generator=generator)
+            tokens, candidates = torch.randint(0, 9, (2, batch, length), generator=generator)
+            found = []
+            for device in ("cpu", "cuda"):
+                steps = torch.ones(batch, dtype=torch.int64, device=device)
+                memory = torch.full((batch, 2), -1, device=device)
+                read = [t.to(device) for t in (region, probability, candidates)]
+                edits = {"tokens": tokens.to(device), "editable": ~read[0]}
+                given = Proposed(*read, **edits, steps=steps, memory=memory, block_length=length, stop_ids=(2, 7))
+                choice = Choice(rule, "probability", numbers, window=20, decay=0.1, spacing=2, hold_eos=True, edit=0.5)
+                found.append([t.cpu() for t in (*choose(choice, given), memory) if t is not None])
+            for here, there in zip(*found, strict=True):
+                assert torch.equal(here, there), rule
+
+
 def unmask() -> None:
     """Three steps of five rows, some of whose positions are filled, on both devices."""
     mask_id, start, length = 99, 3, 40
@@ -118,6 +142,7 @@ def main() -> None:
         topk()
         policy()
         sets()
+        rules()
         unmask()
     torch.cuda.synchronize()
     print("all equal")

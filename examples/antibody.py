@@ -3,24 +3,29 @@
     pip download antiberty==0.1.3 --no-deps && unzip antiberty-0.1.3-py3-none-any.whl -d runs/wheel
     python examples/antibody.py convert runs/wheel/antiberty/trained_models runs/antiberty
     python examples/antibody.py train runs/antiberty runs/antibody            # 14 minutes on one busy core
-    python examples/antibody.py compare runs/antiberty runs/antibody/policy   # beside the rules, paired
+
+Its test problems, in this folder so that the task is found, beside rules at several settings; then paired differences:
+
+    unmask evaluate --task antibody:Antibody --model ../runs/antiberty --dtype bfloat16 --max-new-tokens 140 \
+        --problems 100 --regimes full --output ../runs/antibody/rows.csv --alphas 0.03 0.1 0.3 1 4 16 \
+        --policies ours=../runs/antibody/policy threshold:0.1 threshold:0.3 threshold:0.5 threshold:0.7 threshold:0.9 \
+        factor:1 factor:2 factor:4 factor:8 factor:16 entropy-bound:1 entropy-bound:2 entropy-bound:4 \
+        entropy-bound:8 entropy-bound:16 entropy-bound:32 entropy-bound:64
+    unmask compare ../runs/antibody/rows.csv
 
 AntiBERTy (Ruffolo, Gray and Sulam, arXiv 2112.07782; MIT) has 26 million parameters and predicts masked residues.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from transformers import BertForMaskedLM
 
-from unmask import Sampler, SamplerConfig, load_model
 from unmask.tasks import Problem, Task
 from unmask.training import SetTrainer, SetTrainerConfig
 
@@ -88,16 +93,10 @@ class Antibody(Task):
 
 
 def convert(source: str, folder: str) -> None:
-    """Write AntiBERTy's masked language model, without its three classifiers, as a folder that ``load_model`` reads."""
-    weights = Path(source, "AntiBERTy_md_smooth")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    stored = torch.load(weights / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    others = ("cls.species", "cls.chain", "cls.graft", "bert.pooler", "bert.embeddings.position_ids")
-    kept = {name: tensor.clone() for name, tensor in stored.items() if not name.startswith(others)}
-    save_file(kept, Path(folder, "model.safetensors"), {"format": "pt"})
-    config = json.loads((weights / "config.json").read_text())
-    config |= {"architectures": ["BertForMaskedLM"], "mask_token_id": MASK}
-    Path(folder, "config.json").write_text(json.dumps(config, indent=1))
+    """Write AntiBERTy's masked language model, without its classifiers, as safetensors for ``load_model``."""
+    model = BertForMaskedLM.from_pretrained(Path(source, "AntiBERTy_md_smooth"))
+    model.config.mask_token_id = MASK
+    model.save_pretrained(folder)
 
 
 def train(model: str, output: str) -> None:
@@ -110,39 +109,5 @@ def train(model: str, output: str) -> None:
     SetTrainer(SetTrainerConfig.from_dict(settings), task=Antibody()).train()
 
 
-RISKS = (0.03, 0.1, 0.3, 1, 4, 16)
-RULES = [
-    *(f"threshold:{x}" for x in (0.2, 0.3, 0.4, 0.5, 0.7, 0.9)),
-    *(f"factor:{x}" for x in (2, 4, 8, 16)),
-    *(f"entropy-bound:{x}" for x in (2, 4, 8, 16, 32, 64)),
-]
-
-
-def compare(model: str, policy: str, problems: str = "100", *risks: str) -> None:
-    """Recovery and forwards of each rule and of the policy at each risk, on the same test problems.
-
-    The policy is compared, problem by problem, with the best rule of at most a quarter of a forward more.
-    """
-    base, task = load_model(model, dtype="bfloat16"), Antibody()
-    drawn = task.problems(int(problems), 0)
-    longest = max(len(p.ids) for p in drawn)
-    ids = torch.tensor([[0] * (longest - len(p.ids)) + list(p.ids) for p in drawn])
-    rules: list[tuple[float, torch.Tensor, str]] = []
-    for name, risk in [*((rule, None) for rule in RULES), *((policy, float(risk)) for risk in risks or RISKS)]:
-        config = SamplerConfig(block_length=None, alpha=risk, actions="greedy", max_batch_size=32)
-        out = Sampler(base, None, name, config).infill(ids, ids != 0)
-        texts = zip(drawn, out.sequences.tolist(), strict=True)
-        grades = torch.tensor([task.grade(p, text[-len(p.ids) :]) for p, text in texts])
-        nfe, said = out.steps.float().mean().item(), name if risk is None else f"policy, risk {risk:g}"
-        line = f"{said:<18} {nfe:6.2f} forwards  recovery {grades.mean():.3f}"
-        if risk is None:
-            rules.append((nfe, grades, name))
-        elif near := [rule for rule in rules if rule[0] <= nfe + 0.25]:
-            _, others, best = max(near, key=lambda rule: rule[1].mean().item())
-            gain = grades - others
-            line += f"  {gain.mean():+.3f} ± {gain.std() / len(gain) ** 0.5:.3f} against {best}"
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
-    {"convert": convert, "train": train, "compare": compare}[sys.argv[1]](*sys.argv[2:])
+    {"convert": convert, "train": train}[sys.argv[1]](*sys.argv[2:])

@@ -14,6 +14,7 @@ from scripts_as_modules import load_script
 from transformers import BertConfig, BertForMaskedLM
 
 import unmask
+from unmask.cli import main
 from unmask.evaluation.results import read_csv
 from unmask.policies.config import SetPolicyConfig
 from unmask.policies.set_policy import SetPolicy
@@ -54,7 +55,9 @@ def test_a_part_from_training_to_rows(study: ModuleType, tmp_path: Path) -> None
     assert all(row.learned and row.problems == 8 and row.regime == "full" for row in rows)
 
 
-def test_antibodies_with_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_antibodies_with_holes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A small random model in AntiBERTy's layout is converted, loaded and decoded; grades count the holes alone."""
     antibody: Any = load_script(SCRIPT.with_name("antibody.py"))
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -79,8 +82,14 @@ def test_antibodies_with_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert task.grade(problem, wrong) == holes.count("D") / len(holes)
     policy = SetPolicyConfig(vocab_size=25, hidden_size=16, num_heads=2, ffn_size=16)
     SetPolicy(policy).save_pretrained(tmp_path / "policy")
-    antibody.RULES = ["threshold:0.05", "entropy-bound:64"]
-    antibody.compare(str(tmp_path / "model"), str(tmp_path / "policy"), "3", "1")
-    rows = capsys.readouterr().out.splitlines()
-    assert [row[:18].strip() for row in rows] == ["threshold:0.05", "entropy-bound:64", "policy, risk 1"]
-    assert "against" in rows[2]
+    monkeypatch.chdir(SCRIPT.parent)
+    rows, known = (
+        tmp_path / "rows.csv",
+        ("--max-new-tokens", "140", "--problems", "3", "--regimes", "full", "--alphas", "1"),
+    )
+    policies = (f"ours={tmp_path / 'policy'}", "threshold:0.05", "entropy-bound:64")
+    task = ("--task", "antibody:Antibody", "--model", str(tmp_path / "model"))
+    assert main(["evaluate", *task, *known, "--output", str(rows), "--policies", *policies]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(rows)]) == 0
+    assert capsys.readouterr().out.count("`ours`") == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask import Sampler, SamplerConfig
-from unmask.benchmarking import decoding, operations, sets, step
+from unmask.benchmarking import decoding, operations, rules, sets, step
 from unmask.benchmarking.calls import Captured
 from unmask.benchmarking.decoding import SHORT, Products, Rollouts, captured, generated, random_llada
 from unmask.benchmarking.operations import confident_policy
@@ -67,6 +67,16 @@ def test_the_policy_unmasks_what_is_confident_and_its_logits_agree() -> None:
     outputs = agreed(c)
     with pytest.raises(AssertionError, match="logits are off by 0.0"):
         c.agree(outputs["unmask"] + 1e-3, outputs["eager"])
+
+
+def test_rules_decide_as_in_plain_torch() -> None:
+    found = list(rules.choose(CPU, quick=True))
+    assert len({c.setting for c in found}) == len(found) == 2 * len(rules.RULES)
+    for c in found:
+        select = agreed(c)["unmask"][0]
+        assert 0 < int(select.sum()) < select.numel()
+    with pytest.raises(AssertionError, match="decisions differ"):
+        found[0].agree((~select,), (select,))
 
 
 def test_few_rows_of_the_lm_head_equal_those_of_all() -> None:

@@ -28,8 +28,9 @@ TESTS = Path(__file__).parent
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "whole", replayed_steps=3).train()
-    make_trainer(tmp_path / "parts", replayed_steps=3).train()
+    settings = {"replayed_steps": 3, "kl_coef": 0.1}
+    make_trainer(tmp_path / "whole", **settings).train()
+    make_trainer(tmp_path / "parts", **settings).train()
     newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
     assert newest.name == "step-000003"
     for path in sorted(newest.rglob("*"), reverse=True):  # as if killed before the last checkpoint
@@ -37,12 +38,15 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     newest.rmdir()
     log = tmp_path / "parts" / "metrics.jsonl"
     log.write_bytes(b'{"step": 1, "rew\xff\n[2]\n' + log.read_bytes())  # damaged lines are dropped
-    resumed = make_trainer(tmp_path / "parts", replayed_steps=3, resume_from_checkpoint=True)
+    resumed = make_trainer(tmp_path / "parts", **settings, resume_from_checkpoint=True)
     resumed.train()
     assert resumed.iteration == 3
     assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
-    reward = [[(row["step"], row["reward"]) for row in lines(tmp_path / name)] for name in ("whole", "parts")]
-    assert reward[0] == reward[1]
+    logs = [
+        [(row["step"], row["reward"], row.get("kl")) for row in lines(tmp_path / name)] for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+    assert logs[0][-1][2] > 0
 
 
 KILLED = """

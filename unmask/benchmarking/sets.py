@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask import ops
 from unmask.benchmarking.calls import Call, compiled, library, on_device
 from unmask.benchmarking.decoding import random_llada
-from unmask.benchmarking.step import states
+from unmask.benchmarking.step import advancing, states
 from unmask.benchmarking.timing import Comparison
 from unmask.models import load_model
 from unmask.ops.reference.select_set import selected
@@ -91,15 +91,7 @@ def whole_step(name: str, model: Any, length: int, batch: int) -> Comparison:
         return Sampler(model, None, policy, config).new_state(tokens, None, 8, config)
 
     def step_of(policy: SetPolicy) -> Call:
-        step, turns = Step(Forward(model, policy, config), policy, config), states(state_of(policy), 1)
-
-        @torch.no_grad()
-        def call() -> Tensor:
-            state = next(turns)
-            step(state)
-            return state.tokens
-
-        return call
+        return advancing(Step(Forward(model, policy, config), policy, config), states(state_of(policy), 1))
 
     policy = random_policy(model.vocab_size, device)
     state = state_of(policy)

@@ -48,6 +48,18 @@ def states(fresh: State, count: int) -> Iterator[State]:
         yield from views
 
 
+def advancing(step: Step, turns: Iterator[State]) -> Call:
+    """A call that takes the next state of ``turns`` one step on and returns its tokens (B, T)."""
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        state = next(turns)
+        step(state)
+        return state.tokens
+
+    return call
+
+
 class Setting:
     """A step in which both policies unmask some of the active block, not all, whatever the rounding."""
 
@@ -78,15 +90,7 @@ class Setting:
         config = SamplerConfig(LENGTH, BLOCK)
         step = Step(Forward(self.model, policy, config), policy, config)
         fresh = Sampler(self.model, None, policy, config).new_state(self.tokens, None, 0, config)
-        turns = states(fresh, CALLS if self.tokens.is_cuda else 1)
-
-        @torch.no_grad()
-        def call() -> Tensor:
-            state = next(turns)
-            step(state)
-            return state.tokens
-
-        return call
+        return advancing(step, states(fresh, CALLS if self.tokens.is_cuda else 1))
 
     def score(self, rule: Rule, chain: Chain, logits: Tensor, mask: Tensor) -> Found:
         confidence, token = chain(logits)

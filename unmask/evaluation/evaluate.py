@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from torch import nn
 
 from unmask.commit import package_commit
-from unmask.config import Count, NonNegative, PositiveInt
+from unmask.config import Count, NonNegative, PositiveInt, require
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.evaluation.outcomes import checked_outcomes, outcomes_text
 from unmask.files import locked, write_atomically
@@ -148,19 +148,18 @@ def evaluate(
     sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With
     ``samples`` N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets
     a line of JSON for each before they are graded. ``on_finished`` is called with the number of finished rows.
-    Raises ValueError if the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not positive, or if all
-    samples of a problem would be the same.
+    Raises ValueError if prompts are texts and the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not
+    positive, or if all samples of a problem would be the same.
     """
-    if num_problems < 1:
-        raise ValueError(f"num_problems must be positive, got {num_problems}")
+    require(num_problems >= 1, f"num_problems must be positive, got {num_problems}")
     config = sampler.config.updated(overrides)
     check_samples(samples, config, sampler)
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
         config = config.updated(overrides)
     problems = task.problems(num_problems, problem_seed)
-    if sampler.tokenizer is None and any(problem.ids is None for problem in problems):
-        raise ValueError("evaluate needs a Sampler with a tokenizer, this one has none")
+    readable = sampler.tokenizer is not None or all(problem.ids is not None for problem in problems)
+    require(readable, "evaluate needs a Sampler with a tokenizer, this one has none")
     each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
     result = decode_problems(sampler, each, config, on_finished=on_finished)
@@ -171,10 +170,8 @@ def evaluate(
     said = answers(each, result)
     grades = grade(task, each, said)
     correct = [sum(group) for group in groups(grades, samples)]
-    accuracy, nfe, tpf = (
-        [mean(group) for group in groups(values, samples)]
-        for values in (grades, [float(v) for v in result.steps.tolist()], result.tokens_per_forward.tolist())
-    )
+    each_of = (grades, result.steps.tolist(), result.tokens_per_forward.tolist())
+    accuracy, nfe, tpf = ([mean(group) for group in groups(values, samples)] for values in each_of)
     return Evaluation(
         **about,
         accuracy=mean(accuracy),

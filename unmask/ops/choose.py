@@ -81,6 +81,12 @@ def choose(choice: Choice, given: Proposed) -> tuple[Tensor, Tensor, Tensor | No
         TypeError: a tensor of the wrong dtype, or one that the rule needs is missing.
         ValueError: a wrong shape, device or number; the message names the argument.
     """
+    select, score, revise = library.call("choose", *arguments(choice, given))
+    return select, score, None if choice.edit is None or given.editable is None else revise
+
+
+def arguments(choice: Choice, given: Proposed) -> tuple[object, ...]:
+    """The op's arguments, as its schema has them."""
     c, g = choice, given
     editable = None if c.edit is None else g.editable
     numbers = [float(x) for x in c.numbers] + [0.0] * (3 - len(c.numbers))
@@ -89,8 +95,7 @@ def choose(choice: Choice, given: Proposed) -> tuple[Tensor, Tensor, Tensor | No
     where = (g.block_length, g.horizon or max(g.region.shape[-1], 1), list(g.stop_ids))
     window = NO_LIMIT if c.window is None else c.window
     options = (window, c.decay, c.spacing, c.hold_eos, 0.0 if c.edit is None else c.edit)
-    select, score, revise = library.call("choose", *tensors, g.steps, g.phase, g.memory, *rule, *where, *options)
-    return select, score, None if editable is None else revise
+    return (*tensors, g.steps, g.phase, g.memory, *rule, *where, *options)
 
 
 @torch.library.register_fake("unmask::choose")

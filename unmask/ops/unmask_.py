@@ -37,9 +37,8 @@ def unmask_(
     """Unmask and revise positions of the active blocks and bring ``state`` up to date, in place.
 
     A row that is done is left exactly as it is. A running row gets ``forwards`` + 1, and ``steps`` + 1 if its active
-    block had a mask, as it always has without ``max_post``. Only allowed positions can be
-    unmasked: ``state.allowed`` may be narrower on entry than the masks of the active block, not wider. The full
-    contract is in ``csrc/ops/unmask.h``.
+    block had a mask, as it always has without ``max_post``. Only allowed positions can be unmasked: ``state.allowed``
+    may be narrower on entry than the masks of the active block, not wider. csrc/ops/unmask.h has the whole contract.
 
     Args:
         state: the rows; everything but the keys of the draws (sequence, draw_step, position) and the phase is written.
@@ -51,8 +50,7 @@ def unmask_(
             the highest logit if nothing was drawn), "greedy" (logit > 0, else the highest) or "dpls" (dynamic
             Plackett-Luce: in order, without replacement, until STOP is drawn; at least one).
         max_steps: a row with masks left after that many steps ends as EXHAUSTED; None = L.
-        eos: at most 16 stop ids. A row in which one of them stands before all remaining masks is complete, and its
-            remaining masks become the first such id.
+        eos: at most 16 stop ids. With one of them before all its masks a row is complete; its masks become that id.
         temperature: > 0; logits are divided by it ("bernoulli", "bernoulli-argmax", "dpls").
         scale: >= 0; factor on the Bernoulli probabilities.
         stop_logit: utility of STOP in "dpls".
@@ -69,9 +67,7 @@ def unmask_(
         rank (B, L) int32: 0 where a token was unmasked (for "dpls" the order of the draw, 0, 1, 2, ...), REVISED where
         one was overwritten with another, else -1.
 
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device, layout or number; the message names the argument.
+    Raises TypeError or ValueError naming an argument of the wrong type, dtype, shape, device, layout or value.
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -79,8 +75,7 @@ def unmask_(
     most = state.length if max_steps is None else max_steps
     stops = () if eos is None else (eos,) if isinstance(eos, int) else eos
     numbers = (state.start, state.block_length, most, MODES.index(mode), stops, temperature, scale, stop_logit)
-    drawing = mode in ("bernoulli", "bernoulli-argmax", "dpls")
-    key = seed_tensor(seed, state.tokens.device) if drawing else None
+    key = None if mode in ("select", "greedy") else seed_tensor(seed, state.tokens.device)
     edits = (revise, None if revise is None else state.editable, max_post, everywhere, settled_stop)
     return library.call("unmask_", *tensors, *numbers, key, *edits)
 

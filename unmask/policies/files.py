@@ -33,8 +33,8 @@ FORMAT_VERSION = 1
 PUBLISHED_PREFIX = "base_policy."
 PUBLISHED_DEFAULT_HEADS = 2
 _INV_FREQ = "transformer_blocks.0.inv_freq"
-# Bookkeeping that the transformers library writes into a config.json; none of it changes what a policy computes.
 _SIZES = ("hidden_size", "ffn_size", "num_confidences", "num_layers", "vocab_size", "embedding_size")
+# Bookkeeping that the transformers library writes into a config.json; none of it changes what a policy computes.
 _HUB_KEYS = {
     "_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "id2label",
     "label2id", "model_type", "output_attentions", "output_hidden_states", "return_dict", "tie_word_embeddings",

@@ -60,6 +60,10 @@ class Heuristic(UnmaskingPolicy):
 
     name: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
+    rule: ClassVar[str] = "picked"
+    """The rule of :func:`unmask.ops.choose`, which has its formula."""
+    order: ClassVar[str] = "probability"
+    """The score of that op: the higher, the sooner a position is unmasked."""
     graph_safe = True
 
     def __init_subclass__(cls) -> None:
@@ -98,11 +102,6 @@ class Heuristic(UnmaskingPolicy):
         ends = {p.name: "" if p.default is None else f" ({p.default:g} if left out)" for p in cls.parameters}
         return "; ".join(f"{p.name} {p.range}{ends[p.name]}" for p in cls.parameters)
 
-    rule: ClassVar[str] = "picked"
-    """The rule of :func:`unmask.ops.choose`, which has its formula."""
-    order: ClassVar[str] = "probability"
-    """The score of that op: the higher, the sooner a position is unmasked."""
-
     @property
     def numbers(self) -> tuple[float, ...]:
         """The rule's numbers as the op takes them."""
@@ -113,20 +112,20 @@ class Heuristic(UnmaskingPolicy):
 
     def decided(self, o: Observation, options: Choice) -> Decision:
         """The decision under ``options``, whose rule and score are not read."""
-        choice = replace(options, rule=self.rule, score=self.order, numbers=self.numbers)
-        select, score, revise = choose(choice, self.proposed(o, choice.edit is not None))
+        select, score, revise = choose(*self.asked(o, options))
         return Decision(select=select, score=score, revise=revise)
 
-    def proposed(self, o: Observation, edits: bool) -> Proposed:
-        """What the op reads of a step."""
+    def asked(self, o: Observation, options: Choice) -> tuple[Choice, Proposed]:
+        """What the op is asked, and what it reads of a step."""
+        choice = replace(options, rule=self.rule, score=self.order, numbers=self.numbers)
         reads = {"margin": "confidence", "cost": "entropy", "draw": "uniform"}.get(self.order)
-        given = proposed(o, edits)
+        given = proposed(o, choice.edit is not None)
         if self.rule in ("fixed-steps", "block-steps"):
             memory = o.memory.get("schedule")
             if memory is None or memory.shape[0] != len(o.steps):
                 memory = o.memory["schedule"] = o.steps.new_full((len(o.steps), 2), -1)
             given = replace(given, steps=o.steps, memory=memory)
-        return replace(given, values=None if reads is None else required(o, reads), picked=self.picked(o))
+        return choice, replace(given, values=None if reads is None else required(o, reads), picked=self.picked(o))
 
     def picked(self, o: Observation) -> Tensor | None:
         """(B, L) bool: what a position must fulfil besides, or for "picked" alone; None: nothing."""

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from unmask.config import NonNegative, checked
 from unmask.ops.reference.policy_forward import network, rotary_frequencies, sinusoidal_embedding
+from unmask.ops.reference.select_set import prior_logit
 from unmask.policies.config import PolicyConfig
-
-LEAST = 1e-4
-"""A rule's probabilities are clamped to [LEAST, 1 - LEAST] before their logit is taken."""
 
 # log1p(alpha) runs from 0 to about 2.5 in practice; these frequencies resolve steps of 0.05 in it.
 ALPHA_FREQUENCIES = (0.25, 8.0)
@@ -176,8 +174,8 @@ class PolicyNetwork(nn.Module):
 
     def rule_logits(self, confidence: Tensor) -> Tensor:
         """(B, L) float32: what the rule that the network corrects says of ``confidence`` (B, L, k)."""
-        p, level = confidence[..., 0].float().abs().nan_to_num(0.0), self.config.rule_threshold
-        return self.config.steepness * (torch.logit(p, LEAST) - math.log(level / (1 - level)))
+        level = self.config.rule_threshold
+        return self.config.steepness * (prior_logit(confidence[..., 0].float()) - math.log(level / (1 - level)))
 
     def _check(self, mask: Tensor, confidence: Tensor, time: Tensor) -> None:
         if mask.dim() != 2 or mask.dtype != torch.bool:

@@ -15,7 +15,7 @@ from unmask.sampling.blocks import BlockPlan
 from unmask.sampling.cache import CachePlan, Part
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.logits import guided
-from unmask.sampling.state import State, places
+from unmask.sampling.state import State
 from unmask.sampling.step import Statistics, narrows, spread, statistics
 
 
@@ -88,8 +88,8 @@ class Forward:
         watching: dict[str, Any] = {} if watch is None else {"watch": watch}
         if positions is None:
             return self.model(state.tokens, state.attention, positions=slice(state.start, None), **watching)
-        rows, width = state.tokens.shape
-        flat = positions + places(rows, state.start + 1, width, positions.device)[:, state.start :]
+        width = state.tokens.shape[1]
+        flat = positions + state.numbered(1, width, state.start)
         logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1), **watching)
         return logits.view(*positions.shape, -1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,6 +60,8 @@ class State(ops_state.State):
     """(N, C) float32: what the policy's ``condition`` computes from ``alpha``, the same in all steps."""
     memory: dict[str, Any] = field(default_factory=dict)
     """The policy's memory of these rows: tensors with one entry per row."""
+    kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """What :meth:`numbered` made, for this state and all that come from it."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with one entry per row, by field name."""
@@ -93,17 +94,26 @@ class State(ops_state.State):
 
     def positions(self) -> Tensor:
         """(N, BL) int64 buffer positions of each row's active block; past the end, the last position repeats."""
-        offsets = places(1, self.block_length, 0, self.rows.device)
-        return self._plus_block(offsets, self.block_length).clamp(0, self.length - 1)
+        return self._plus_block(self.numbered(self.block_length, 0), self.block_length).clamp(0, self.length - 1)
 
     def sources(self) -> Tensor:
         """(N, L) int64: for each buffer position the number of its entry in :meth:`positions`, flattened.
 
         Numbers of positions outside of the active block mean nothing.
         """
-        return self._plus_block(
-            places(len(self.rows), self.length, self.block_length, self.rows.device), -self.block_length
-        )
+        return self._plus_block(self.numbered(self.length, self.block_length), -self.block_length)
+
+    def numbered(self, length: int, stride: int, first: int = 0) -> Tensor:
+        """(N, length) int64: first + position + row * stride.
+
+        It is made once, so that steps need not, and lives as long as the states, as a captured step reads its address.
+        """
+        key = (len(self.rows), length, stride, first)
+        if key not in self.kept:
+            device = self.rows.device
+            rows = torch.arange(key[0], device=device)[:, None] * stride
+            self.kept[key] = torch.arange(first, first + length, device=device) + rows
+        return self.kept[key]
 
     def _plus_block(self, numbers: Tensor, factor: int) -> Tensor:
         """``numbers`` plus ``factor`` / BL times the place where each row's active block begins."""
@@ -111,12 +121,6 @@ class State(ops_state.State):
         if not self.grid:  # then no row has a phase
             return moved
         return moved - self.phase[:, None] if factor > 0 else moved + self.phase[:, None]
-
-
-@lru_cache(maxsize=64)
-def places(rows: int, length: int, stride: int, device: torch.device) -> Tensor:
-    """(rows, length) int64: position + row * stride; kept, so that steps need not compute it."""
-    return torch.arange(length, device=device) + torch.arange(rows, device=device)[:, None] * stride
 
 
 def positions_from(first: Tensor, width: int, length: int) -> Tensor:

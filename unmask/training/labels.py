@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.ops.reference.select_set import LEAST
+from unmask.ops.reference.select_set import LEAST, prior_logit
 from unmask.ops.state import REMAINING
 from unmask.policies.base import Observation
 from unmask.policies.learned import Policy
@@ -67,7 +67,7 @@ class SingleInputs:
     @property
     def prior(self) -> Tensor:
         """(M, L): logit of the proposal's probability."""
-        return torch.logit(self.confidence[..., 0].abs().clamp(LEAST, 1 - LEAST))
+        return prior_logit(self.confidence[..., 0])
 
 
 Inputs = SetInputs | SingleInputs

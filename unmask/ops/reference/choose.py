@@ -44,18 +44,11 @@ def choose(
     edit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and result of the op."""
-    name, kind = _named(rule, score)
+    name, kind = _named(rule, score, block_length=block_length, horizon=horizon, window=window, spacing=spacing)
     reads, counts = kind not in ("probability", "place"), name in ("fixed-steps", "block-steps")
     check(region.ndim == 2, "region", "shape (B, L)", tuple(region.shape))
-    sizes = {"block_length": block_length, "horizon": horizon, "window": window, "spacing": spacing}
-    for what, size in sizes.items():
-        check(size >= 1, what, "at least 1", size)
-    needed = {"memory": memory, "steps": steps} if counts else {}
-    needed |= {"values": values} if reads else {}
-    needed |= {"picked": picked} if name == "picked" else {}
-    for what, tensor in needed.items():
-        if tensor is None:
-            raise TypeError(f"{what}: expected a tensor for {name!r} by {kind!r}, got None")
+    needed = {"memory": (counts, memory), "steps": (counts, steps), "values": (reads, values)}
+    _check_given(f"{name!r} by {kind!r}", needed | {"picked": (name == "picked", picked)})
     check_tensors(
         {"2": 2},
         region,
@@ -76,22 +69,31 @@ def choose(
     factor = log_decay(rank, decay).exp().float() if decay else None
     order = comparable(scores(kind, probability, values, factor, rank), narrowed)
     if name == "picked":
-        assert picked is not None
-        chosen = picked & narrowed
+        chosen = narrowed
     else:
         quota = _quota(name, region, numbers, steps, phase, memory if counts else None, block_length, horizon)
         chosen = _by_rule(name, order, numbers, quota) & usable(order)
-        chosen = chosen if picked is None else chosen & picked
+    chosen = chosen if picked is None else chosen & picked
     select = kept(region, narrowed, order, chosen, candidates, stops, spacing, hold_eos)
     if editable is None:
         return select, order, region.new_empty((0, region.shape[1]))
     return select, order, revisions(editable, candidates, tokens, probability, edit)
 
 
-def _named(rule: int, score: int) -> tuple[str, str]:
+def _named(rule: int, score: int, **sizes: int) -> tuple[str, str]:
+    """The names of ``rule`` and ``score``; ValueError for a number that has none, or for ``sizes`` below 1."""
     check(0 <= rule < len(RULES), "rule", f"0 to {len(RULES) - 1}", rule)
     check(0 <= score < len(SCORES), "score", f"0 to {len(SCORES) - 1}", score)
+    for what, size in sizes.items():
+        check(size >= 1, what, "at least 1", size)
     return RULES[rule], SCORES[score]
+
+
+def _check_given(rule: str, tensors: dict[str, tuple[bool, Tensor | None]]) -> None:
+    """TypeError for the first tensor that the rule needs and that is None."""
+    for name, (needed, tensor) in tensors.items():
+        if needed and tensor is None:
+            raise TypeError(f"{name}: expected a tensor for {rule}, got None")
 
 
 def scores(kind: str, probability: Tensor, values: Tensor | None, factor: Tensor | None, rank: Tensor) -> Tensor:

@@ -136,8 +136,8 @@ def read_proposals(proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def prior_logit(probability: Tensor) -> Tensor:
-    """Logit of the proposal's probability, to which the network's output is added."""
-    return torch.logit(probability.clamp(LEAST, 1 - LEAST))
+    """Logit of the proposal's probability, to which a network's output is added; a minus sign and NaN count nothing."""
+    return torch.logit(probability.abs().nan_to_num(0.0).clamp(LEAST, 1 - LEAST))
 
 
 def num_numbers(confidences: int) -> int:

@@ -1,0 +1,72 @@
+"""Hand-made rules with their options: what one decision costs, as one call and in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from unmask import ops
+from unmask.benchmarking.calls import library, on_device
+from unmask.benchmarking.operations import BLOCK, LENGTH
+from unmask.benchmarking.step import EOS, MASK
+from unmask.benchmarking.timing import Comparison
+from unmask.ops import Choice
+from unmask.ops.choose import arguments
+from unmask.ops.reference.choose import choose as in_torch
+from unmask.policies import make_policy
+from unmask.policies.base import Observation
+from unmask.policies.heuristics import Heuristic
+from unmask.policies.options import WithOptions
+
+RULES = (
+    "threshold:0.9", "threshold:0.9,hold-eos,window=8,decay=0.05", "threshold:0.9,spacing=3", "factor:1",
+    "entropy-bound:0.1", "margin:64", "local-leap:0.9", "edit:0.9,0.5",
+)  # fmt: skip
+
+
+def observed(batch: int, block_length: int, device: torch.device) -> Observation:
+    """A step in the middle of a decode: half of the second block is masked, or of the buffer where it is one block."""
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(batch, LENGTH, generator=generator) < 0.5
+    allowed = mask.clone()
+    if block_length < LENGTH:
+        allowed[:, :BLOCK], allowed[:, 2 * BLOCK :] = False, False
+    confidence = torch.rand(batch, LENGTH, 2, generator=generator).sort(-1, descending=True).values
+    tokens = torch.randint(0, 1000, (batch, LENGTH), generator=generator)
+    tensors: dict[str, Any] = {
+        "mask": mask, "allowed": allowed, "confidence": confidence, "token_confidence": confidence[..., 0].contiguous(),
+        "entropy": -confidence[..., 0].log(), "candidates": tokens.roll(1, 0), "editable": ~mask,
+        "tokens": tokens.masked_fill(mask, MASK), "steps": torch.full((batch,), 3),
+    }  # fmt: skip
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Observation(**moved, length=LENGTH, block_length=block_length, stop_ids=(EOS,))
+
+
+def agree(got: Any, want: Any) -> None:
+    """The same decision, bit by bit."""
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b), "the decisions differ"
+
+
+def decision(spec: str, batch: int, block_length: int, device: torch.device) -> Comparison:
+    """One decision of the rule ``spec``."""
+    policy, options = make_policy(spec), Choice()
+    if isinstance(policy, WithOptions):
+        policy, options = policy.inner, policy.choice
+    assert isinstance(policy, Heuristic)
+    asked = arguments(*policy.asked(observed(batch, block_length, device), options))
+    kernel = partial(ops.library.call, "choose", *asked)
+    where = "full diffusion" if block_length == LENGTH else f"block of {block_length}"
+    eager = on_device(partial(in_torch, *asked), device)
+    return Comparison("choose", f"{spec}, batch {batch}, {where}", {**library(kernel, device), "eager": eager}, agree)
+
+
+def choose(device: torch.device, quick: bool = False) -> Iterator[Comparison]:
+    """Decisions of rules for buffers of 256 tokens, half of them masked, in full diffusion and in blocks of 32."""
+    for batch in (1,) if quick else (1, 32):
+        for block_length in (LENGTH, BLOCK):
+            for spec in RULES:
+                yield decision(spec, batch, block_length, device)
