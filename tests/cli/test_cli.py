@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from unmask import Sampler, __version__, load_model
-from unmask.benchmarking.timing import Comparison
 from unmask.cli import COMMANDS, main, printable
 from unmask.cli.generate import Generate
 from unmask.cli.parsing import given, parse
@@ -250,78 +248,6 @@ def test_plot_draws_what_evaluate_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     assert figure.read_text().lstrip().startswith("<?xml")
 
 
-def test_bench_compares_outputs_and_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "bench.csv"
-    assert main(["bench", "policy_forward", "--seconds", "0.05", "--json", "--output", str(path)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["failures"] == []
-    ours, eager = report["timings"][:2]
-    assert (ours["contender"], eager["contender"]) == ("unmask", "eager")
-    assert eager["ratio"] == 1.0
-    assert ours["ratio"] == pytest.approx(eager["seconds"] / ours["seconds"])
-    assert len(path.read_text().splitlines()) == len(report["timings"]) + 1
-
-
-def test_cpu_time_is_for_one_thread_and_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        assert main(["bench", "policy_forward", "--cpu-time", "--threads", "2"]) == 2
-        assert "expected --threads 1 and --device cpu, got 2 threads" in capsys.readouterr().err
-    finally:
-        torch.set_num_threads(before)
-
-
-def suites(monkeypatch: pytest.MonkeyPatch, **listed: Callable[[], list[Comparison]]) -> None:
-    """Put ``listed`` in place of the suites of these names."""
-    for name, comparisons in listed.items():
-        monkeypatch.setattr(f"unmask.benchmarking.operations.{name}", lambda device, quick, give=comparisons: give())
-
-
-def test_bench_gives_no_ratio_where_outputs_differ(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def agree(got: int, want: int) -> None:
-        if got != want:
-            raise AssertionError(f"off by {got - want}")
-
-    contenders = {"unmask": lambda: 3, "eager": int}
-    suites(monkeypatch, policy_forward=lambda: [Comparison("a", "b", contenders, agree)])
-    assert main(["bench", "policy_forward", "--json", "--seconds", "0.01"]) == 1
-    printed = capsys.readouterr()
-    ours, _ = json.loads(printed.out)["timings"]
-    assert (ours["seconds"], ours["ratio"], ours["note"]) == (None, None, "outputs differ: off by 3")
-    assert "a, b, unmask: outputs differ: off by 3" in printed.err
-
-
-def test_bench_keeps_the_rows_it_has_when_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bench.csv"
-
-    def stopped() -> None:
-        assert len(path.read_text().splitlines()) == 3, "the first comparison's rows"
-        raise KeyboardInterrupt
-
-    def two() -> list[Comparison]:
-        calls = {"a": int, "b": stopped}
-        return [Comparison(n, n, {"unmask": call, "eager": int}, lambda got, want: None) for n, call in calls.items()]
-
-    suites(monkeypatch, policy_forward=two)
-    assert main(["bench", "policy_forward", "--seconds", "0.01", "--output", str(path)]) == 130
-    assert [row.split(",")[2] for row in path.read_text().splitlines()] == ["contender", "unmask", "eager"]
-
-
-def test_a_suite_that_cannot_be_made_is_one_failure(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken() -> list[Comparison]:
-        raise torch.OutOfMemoryError("no memory left")
-
-    suites(monkeypatch, policy_forward=broken, lm_head=list)
-    assert main(["bench", "policy_forward", "lm_head"]) == 1
-    assert "policy_forward: no memory left" in capsys.readouterr().err
-
-
 def test_info_names_versions_and_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
@@ -428,68 +354,6 @@ def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixtu
     assert "alpha must be at least 0 or a list, got -1" in capsys.readouterr().err
     assert main(["train", "quickstart", "--threads", "1", "--oops"]) == 2
     assert "Unrecognized options: --oops" in capsys.readouterr().err
-
-
-def test_push_writes_the_card_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("huggingface_hub")
-    from unmask import Policy
-
-    folder, rows = tmp_path / "policy", tmp_path / "rows.csv"
-    Policy.from_pretrained("tiny").save_pretrained(folder)
-    options = ["--policies", f"mine={folder}", "--regimes", "full", "--problems", "20", "--output", str(rows)]
-    assert main([*HOPS, *options]) == 0
-    (row,) = read_csv(rows)
-    command = ["push", str(folder), "user/name", "--base-model", "tiny", "--results", str(rows), "--dry-run"]
-    assert main([*command, "--training", "quickstart"]) == 0
-    card = (folder / "README.md").read_text()
-    assert f"| hops | `mine` | 1 | full | {row.accuracy:.3f} ± {row.accuracy_se:.3f} | {row.nfe:.2f} ±" in card
-    assert '"num_generations"' in card
-    assert "output_dir" not in card  # where it lay on this machine is nobody's business
-    assert f"wrote {folder / 'README.md'}" in capsys.readouterr().out
-    assert main(["push", str(tmp_path / "nowhere"), "user/name", "--dry-run"]) == 2
-    assert "no folder" in capsys.readouterr().err
-
-
-def test_push_tells_of_the_run_that_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("huggingface_hub")
-    from unmask import Policy
-    from unmask.training.record import training_record, write_training
-
-    settings = {"alpha": 0.25, "output_dir": str(tmp_path), "task": "hops"}
-    config = TrainerConfig.from_yaml("quickstart", settings)
-    part = {"from": 0, "processes": 2, "unmask": "0.1.0", "commit": "abc1234"}
-    Policy.from_pretrained("tiny").save_pretrained(tmp_path)
-    write_training(tmp_path, training_record(config, 140, [part], {}, dtype="bfloat16"))
-    command = ["push", str(tmp_path), "user/name", "--dry-run"]
-    assert main(command) == 0
-    card = (tmp_path / "README.md").read_text()
-    training = json.loads(card.partition("```json\n")[2].partition("```")[0])
-    assert (training["alpha"], training["model"], training["iteration"], training["processes"]) == (
-        0.25,
-        "tiny",
-        140,
-        2,
-    )
-    assert training["commit"] == "abc1234"
-    assert 'Sampler.from_pretrained("tiny"' in card
-    assert "| task | `hops` |" in card
-    assert str(tmp_path) not in card
-    assert main([*command, "--training", "quickstart"]) == 2
-    assert "training.json differs in alpha; leave it out" in capsys.readouterr().err
-    assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 2
-    assert "training.json the policy was trained on tiny" in capsys.readouterr().err
-    # What a program put in place of a setting is not told by that setting, nor is a folder of this machine.
-    older = {"config": config.to_dict(), "replaced": ["task", "model"], "iteration": 140, "processes": 1, "commit": ""}
-    write_training(tmp_path, older)
-    assert main([*command, "--base-model", "GSAI-ML/LLaDA-8B-Instruct"]) == 0
-    card = (tmp_path / "README.md").read_text()
-    training = json.loads(card.partition("```json\n")[2].partition("```")[0])
-    assert not {"task", "model", "commit"} & set(training)
-    assert training["replaced"] == ["task", "model"]
-    assert "base_model: GSAI-ML/LLaDA-8B-Instruct" in card
-    write_training(tmp_path, training_record(config.updated({"model": str(tmp_path)}), 140, [part], {}))
-    assert main(command) == 0
-    assert str(tmp_path) not in (tmp_path / "README.md").read_text()
 
 
 def test_lines_of_the_training_log() -> None:

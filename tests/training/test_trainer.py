@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from test_own_rewards import pays
 from training_helpers import SETTINGS, OneOfMany, assert_same_policy, lines, make_config, make_trainer, tiny
 
 import unmask
@@ -259,72 +260,6 @@ def test_imitation_tells_where_its_time_went(tmp_path: Path) -> None:
     assert 0 < metrics["seconds_rollouts"] < 60
 
 
-def test_reward_functions_replace_the_grader(tmp_path: Path) -> None:
-    seen: dict[str, Any] = {}
-
-    def brevity(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        seen.update(columns, prompts=prompts)
-        return [1.0 / (1 + len(c)) for c in completions]
-
-    trainer = make_trainer(tmp_path, {"reward_functions": [brevity]}, reward="plain", iterations=1)
-    metrics = trainer.step()
-    assert 1 / 25 <= metrics["reward"] <= 1.0
-    assert metrics["worth"] == pytest.approx(metrics["reward"])
-    assert "accuracy" not in metrics, "what functions pay is no accuracy"
-    assert seen["length"] == [24] * 8
-    assert len(set(seen["prompts"])) == 2
-    assert seen["alpha"] == [1.0] * 8
-    assert {"answer", "steps", "hops"} <= set(seen)
-
-
-def pays(completions: list[str], steps: list[int], **_: Any) -> list[float]:
-    return [float(count) for count in steps]
-
-
-def test_own_rewards_by_name_rule_evaluations_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parent)
-    settings = {"eval_steps": 1, "eval_problems": 6, "iterations": 1, "alpha": 0.0, "imitation_steps": 0}
-    trainer = make_trainer(tmp_path, reward="test_trainer:pays", **settings)
-    assert [f.__name__ for f in trainer.reward_functions] == ["pays"]
-    metrics, held_out = trainer.step(), trainer.evaluate()
-    assert metrics["reward"] == metrics["worth"] == metrics["nfe"] > 1
-    assert held_out["eval_reward"] == held_out["eval_nfe"]
-    assert held_out["eval_accuracy"] <= 1
-    both = make_config(tmp_path, reward=["test_trainer:pays", "test_trainer:pays", "additive"])
-    assert (both.reward_functions, both.reward_rule) == (("test_trainer:pays",) * 2, "additive")
-    assert make_config(tmp_path).reward_rule == "multiplicative"
-
-
-def needs_more(prompts: list[str], completions: list[str]) -> list[float]:
-    return [0.0] * len(prompts)
-
-
-NUMBER = 7
-
-
-@pytest.mark.parametrize(
-    ("reward", "kind", "message"),
-    [
-        ("multiplicativ", ValueError, "reward must be multiplicative, additive, plain or module:function of your own, "
-         "got ['multiplicativ']; did you mean multiplicative?"),
-        (["plain", "additive"], ValueError, "reward must name at most one of"),
-        ([], ValueError, "and something, got ()"),
-        ("nowhere:brief", ValueError, "reward 'nowhere:brief' cannot be imported: "),
-        ("test_trainer:payz", ValueError, "has no 'payz'; did you mean pays?"),
-        ("test_trainer:needs_more", TypeError, "reward function needs_more must take prompts, completions and "
-         "**columns (answer, steps, length, alpha, hops, reasons), but got an unexpected keyword argument 'answer'"),
-        ("test_trainer:NUMBER", TypeError, "reward 7 must be a function, got int"),
-    ],
-)  # fmt: skip
-def test_wrong_rewards_are_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any, kind: type[Exception], message: str
-) -> None:
-    monkeypatch.chdir(Path(__file__).parent)
-    monkeypatch.setattr("unmask.training.trainer.load_model", None)
-    with pytest.raises(kind, match=re.escape(message)):
-        Trainer(make_config(tmp_path, reward=reward))
-
-
 def test_training_json_tells_of_several_parts_and_of_files(tmp_path: Path) -> None:
     parts = with_part([{"from": 0}], run_part(5, 2))
     assert [part["from"] for part in parts] == [0, 5]
@@ -333,7 +268,7 @@ def test_training_json_tells_of_several_parts_and_of_files(tmp_path: Path) -> No
     record = training_record(config, 9, parts, {"reward_functions": [pays]})
     assert record["parts"][1] == {**run_part(5, 2), "from": 5}
     assert not {"processes", "commit", "unmask"} & set(record)
-    assert record["replaced"] == {"reward_functions": [f"{__name__}:pays"]}
+    assert record["replaced"] == {"reward_functions": ["test_own_rewards:pays"]}
     assert record["config"]["prompts"] == "mine.txt"
     assert not {"task", "task_options"} & set(record["config"])
     config = TrainerConfig(reward=("mine:brief", "additive"))

@@ -137,18 +137,21 @@ def split(
 
     ``sequence`` and ``alpha`` (B,) as for :meth:`Sampler.prepare`.
     """
-    rows = torch.arange(len(ids), device=ids.device)
-    groups = {0: rows}
-    if attention is not None:
-        pads = (~attention).sum(dim=1).to(ids.device)
-        groups = {pad: rows[pads == pad] for pad in pads.unique().tolist() if pad < ids.shape[1]}
+    pads = torch.zeros_like(ids[:, 0]) if attention is None else (~attention).sum(dim=1).to(ids.device)
     parts = []
-    for pad, own in groups.items():
+    for pad, own in by_value(pads):
+        if pad == ids.shape[1]:
+            continue
         keys, alphas = own if sequence is None else sequence[own], None if alpha is None else alpha[own]
         state = sampler.new_state(ids[own, pad:], None, 0, config, keys, alphas)
         state.infill, state.stop_ids = True, ()
         parts.append(Part(own, pad, state))
     return parts
+
+
+def by_value(values: Tensor) -> list[tuple[int, Tensor]]:
+    """Every value of ``values`` (N,) int64 in ascending order, and the places (n,) int64 that have it."""
+    return [(value, (values == value).nonzero().flatten()) for value in values.unique().tolist()]
 
 
 def assemble(ids: Tensor, parts: Sequence[tuple[Part, GenerationResult]]) -> GenerationResult:

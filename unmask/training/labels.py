@@ -22,7 +22,7 @@ from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import SetInputs, SetPolicy
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.infill import parts_of
+from unmask.sampling.infill import by_value, parts_of
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.state import State
 from unmask.tasks.base import Holes
@@ -118,9 +118,9 @@ class Tried:
 
     def alike(self, index: Tensor) -> list[Tried]:
         """The states at ``index``, those that have equally many positions together, without the missing ones."""
-        pads, parts = self.missing[index], []
-        for pad in pads.unique().tolist():
-            rows = index[pads == pad]
+        parts = []
+        for pad, places in by_value(self.missing[index]):
+            rows = index[places]
             tensors = {n: t[rows] if t.ndim < 2 else t[rows, pad:] for n, t in self.tensors().items()}
             parts.append(Tried.of(tensors, type(self.inputs)))
         return parts

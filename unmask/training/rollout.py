@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.models.loading import load_tokenizer
 from unmask.policies.base import UnmaskingPolicy, Wrapper
-from unmask.sampling.infill import complete
+from unmask.sampling.infill import by_value, complete
 from unmask.sampling.prompts import text_ids, with_chat_template
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
@@ -72,7 +72,7 @@ class Samples:
         """The numbers of the steps, by how many positions they have."""
         if self.missing is None:
             return [torch.arange(self.rollout.shape[0], device=self.rollout.device)]
-        return [(self.missing == pad).nonzero().flatten() for pad in self.missing.unique().tolist()]
+        return [places for _, places in by_value(self.missing)]
 
     def cut(self) -> Samples:
         """Without the missing positions, of steps that have equally many."""
