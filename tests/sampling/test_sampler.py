@@ -291,6 +291,11 @@ def test_a_record_of_nothing_is_empty() -> None:
     assert (tuple(trajectory.mask.shape), tuple(trajectory.confidence.shape)) == ((0, 0, 16), (0, 0, 16, 1))
 
 
+def test_settings_of_decoding_are_not_arguments_of_loading() -> None:
+    with pytest.raises(TypeError, match=r"\['max_new_tokens'\] belong to decoding: give config=SamplerConfig\(max_new"):
+        Sampler.from_pretrained("tiny", max_new_tokens=8)
+
+
 def test_unknown_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="treshold"):
         Sampler(random_model(), policy="treshold:0.9")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.models.loading import load_model, load_tokenizer
+from unmask.config import UnknownName
+from unmask.models.loading import Overrides, load_model, load_tokenizer
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
@@ -41,6 +42,9 @@ from unmask.sampling.trajectory import Recorder
 
 DEFAULT_POLICY = "threshold:0.9"
 """The policy for models that come without one."""
+
+DECODING = {f.name for f in fields(SamplerConfig)} - {f.name for f in fields(Overrides)}
+"""Settings of decoding that are not also said at loading."""
 
 SEEN_PER_ROW = 8
 """Canvases kept per row where rollouts share forwards; rollouts rarely meet after more than a few steps."""
@@ -117,6 +121,10 @@ class Sampler:
         With ``chat_template`` a text prompt is the user's message in the tokenizer's chat template, after the
         ``system_prompt``; None: if the tokenizer has one. False leaves texts as they are.
         """
+        if late := sorted(set(loading) & DECODING):
+            raise UnknownName(
+                f"{late} belong to decoding: give config=SamplerConfig({late[0]}=...), or give them to generate"
+            )
         given = {key: loading[key] for key in ("trust_remote_code", "revision") if key in loading}
         if tokenizer is None:
             with suppress(FileNotFoundError):
