@@ -183,6 +183,8 @@ def test_files_name_their_kind(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path / "set")
     again = make_policy(f"{tmp_path / 'set'},hold-eos")
     assert weights_digest(again) == weights_digest(policy)
+    SetPolicy(SetPolicyConfig(vocab_size=151_936, embedding_size=32)).save_pretrained(tmp_path / "large")
+    assert load_policy(tmp_path / "large").config.vocab_size == 151_936  # more than any tensor's size
     assert (again.conditioned, again.default_alpha, again.decoding["block_length"]) == (True, 0.2, 4)
     assert isinstance(load_policy(tmp_path / "set"), SetPolicy)
     Policy().save_pretrained(tmp_path / "usual")
