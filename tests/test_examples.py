@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,49 +11,101 @@ from typing import Any
 
 import pytest
 import torch
+from rows_by_hand import row
 from scripts_as_modules import load_script
 from transformers import BertConfig, BertForMaskedLM
 
 import unmask
 from unmask.cli import main
+from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.results import read_csv
 from unmask.policies.config import SetPolicyConfig
+from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import SetPolicy
-from unmask.training import TrainerConfig
-from unmask.training.config_files import parse_pairs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "study.py"
 
 
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     return load_script(SCRIPT)
 
 
-def test_every_run_is_a_valid_configuration(study: ModuleType) -> None:
-    runs = {run.name: run for part in study.PARTS.values() for run in part}
-    configs = {name: TrainerConfig.from_yaml(run.config, parse_pairs(run.settings)) for name, run in runs.items()}
-    assert configs["full-0.3-0"].alpha == 0.3
-    assert configs["full-0.3-0"].block_length is None
-    assert configs["blocks-10-0"].block_length == 8
-    assert configs["dial-blocks-2"].seed == 2
-    assert configs["full-k8"].policy_config().num_confidences == 8
-    assert configs["full-noexpert"].expert is None
+def test_every_rule_of_the_study_is_one(study: ModuleType) -> None:
+    rules = study.rules()
+    assert len(rules) == len(set(rules)) > 60
+    assert {rule.split(":")[0] for rule in rules} >= {
+        "threshold",
+        "entropy-bound",
+        "local-leap",
+        "klass",
+        "dawn",
+        "dapd",
+    }
+    assert [str(make_policy(rule).spec) for rule in rules] == rules
+
+
+def setting(policy: str, outcomes: str) -> list[Evaluation]:
+    """Rows of two seeds with the same outcomes."""
+    return [row(policy, outcomes, seed, alpha=None, learned=policy == "set") for seed in (0, 1)]
+
+
+def test_curves_by_hand(study: ModuleType) -> None:
+    curves = sys.modules["curves"]
+    fast, good, slow = (setting("rule", text) for text in ("1@2 0@2 0@2 0@2", "1@4 1@4 0@4 1@4", "1@6 0@6 0@6 1@6"))
+    assert curves.frontier([slow, good, fast]) == [fast, good]
+    point = curves.at_forwards([fast, good], 3.0)
+    assert (point.accuracy, point.nfe, point.weight) == (0.5, 3.0, 0.5)
+    assert curves.at_forwards([fast, good], 1.9) is None
+    assert curves.at_forwards([fast, good], 9.0).accuracy == 0.75
+    assert curves.at_accuracy([fast, good], 0.625).nfe == 3.5
+    assert curves.at_accuracy([fast, good], 0.8) is None
+    # Grades at 3 forwards are 1, .5, 0, .5; against 1, 0, 0, 1 the differences are 0, .5, 0, -.5, twice.
+    mean, error = curves.difference(point, curves.Point(slow, slow))
+    assert mean == 0
+    assert error == pytest.approx(math.sqrt(8 / 7 * 4 * 0.25) / 8)
+    ours = setting("set", "1@3 1@3 1@3 0@3")
+    gain, _, where = curves.lowest([ours], [fast, good])
+    assert (gain, where) == (0, good)
+    cells = curves.row("line", [fast, good, ours], "set")
+    assert cells[:3] == ["`line`", "`rule` 0.750 @ 4.00", "3.96 / 3.00 = 1.32"]
+    assert cells[3].startswith("+0.150 ±")
 
 
 @pytest.mark.slow
-def test_a_part_from_training_to_rows(study: ModuleType, tmp_path: Path) -> None:
-    """The expert part with a policy of one iteration in place of the real ones."""
-    for name in ("full-3-0", "full-imitation", "full-noexpert"):
-        unmask.Policy(unmask.PolicyConfig(hidden_size=16, ffn_size=16)).save_pretrained(tmp_path / name / "policy")
-    options = ["--folder", str(tmp_path), "--results", str(tmp_path / "rows"), "--problems", "8", "--workers", "1"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "expert", *options], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_a_study_from_rules_to_its_report(tmp_path: Path) -> None:
+    policy = SetPolicyConfig(vocab_size=471, hidden_size=16, num_heads=2, ffn_size=16)
+    SetPolicy(policy).save_pretrained(tmp_path / "policy")
+    options = [
+        "--folder",
+        str(tmp_path / "rows"),
+        "--policies",
+        f"mine={tmp_path / 'policy'},hold-eos",
+        "--risks",
+        "0.1",
+    ]
+    few = [
+        "--tasks",
+        "quiz",
+        "--settings",
+        "full-64-0",
+        "--problems",
+        "2",
+        "--validation-problems",
+        "2",
+        "--workers",
+        "1",
+    ]
+    command = [sys.executable, str(SCRIPT), *options, *few]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = read_csv(tmp_path / "rows" / "expert.csv")
-    assert [row.policy for row in rows] == ["expert steering", "imitation alone", "no expert"]
-    assert all(row.learned and row.problems == 8 and row.regime == "full" for row in rows)
+    rows = read_csv(tmp_path / "rows" / "quiz-full-64-0.csv")
+    assert {row.seed for row in rows} == {101, 102}
+    assert [row.policy for row in rows if row.learned] == ["mine", "mine"]
+    table = done.stdout.split("### Full diffusion, L = 64, T = 0")[1]
+    assert "`mine`" in table
+    assert "| `quiz` | `threshold:" in table
 
 
 def test_antibodies_with_holes(

@@ -7,27 +7,16 @@ import math
 from pathlib import Path
 
 import pytest
+from rows_by_hand import row
 
 from unmask import Sampler
 from unmask.cli import main
-from unmask.evaluation.evaluate import Evaluation, evaluate
+from unmask.evaluation.evaluate import evaluate
 from unmask.evaluation.metrics import standard_error
 from unmask.evaluation.outcomes import Outcome, outcomes_text, read_outcomes
 from unmask.evaluation.paired import best_within, clustered_error, comparisons, paired, settings_of
 from unmask.evaluation.results import read_csv, write_csv
 from unmask.tasks import Hops
-
-
-def row(policy: str, outcomes: str, seed: int = 0, **changes: object) -> Evaluation:
-    found = read_outcomes(outcomes)
-    grades, nfe = ([getattr(o, name) for o in found] for name in ("grade", "nfe"))
-    values = {
-        **{"model": "little", "task": "line", "policy": policy, "block_length": 32, "length": 32},
-        **{"actions": "greedy", "problems": len(found), "seed": seed, "accuracy": sum(grades) / len(grades)},
-        **{"nfe": sum(nfe) / len(nfe), "accuracy_se": 0.1, "nfe_se": 0.1, "tpf": 2.0, "tpf_se": 0.1},
-        **{"seconds": 1.0, "measures": {}, "outcomes": outcomes},
-    }
-    return Evaluation(**{**values, **changes})
 
 
 def test_outcomes_survive_their_text() -> None:
