@@ -35,15 +35,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_every_rule_of_the_study_is_one(study: ModuleType) -> None:
     rules = study.rules()
     assert len(rules) == len(set(rules)) > 60
-    assert {rule.split(":")[0] for rule in rules} >= {
-        "threshold",
-        "entropy-bound",
-        "local-leap",
-        "klass",
-        "dawn",
-        "dapd",
-    }
-    assert [str(make_policy(rule).spec) for rule in rules] == rules
+    kinds = {make_policy(rule).spec.split(":")[0] for rule in rules}
+    assert kinds >= {"threshold", "entropy-bound", "local-leap", "klass", "dawn", "dapd"}
 
 
 def setting(policy: str, outcomes: str) -> list[Evaluation]:
@@ -77,26 +70,8 @@ def test_curves_by_hand(study: ModuleType) -> None:
 def test_a_study_from_rules_to_its_report(tmp_path: Path) -> None:
     policy = SetPolicyConfig(vocab_size=471, hidden_size=16, num_heads=2, ffn_size=16)
     SetPolicy(policy).save_pretrained(tmp_path / "policy")
-    options = [
-        "--folder",
-        str(tmp_path / "rows"),
-        "--policies",
-        f"mine={tmp_path / 'policy'},hold-eos",
-        "--risks",
-        "0.1",
-    ]
-    few = [
-        "--tasks",
-        "quiz",
-        "--settings",
-        "full-64-0",
-        "--problems",
-        "2",
-        "--validation-problems",
-        "2",
-        "--workers",
-        "1",
-    ]
+    options = f"--folder {tmp_path / 'rows'} --policies mine={tmp_path / 'policy'},hold-eos --risks 0.1".split()
+    few = "--tasks quiz --settings full-64-0 --problems 2 --validation-problems 2 --workers 1".split()
     command = [sys.executable, str(SCRIPT), *options, *few]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
