@@ -70,9 +70,9 @@ def test_curves_by_hand(study: ModuleType) -> None:
 def test_a_study_from_rules_to_its_report(tmp_path: Path) -> None:
     policy = SetPolicyConfig(vocab_size=471, hidden_size=16, num_heads=2, ffn_size=16)
     SetPolicy(policy).save_pretrained(tmp_path / "policy")
-    options = f"--folder {tmp_path / 'rows'} --policies mine={tmp_path / 'policy'},hold-eos --risks 0.1".split()
-    few = "--tasks quiz --settings full-64-0 --problems 2 --validation-problems 2 --workers 1".split()
-    command = [sys.executable, str(SCRIPT), *options, *few]
+    mine = f"--folder {tmp_path / 'rows'} --policies mine={tmp_path / 'policy'},hold-eos --risks 0.1"
+    options = f"{mine} --tasks quiz --settings full-64-0 --problems 2 --validation-problems 2 --workers 1".split()
+    command = [sys.executable, str(SCRIPT), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = read_csv(tmp_path / "rows" / "quiz-full-64-0.csv")
