@@ -46,15 +46,10 @@ def make_rollouts(experts: int = 0) -> tuple[Rollouts, torch.Tensor, torch.Tenso
     )
     expert = torch.arange(count) % SIZE >= SIZE - experts
     rollouts = Rollouts(
-        steps=active.sum(1),
-        finished=torch.ones(count, dtype=torch.bool),
-        texts=[""] * count,
-        completions=torch.zeros(count, LENGTH, dtype=torch.int64),
-        alpha=torch.linspace(0, 5, count),
-        expert=expert,
-        samples=samples,
-        group_size=SIZE,
-    )
+        steps=active.sum(1), finished=torch.ones(count, dtype=torch.bool), texts=[""] * count,
+        completions=torch.zeros(count, LENGTH, dtype=torch.int64), alpha=torch.linspace(0, 5, count), expert=expert,
+        samples=samples, group_size=SIZE,
+    )  # fmt: skip
     return rollouts, active, torch.randn(count, generator=g, dtype=torch.float64)
 
 
@@ -66,19 +61,11 @@ def make_learner(
     **changes: object,
 ) -> Learner:
     settings = {
-        "max_completion_length": LENGTH,
-        "block_length": LENGTH,
-        "policy_temperature": 0.7,
-        "epsilon": 0.2,
-        "num_iterations": 1,
-        "max_grad_norm": 1e9,
-        "num_generations": SIZE - experts,
-        "num_experts": max(experts, 1),
-        "expert": "threshold:0.9" if experts else None,
-        "expert_block_length": LENGTH,
-        "per_device_train_batch_size": GROUPS * (SIZE - experts),
-        "output_dir": "unused",
-    }
+        "max_completion_length": LENGTH, "block_length": LENGTH, "policy_temperature": 0.7, "epsilon": 0.2,
+        "num_iterations": 1, "max_grad_norm": 1e9, "num_generations": SIZE - experts, "num_experts": max(experts, 1),
+        "expert": "threshold:0.9" if experts else None, "expert_block_length": LENGTH,
+        "per_device_train_batch_size": GROUPS * (SIZE - experts), "output_dir": "unused",
+    }  # fmt: skip
     optimizer = optimizer or torch.optim.SGD(policy.parameters(), lr=0.1)
     return Learner(policy, optimizer, TrainerConfig.from_dict(settings | changes), average)
 

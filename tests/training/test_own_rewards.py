@@ -73,6 +73,6 @@ def test_wrong_rewards_are_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any, kind: type[Exception], message: str
 ) -> None:
     monkeypatch.chdir(Path(__file__).parent)
-    monkeypatch.setattr("unmask.training.trainer.load_model", None)
+    monkeypatch.setattr("unmask.training.run.load_model", None)
     with pytest.raises(kind, match=re.escape(message)):
         Trainer(make_config(tmp_path, reward=reward))

@@ -171,7 +171,7 @@ def test_no_problem_is_repeated_by_other_processes(
     four.step()
     four.step()
     monkeypatch.setattr(OneOfMany, "is_main", True)
-    four._save(tmp_path)
+    four._save()
     one = make_trainer(tmp_path, resume_from_checkpoint=True)
     taken.clear()
     one.train()
@@ -250,7 +250,7 @@ def test_bad_resumes_are_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, iterations=1).train()
     with pytest.raises(
         ValueError,
-        match="other settings: alpha 1.0 there, 3.0 here; iterations 1 there, 2 here; .*init_policy=.*000001/policy",
+        match="other settings: iterations 1 there, 2 here; alpha 1.0 there, 3.0 here; .*init_policy=.*000001/policy",
     ):
         make_trainer(tmp_path, iterations=2, alpha=3.0, resume_from_checkpoint=True).train()
     with (

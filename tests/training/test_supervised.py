@@ -25,16 +25,10 @@ from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerCo
 LENGTH = 24
 PROMPT = "cEaCfBeGgD:a="
 SETTINGS: dict[str, Any] = {
-    "policy": {"hidden_size": 16, "ffn_size": 32},
-    "max_completion_length": LENGTH,
-    "block_length": "full",
-    "num_prompts": 6,
-    "careful": "threshold:0.9,hold-eos",
-    "careful_iterations": 1,
-    "iterations": 4,
-    "kept_iterations": 2,
-    "save_steps": 1,
-}
+    "policy": {"hidden_size": 16, "ffn_size": 32}, "max_completion_length": LENGTH, "block_length": "full",
+    "num_prompts": 6, "careful": "threshold:0.9,hold-eos", "careful_iterations": 1, "iterations": 4,
+    "kept_iterations": 2, "save_steps": 1,
+}  # fmt: skip
 KINDS: dict[str, tuple[Any, Any]] = {
     "set": (SetTrainer, SetTrainerConfig), "distill": (DistillTrainer, DistillTrainerConfig),
 }  # fmt: skip
@@ -166,13 +160,9 @@ def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch
     assert policy.decoding == {"actions": "greedy"}
     model, tokenizer = tiny()
     sampler = Sampler(model, tokenizer, policy)
-    target = policy.config.calibration[0].nfe[1]
-    steps = sampler.generate(PROMPT, max_new_tokens=LENGTH, block_length=8, target_nfe=target).steps.item()
-    assert (
-        steps
-        == sampler.generate(PROMPT, max_new_tokens=LENGTH, block_length=8, target_nfe=target).steps.item()
-        <= LENGTH
-    )
+    asked = {"max_new_tokens": LENGTH, "block_length": 8, "target_nfe": policy.config.calibration[0].nfe[1]}
+    steps = [sampler.generate(PROMPT, **asked).steps.item() for _ in range(2)]
+    assert steps[0] == steps[1] <= LENGTH
     training, base = told(parts / "policy", None, None)
     assert (training["careful"], training["iteration"], base) == ("threshold:0.9,hold-eos", 4, None)
 

@@ -28,16 +28,9 @@ TESTS = Path(__file__).parent
 def test_training_raises_the_reward(tmp_path: Path) -> None:
     """Five imitated and ten trained iterations from a hopeless start, on problems never seen."""
     trainer = make_trainer(
-        tmp_path,
-        iterations=40,
-        imitation_steps=30,
-        expert="threshold:0.9",
-        expert_block_length=8,
-        per_device_train_batch_size=32,
-        learning_rate=1e-3,
-        save_steps=100,
-        eval_problems=100,
-    )
+        tmp_path, iterations=40, imitation_steps=30, expert="threshold:0.9", expert_block_length=8,
+        per_device_train_batch_size=32, learning_rate=1e-3, save_steps=100, eval_problems=100,
+    )  # fmt: skip
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
@@ -118,7 +111,7 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
     differing = {"reward_functions": [lambda completions, **_: list(range(len(completions)))]}
     trainer = make_trainer(tmp_path, differing)
     trainer.step()
-    trainer._save(tmp_path)
+    trainer._save()
     diverging = make_trainer(tmp_path, differing, resume_from_checkpoint=True)
     diverging.learner.average = lambda gradient: gradient * math.nan
     with pytest.raises(FloatingPointError, match="the gradient's norm became nan: training has diverged"):
@@ -221,7 +214,7 @@ def test_what_can_fail_fails_before_the_model_is_loaded(tmp_path: Path, monkeypa
     def load(*_: Any, **__: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("unmask.training.trainer.load_model", load)
+    monkeypatch.setattr("unmask.training.run.load_model", load)
     monkeypatch.setattr("unmask.training.rollout.load_tokenizer", load)
     (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
     rows = tmp_path / "rows.jsonl"

@@ -15,17 +15,10 @@ from unmask.training import Trainer, TrainerConfig
 
 POLICY = {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "min_frequency": 1, "max_frequency": 50, "output_bias": -1}
 SETTINGS: dict[str, Any] = {
-    "policy": POLICY,
-    "max_completion_length": 24,
-    "block_length": None,
-    "policy_temperature": 1.0,
-    "num_generations": 4,
-    "per_device_train_batch_size": 8,
-    "iterations": 3,
-    "warmup_steps": 0,
-    "learning_rate": 1e-2,
+    "policy": POLICY, "max_completion_length": 24, "block_length": None, "policy_temperature": 1.0,
+    "num_generations": 4, "per_device_train_batch_size": 8, "iterations": 3, "warmup_steps": 0, "learning_rate": 1e-2,
     "save_steps": 1,
-}
+}  # fmt: skip
 
 
 @cache

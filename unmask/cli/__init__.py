@@ -26,9 +26,7 @@ COMMANDS = {
     "policies": "all rules and options, what a policy's folder holds",
     "info": "what was built and what this machine has",
 }
-MODULES = {
-    "models": "info", "policies": "info", "train_distill": "train_supervised", "train_set": "train_supervised",
-}  # fmt: skip
+MODULES = {"models": "info", "policies": "info", "train_distill": "train", "train_set": "train"}
 """Where a command is, if not in the module of its name."""
 LONGEST = 1000
 """Characters of an error that are printed."""

@@ -1,9 +1,9 @@
-"""``unmask train``: learn an unmasking policy by reinforcement learning."""
+"""``unmask train``: learn a policy by reinforcement learning, or with ``set`` or ``distill`` from careful decodes."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -12,15 +12,71 @@ from unmask.cli.parsing import Command, Flag, given, options_of
 from unmask.config import Config, PositiveInt
 from unmask.training.config import TrainerConfig, find_config, packaged_configs
 from unmask.training.config_files import parse_pairs
+from unmask.training.run_config import RunConfig
+from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
 
 if TYPE_CHECKING:
 
     class Replaced(Config): ...
+
+    class ReplacedOfSet(Config): ...
+
+    class ReplacedOfDistill(Config): ...
 else:
-    Replaced = options_of(TrainerConfig, "Settings that replace the file's; NAME=VALUE is the same as --name VALUE.")
+    Replaced, ReplacedOfSet, ReplacedOfDistill = (
+        options_of(kind, "Settings that replace the file's; NAME=VALUE is the same as --name VALUE.")
+        for kind in (TrainerConfig, SetTrainerConfig, DistillTrainerConfig)
+    )
 
 
-class Train(Command):
+class Training(Command):
+    """What the commands have in common."""
+
+    CONFIG: ClassVar[type[RunConfig]]
+    OPTIONS: ClassVar[str] = ",hold-eos"
+    """Of the trained policy, where it is tried."""
+    REST = "settings"
+
+    config: Positional[str | None] = None
+    """YAML file or packaged configuration."""
+    settings: Positional[tuple[str, ...]] = ()
+    """NAME=VALUE pairs that replace the file's settings, of those below."""
+    resume: Flag = False
+    """Go on after the last checkpoint in output_dir."""
+    list: Flag = False
+    """Print the packaged configurations and stop."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch. None: its own choice."""
+
+    def run(self) -> int:
+        kind, known = self.CONFIG, packaged_configs(self.CONFIG.FOLDER)
+        if self.list:
+            for name in known:
+                first = find_config(name, kind.FOLDER).read_text(encoding="utf-8").splitlines()[0]
+                print(f"{name:<18} {first.lstrip('# ')}")
+            return 0
+        if self.config is None:
+            raise ValueError(f"which configuration? Give a YAML file or one of: {', '.join(known)}")
+        overrides = given(vars(self)["replaced"], kind) | parse_pairs(self.settings, kind)
+        overrides |= {"resume_from_checkpoint": True} if self.resume else {}
+        config = kind.from_yaml(self.config, overrides, "command line")
+        import torch
+
+        from unmask import training
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        trainer: Any = getattr(training, kind.__name__.removesuffix("Config"))(config)
+        policy = trainer.train()
+        if trainer.processes.is_main:
+            size, output = sum(p.numel() for p in policy.parameters()), config.output_dir
+            print(f"trained {size:,} parameters in {trainer.iteration} iterations")
+            say(f"policy: {output}/policy" + (f"   best: {output}/best" if getattr(trainer, "best", None) else ""))
+            say(f"try it: {trial(config, self.OPTIONS)}")
+        return 0
+
+
+class Train(Training):
     """Train an unmasking policy on a frozen language model by GRPO (arXiv 2512.09106).
 
     CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
@@ -40,49 +96,57 @@ class Train(Command):
       accelerate launch -m unmask train llada-full     several devices
     """
 
-    REST = "settings"
+    CONFIG, OPTIONS = TrainerConfig, ""
 
-    config: Positional[str | None] = None
-    """YAML file or packaged configuration."""
-    settings: Positional[tuple[str, ...]] = ()
-    """NAME=VALUE pairs that replace the file's settings, of those below."""
-    resume: Flag = False
-    """Go on after the last checkpoint in output_dir."""
-    list: Flag = False
-    """Print the packaged configurations and stop."""
-    threads: PositiveInt | None = None
-    """CPU threads of torch. None: its own choice."""
     replaced: Replaced = Replaced()
 
-    def run(self) -> int:
-        if self.list:
-            for name in packaged_configs():
-                first = find_config(name).read_text(encoding="utf-8").splitlines()[0]
-                print(f"{name:<18} {first.lstrip('# ')}")
-            return 0
-        if self.config is None:
-            raise ValueError("which configuration? Give a YAML file or one of: " + ", ".join(packaged_configs()))
-        overrides = given(self.replaced, TrainerConfig) | parse_pairs(self.settings, TrainerConfig)
-        overrides |= {"resume_from_checkpoint": True} if self.resume else {}
-        train(TrainerConfig.from_yaml(self.config, overrides, "command line"), self.threads)
-        return 0
+
+class TrainSet(Training):
+    """Train a set policy on a frozen language model: it learns from the model's own careful decodes which proposals
+    survive together. No answers, graders or rewards are needed, only prompts: those of a task, or of a file.
+
+    CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
+    folder receives config.yaml, metrics.jsonl, checkpoints/ and policy/, ready for `unmask generate --policy`,
+    `unmask evaluate --policies` and `unmask push`.
+
+    Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once.
+
+    examples:
+      unmask train set quickstart                      minutes on one core
+      unmask train set quickstart prompts=prompts.txt output_dir=runs/mine
+      unmask train set quickstart --resume             go on after the last checkpoint
+      unmask evaluate --model tiny --task hops --policies set=runs/set/policy,hold-eos --alphas 0.05 0.2 --regimes full
+    """
+
+    CONFIG = SetTrainerConfig
+
+    replaced: ReplacedOfSet = ReplacedOfSet()
 
 
-def train(config: TrainerConfig, threads: int | None) -> None:
-    """Run the Trainer, and say what came out."""
-    import torch
+class TrainDistill(Training):
+    """Train a policy of single positions on a frozen language model without reinforcement: it learns from the model's
+    own careful decodes which proposals are right, first on their states, then on its own. No answers, graders or
+    rewards are needed, only prompts: those of a task, or of a file. The policy's dial is a threshold.
 
-    from unmask.training.trainer import Trainer
+    CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
+    folder receives config.yaml, metrics.jsonl, checkpoints/ and policy/, ready for `unmask generate --policy`,
+    `unmask evaluate --policies`, `unmask push`, and init_policy of `unmask train`.
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    trainer = Trainer(config)
-    policy = trainer.train()
-    if not trainer.processes.is_main:
-        return
-    print(f"trained {sum(p.numel() for p in policy.parameters()):,} parameters in {trainer.iteration} iterations")
-    say(f"policy: {config.output_dir}/policy" + (f"   best: {config.output_dir}/best" if trainer.best else ""))
-    say(f"try it: {trial(config)}")
+    Where a prompt has one right answer, labels=agreement is the cheaper label; where it has many, labels=survival.
+    Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once.
+
+    examples:
+      unmask train distill quickstart                  minutes on one core
+      unmask train distill quickstart prompts=prompts.txt output_dir=runs/mine
+      unmask train distill quickstart task=sudoku labels=survival
+      unmask train distill quickstart --resume         go on after the last checkpoint
+      unmask evaluate --model tiny --task hops --policies d=runs/distill/policy,hold-eos --targets 6 7 --regimes full
+      unmask generate --model tiny --policy runs/distill/policy,hold-eos --target-nfe 6.5
+    """
+
+    CONFIG = DistillTrainerConfig
+
+    replaced: ReplacedOfDistill = ReplacedOfDistill()
 
 
 def trial(config: Any, options: str = "") -> str:

@@ -57,10 +57,6 @@ class SetInputs:
         tokens, confidence, probability = read_proposals(proposals)
         return cls(tokens, proposals.mask, confidence, probability)
 
-    def take(self, index: Tensor) -> SetInputs:
-        """The states at ``index``."""
-        return SetInputs(**{name: value[index] for name, value in vars(self).items()})
-
     @property
     def prior(self) -> Tensor:
         """(M, L): logit of the proposal's probability, to which the network adds."""

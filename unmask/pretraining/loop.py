@@ -28,7 +28,7 @@ from unmask.models.tokenizer import CharTokenizer, WordTokenizer
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.models.weights import save_model
 from unmask.pretraining.config import Blend, Recipe
-from unmask.pretraining.optimizer import Muon
+from unmask.pretraining.optimizer import Muon, matrices_and_rest
 
 
 def make_tokenizer(recipe: Recipe, folder: Path) -> CharTokenizer | WordTokenizer:
@@ -162,9 +162,7 @@ class Run:
         self.recipe, self.folder = recipe, folder
         self.tokenizer = make_tokenizer(recipe, folder)
         self.model = build_model(recipe, self.tokenizer)
-        matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in self.model.parameters() if id(p) not in chosen]
+        matrices, rest = matrices_and_rest(self.model.layers, self.model)
         self.optimizers = (
             Muon(
                 matrices,

@@ -57,3 +57,10 @@ class Muon(torch.optim.Optimizer):
                 for (p, _), update in zip(params, orthogonalize(torch.stack(updates).to(self.dtype)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * scale)
+
+
+def matrices_and_rest(layers: nn.Module, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices of ``layers``, for Muon, and all other parameters of ``model``."""
+    matrices = [p for p in layers.parameters() if p.ndim == 2]
+    chosen = set(map(id, matrices))
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]

@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.config import Config
 from unmask.files import write_atomically
 from unmask.models.sources import read_json
 from unmask.policies.pretrained import Pretrained
 from unmask.training.record import learned_from
+from unmask.training.run_config import RunConfig
 
 POLICY, OPTIMIZER, STATE, TENSORS = "policy", "optimizer.safetensors", "state.json", "tensors.safetensors"
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+Optimizers = Sequence[torch.optim.Optimizer]
 _NAME = re.compile(r"step-(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,12 @@ def save(
     output_dir: Path,
     iteration: int,
     policy: Pretrained,
-    optimizer: Optimizers,
-    config: Config,
+    optimizers: Optimizers,
+    config: RunConfig,
     state: Mapping[str, Any],
-    keep: int,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint after ``iteration`` iterations and delete all but the ``keep`` newest.
+    """Write the checkpoint after ``iteration`` iterations and delete all but the newest.
 
     ``state`` goes to a JSON file, ``tensors`` are what else the run needs.
     """
@@ -62,7 +61,7 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial / POLICY)
-    write_atomically(partial / OPTIMIZER, lambda path: save_file(optimizer_tensors(optimizer), path))
+    write_atomically(partial / OPTIMIZER, lambda path: save_file(optimizer_tensors(optimizers), path))
     if tensors is not None:
         whole = {name: value.contiguous() for name, value in tensors.items()}
         write_atomically(partial / TENSORS, lambda path: save_file(whole, path))
@@ -73,7 +72,7 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)  # the checkpoint appears whole
     _flush(folder.parent)
-    for old in checkpoints(output_dir)[:-keep]:
+    for old in checkpoints(output_dir)[: -config.save_total_limit]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -99,8 +98,8 @@ def find(output_dir: Path, resume: bool | str) -> Path | None:
     return None
 
 
-def resume(output_dir: Path, policy: Pretrained, optimizer: Optimizers, config: Any) -> dict[str, Any] | None:
-    """Restore policy and optimizer from the checkpoint that ``config`` asks for; returns its state, None if none.
+def resume(output_dir: Path, policy: Pretrained, optimizers: Optimizers, config: RunConfig) -> dict[str, Any] | None:
+    """Restore policy and optimizers from the checkpoint that ``config`` asks for; returns its state, None if none.
 
     If the last checkpoint is asked for and cannot be read, the one before it is used, with a warning.
 
@@ -112,7 +111,7 @@ def resume(output_dir: Path, policy: Pretrained, optimizer: Optimizers, config: 
     earlier = checkpoints(output_dir)[:-1] if config.resume_from_checkpoint is True else []
     while True:
         try:
-            return load(found, policy, optimizer, config)
+            return load(found, policy, optimizers, config)
         except DamagedCheckpoint as error:
             if not earlier:
                 raise
@@ -120,8 +119,8 @@ def resume(output_dir: Path, policy: Pretrained, optimizer: Optimizers, config: 
             logger.warning("%s; going on from %s", error, found.name)
 
 
-def load(folder: Path, policy: Pretrained, optimizer: Optimizers, config: Config) -> dict[str, Any]:
-    """Restore policy and optimizer in place and return the state, with its "iteration" and "tensors".
+def load(folder: Path, policy: Pretrained, optimizers: Optimizers, config: RunConfig) -> dict[str, Any]:
+    """Restore policy and optimizers in place and return the state, with its "iteration" and "tensors".
 
     Raises DamagedCheckpoint if a file cannot be read, before any change, and ValueError if settings differ.
     """
@@ -133,7 +132,7 @@ def load(folder: Path, policy: Pretrained, optimizer: Optimizers, config: Config
     except (ValueError, OSError, SafetensorError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
     check_same_run(state["config"], config, folder)
-    restore_optimizer(optimizer, tensors, folder)
+    restore_optimizers(optimizers, tensors, folder)
     policy.load_state_dict(weights)
     return {**state, "tensors": further}
 
@@ -147,7 +146,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
 
 
-def check(output_dir: Path, config: Any) -> None:
+def check(output_dir: Path, config: RunConfig) -> None:
     """Raise the errors of :func:`resume` about folder and settings, before a model is loaded."""
     found = find(output_dir, config.resume_from_checkpoint)
     if found is not None:
@@ -155,7 +154,7 @@ def check(output_dir: Path, config: Any) -> None:
             check_same_run(read_state(found)["config"], config, found)
 
 
-def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
+def check_same_run(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
     """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
     try:
         then = learned_from(type(config).from_dict(saved).to_dict())
@@ -169,31 +168,31 @@ def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> No
         )
 
 
-def parts_of(optimizer: Optimizers) -> list[tuple[int, torch.optim.Optimizer]]:
+def parts_of(optimizers: Optimizers) -> list[tuple[int, torch.optim.Optimizer]]:
     """Each optimizer with the number of its first parameter among those of all."""
     parts, first = [], 0
-    for part in optimizer if isinstance(optimizer, Sequence) else [optimizer]:
+    for part in optimizers:
         parts.append((first, part))
         first += sum(len(group["params"]) for group in part.param_groups)
     return parts
 
 
-def optimizer_tensors(optimizer: Optimizers) -> dict[str, Tensor]:
+def optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
     """The optimizers' per-parameter state as flat named tensors."""
     tensors: dict[str, Tensor] = {}
-    for first, part in parts_of(optimizer):
+    for first, part in parts_of(optimizers):
         for i, entry in part.state_dict()["state"].items():
             tensors |= {f"{first + i}.{name}": torch.as_tensor(v).contiguous() for name, v in entry.items()}
     return tensors
 
 
-def restore_optimizer(optimizer: Optimizers, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def restore_optimizers(optimizers: Optimizers, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The reverse of :func:`optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    counts = [(first, part, sum(len(g["params"]) for g in part.param_groups)) for first, part in parts_of(optimizer)]
+    counts = [(first, part, sum(len(g["params"]) for g in part.param_groups)) for first, part in parts_of(optimizers)]
     expected = sum(count for _, _, count in counts)
     if state and len(state) != expected:
         raise ValueError(f"checkpoint {folder}: the optimizer has {expected} parameters, the file {len(state)}")

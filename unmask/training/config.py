@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Range, Seed, Text, require
-from unmask.policies.config import ACTIONS_IN_USE, PolicyConfig
+from unmask.config import BlockLength, Count, NonNegative, Positive, PositiveInt, Range, require
+from unmask.policies.config import ACTIONS_IN_USE
 from unmask.sampling.config import Actions, Cache, SamplerConfig, Share
-from unmask.training.config_files import find_config, from_layers, packaged_configs, read_layers
+from unmask.training.config_files import find_config, packaged_configs
+from unmask.training.run_config import RunConfig
 
 # Settings that may differ when a run is resumed, because they do not affect what is learned.
 OBSERVATIONAL = {
@@ -33,40 +31,18 @@ Trackers = Annotated[
 __all__ = ["OBSERVATIONAL", "REWARD_RULES", "TrainerConfig", "find_config", "packaged_configs"]
 
 
-class TrainerConfig(Config):
+class TrainerConfig(RunConfig):
     """Settings of one training run. Raises ValueError naming the field, its value and what was expected."""
 
     RENAMED = {"max_steps": "iterations", "dial_learning_rate": "alpha_lr_multiplier"}
 
-    output_dir: Text = "runs/policy"
-    """Where checkpoints, metrics and the finished policy go."""
-    model: str = "tiny"
-    """The frozen language model: packaged name, local folder or hub id."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """The model's dtype: "float32", "bfloat16" or "float16"; None: that of its weights."""
     quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
     """Weights of the model's layers in few bits, through torchao."""
-    task: str = "hops"
-    """The task whose problems the policy is trained on: its name, or module:Class for one of your own."""
-    task_options: dict[str, Any] = field(default_factory=dict)
-    """Fields of the task to change, such as ``{"max_hops": 5}``."""
-    chat_template: bool | None = None
-    """Put prompts as a user's messages in the tokenizer's chat template; None: if it has one and the task's prompts
-    are instructions."""
-    system_prompt: str | None = None
-    """Message before the user's, in the chat template."""
-    policy: dict[str, Any] = field(default_factory=dict)
-    """Fields of :class:`unmask.policies.PolicyConfig` for a fresh policy."""
-    init_policy: str | None = None
-    """Start from this learned policy (folder, packaged name or hub id) instead of a fresh one, and leave ``policy``
-    empty."""
 
     max_completion_length: PositiveInt = 256
     """L, tokens in the buffer."""
     block_length: BlockLength = 32
     """Tokens per block; None: full diffusion."""
-    max_prompt_length: PositiveInt | None = 200
-    """Prompts are cut to their last tokens."""
     actions: Literal["bernoulli", "dpls"] = "bernoulli"
     """How actions are drawn: "bernoulli" or "dpls" (dynamic Plackett-Luce)."""
     policy_temperature: Positive = 0.5
@@ -115,8 +91,6 @@ class TrainerConfig(Config):
     scale_rewards: bool = False
     """Divide advantages by their group's standard deviation."""
 
-    iterations: PositiveInt = 1000
-    """Rounds of rollouts, with ``num_iterations`` optimizer steps each. Other settings in steps count rounds, too."""
     num_iterations: PositiveInt = 2
     """Optimizer steps on each round of rollouts."""
     replayed_steps: PositiveInt | None = None
@@ -140,14 +114,6 @@ class TrainerConfig(Config):
     weight_decay: NonNegative = 0.1
     max_grad_norm: NonNegative = 0.2
     """Gradients are scaled down to this norm; 0: never."""
-    seed: Seed = 0
-
-    logging_steps: PositiveInt = 1
-    """Iterations averaged in a line of the log."""
-    save_steps: PositiveInt = 50
-    """Iterations between checkpoints."""
-    save_total_limit: PositiveInt = 2
-    """Checkpoints kept; older ones are deleted."""
     eval_steps: Count = 0
     """Iterations between evaluations; 0: none."""
     eval_problems: PositiveInt = 200
@@ -159,15 +125,11 @@ class TrainerConfig(Config):
     """tau in evaluations; None: ``policy_temperature``."""
     eval_alphas: tuple[NonNegative, ...] = ()
     """Alphas at which to evaluate, where ``alpha`` is a range; empty: its two ends."""
-    calibration_prompts: Count = 0
-    """Held-out prompts decoded at 24 shifts of the logits when the run ends, so that ``target_nfe`` can be asked for;
-    0: none."""
     report_to: Trackers = ()
     """Trackers beside metrics.jsonl, which is always written: "tensorboard", "wandb"."""
-    resume_from_checkpoint: bool | str = False
-    """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._fill_in()
         self.sampler_config().check_draws()
         self._check_groups()
@@ -215,10 +177,6 @@ class TrainerConfig(Config):
         from unmask.policies.options import split_options
 
         conditioned = self.policy_config().alpha_conditioned or self.init_policy is not None
-        require(
-            self.init_policy is None or not self.policy,
-            f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
-        )
         require(
             self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
             f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: "
@@ -289,12 +247,16 @@ class TrainerConfig(Config):
         """G + E, rollouts per prompt."""
         return self.num_generations + self.expert_rollouts
 
-    def policy_config(self) -> PolicyConfig:
-        """The fresh policy's configuration; ValueError for a field that does not fit."""
-        try:
-            return PolicyConfig.from_dict(self.policy)
-        except ValueError as error:
-            raise ValueError(f"policy: {error}") from None
+    @property
+    def noted(self) -> dict[str, Any]:
+        alphas = {"trained_alphas": self.alpha} if isinstance(self.alpha, tuple) else {}  # else a trained policy's own
+        return {
+            "trained_block_length": self.block_length or 0,
+            "trained_temperature": self.policy_temperature,
+            "trained_actions": self.actions,
+            "calibration": (),  # of weights before this training
+            **alphas,
+        }
 
     def sampler_config(self) -> SamplerConfig:
         """How the policy decodes in rollouts."""
@@ -331,17 +293,3 @@ class TrainerConfig(Config):
             return self.learning_rate
         progress = (iteration - self.warmup_steps) / max(1, self.iterations - self.imitation_steps - self.warmup_steps)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-    @classmethod
-    def from_yaml(
-        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = "overrides"
-    ) -> TrainerConfig:
-        """Read a YAML file, or a packaged configuration by name; ``overrides`` replace fields.
-
-        A key ``extends`` in the file names another file, whose settings it replaces. ``origin`` names the overrides in
-        messages.
-
-        Raises FileNotFoundError if there is no such configuration, ValueError for a field that is unknown or wrong; the
-        message begins with its origin.
-        """
-        return from_layers(cls, [*read_layers(path), (origin, overrides or {})])

@@ -60,10 +60,6 @@ class SingleInputs:
         region = o.allowed if o.region is None else o.region
         return cls(o.mask, o.drawn.nan_to_num(0.0), o.time, region, phase, torch.full_like(phase, length))
 
-    def take(self, index: Tensor) -> SingleInputs:
-        """The states at ``index``."""
-        return SingleInputs(**{name: value[index] for name, value in vars(self).items()})
-
     @property
     def prior(self) -> Tensor:
         """(M, L): logit of the proposal's probability."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,24 @@ class Processes:
     Raises ImportError if accelerate or a requested tracker is not installed.
     """
 
-    def __init__(self, report_to: Sequence[str], output_dir: Path) -> None:
+    def __init__(self, report_to: Sequence[str] | None, output_dir: Path) -> None:
+        """``report_to`` None: this process alone, without accelerate."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.index, self.count, self.is_main = 0, 1, True
+        self._accelerator: Any = None
+        self._tracks = bool(report_to)
+        if report_to is None:
+            return
         try:
             from accelerate import Accelerator
         except ImportError as error:
             raise ImportError('training needs accelerate: pip install "unmask[train]"') from error
         for name in report_to:
-            _require_tracker(name)
-        self._accelerator = Accelerator(log_with=list(report_to) or None, project_dir=str(output_dir))
-        self._tracks = bool(report_to)
-
-    @property
-    def device(self) -> torch.device:
-        return self._accelerator.device
-
-    @property
-    def index(self) -> int:
-        """The number of this process, from 0."""
-        return self._accelerator.process_index
-
-    @property
-    def count(self) -> int:
-        return self._accelerator.num_processes
-
-    @property
-    def is_main(self) -> bool:
-        return self._accelerator.is_main_process
+            if find_spec(name) is None:
+                raise ImportError(f"report_to names {name!r}, which is not installed: pip install {name}")
+        a = self._accelerator = Accelerator(log_with=list(report_to) or None, project_dir=str(output_dir))
+        self.device, self.is_main = a.device, a.is_main_process
+        self.index, self.count = a.process_index, a.num_processes
 
     def mean(self, values: Tensor) -> Tensor:
         """The average of a tensor over the processes, the same bits everywhere."""
@@ -63,7 +56,8 @@ class Processes:
 
     def wait(self) -> None:
         """Wait for all processes."""
-        self._accelerator.wait_for_everyone()
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
 
     def start_trackers(self, config: dict[str, Any]) -> None:
         if self._tracks:
@@ -78,11 +72,5 @@ class Processes:
     def finish(self) -> None:
         """Close the trackers and leave the group of processes, which may abort others if it is torn down at exit."""
         self.wait()
-        self._accelerator.end_training()
-
-
-def _require_tracker(name: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(name) is None:
-        raise ImportError(f"report_to names {name!r}, which is not installed: pip install {name}")
+        if self._accelerator is not None:
+            self._accelerator.end_training()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,90 +14,52 @@ from torch.nn import functional as F
 
 from unmask.config import Text, checked
 from unmask.evaluation.calibrate import measure_curve
-from unmask.files import locked
-from unmask.models.loading import load_model
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.options import Options, with_options
 from unmask.policies.set_policy import SetPolicy
-from unmask.pretraining.optimizer import Muon
+from unmask.pretraining.optimizer import Muon, matrices_and_rest
 from unmask.sampling.config import SamplerConfig
-from unmask.sampling.infill import given_problems
-from unmask.sampling.prompts import ChatTokenizer
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
 from unmask.tasks.base import Holes, Task
 from unmask.tasks.finite import ProblemSet
 from unmask.text import parse_json, read_text
-from unmask.training import checkpoint
-from unmask.training.interrupt import StopSignals, leave
 from unmask.training.labels import Collector, Tried
-from unmask.training.metrics import METRICS, Averages, MetricsLog
-from unmask.training.progress import Progress
-from unmask.training.record import run_part, training_record, with_part, write_config, write_training
-from unmask.training.rollout import encode, tokenizer_for
+from unmask.training.rollout import encode
+from unmask.training.run import Run
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig, SupervisedConfig
 
 OWN_EMBEDDING = 256
 """Vocabularies up to this size get an embedding of the policy's own, larger ones a projection of the model's."""
 
 
-class SupervisedTrainer:
+class SupervisedTrainer(Run):
     """Trains a policy on a frozen language model. Every argument but ``config`` replaces what the config names."""
 
-    CONFIG: ClassVar[type[SupervisedConfig]]
-    POLICY: ClassVar[type[Any]]
     LAYERS: ClassVar[str]
     """The policy's part whose matrices Muon trains."""
 
     def __init__(
-        self,
-        config: Any,
-        model: Any = None,
-        tokenizer: Any = None,
-        task: Task | None = None,
-        policy: Any = None,
+        self, config: Any, model: Any = None, tokenizer: Any = None, task: Task | None = None, policy: Any = None
     ) -> None:
-        for name, value, kind in (("config", config, self.CONFIG), ("policy", policy, self.POLICY)):
-            if not isinstance(value, kind) and (value is not None or name == "config"):
-                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
-        self.config, self.output = config, Path(config.output_dir)
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
-        self.replaced = {name: value for name, value in given.items() if value is not None}
-        self.parts: list[dict[str, Any]] = []
-        """The stretches of the run, of which there are several if it was stopped and resumed."""
-        checkpoint.check(self.output, config)
+        super().__init__(config, given, trackers=None)
         self.prompts = Prompts(config, task)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = model if model is not None else load_model(config.model, device, config.dtype)
-        self.model.requires_grad_(False).eval()
         first = self.prompts.take(0, 1)[0]
-        self.tokenizer = tokenizer_for(config, tokenizer, self.prompts.instructions, first)
-        self.policy = (policy if policy is not None else self._make_policy()).to(self.model.device).train()
-        self.policy.source = ""
-        self.policy.config = self.policy.config.updated(config.noted)
+        self.load(first, self.prompts.instructions)
+        self.policy = self.make_policy(**self.of_model())
+        self.settle_policy()
         self.collector = Collector(self.model, self.tokenizer, self.policy, config)
-        if isinstance(first, Holes):  # bad ids are found before any work
-            shortest = SamplerConfig(max_new_tokens=min(config.max_completion_length))
-            given_problems(self.collector.careful, self.prompts.known(config.num_prompts), shortest)
-        matrices = [p for p in getattr(self.policy, self.LAYERS).parameters() if p.ndim == 2]
-        chosen = set(map(id, matrices))
-        rest = [p for p in self.policy.parameters() if id(p) not in chosen]
+        shortest = SamplerConfig(max_new_tokens=min(config.max_completion_length))
+        self.check_holes(self.collector.careful, self.prompts.known(config.num_prompts), shortest)
+        matrices, rest = matrices_and_rest(getattr(self.policy, self.LAYERS), self.policy)
         self.optimizers = (
             torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
             Muon(matrices, lr=config.muon_learning_rate, weight_decay=0.01),
         )
         self.rounds: list[Tried] = []
         """Of the latest rounds."""
-        self.iteration = 0
-
-    def _make_policy(self) -> Any:
-        c = self.config
-        if c.init_policy is not None:
-            return self.POLICY.from_pretrained(c.init_policy)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(c.seed)
-            return self.POLICY(c.policy_config(**self.of_model()))
 
     def of_model(self) -> dict[str, Any]:
         """Fields of a fresh policy's configuration that follow from the language model."""
@@ -109,51 +69,7 @@ class SupervisedTrainer:
         """Differentiable logits (M, L) of the policy on ``inputs``, once ``picked`` (M, L) bool are committed."""
         raise NotImplementedError
 
-    def train(self, on_log: Callable[[int, dict[str, float]], None] | None = None, progress: bool = True) -> Any:
-        """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
-
-        ``progress`` shows what is logged on standard error: in a terminal in one line, elsewhere line by line.
-        Writes config.yaml, metrics.jsonl, checkpoints/ and policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the
-        round, with a checkpoint. Raises FileExistsError if the folder holds another run, ValueError if its settings
-        differ, BlockingIOError if one is writing there now, FloatingPointError if training diverged,
-        KeyboardInterrupt or SystemExit after a signal.
-        """
-        shown = Progress(self.config.iterations, progress)
-        with locked(self.output / METRICS, wait=False), StopSignals() as signals, closing(shown):
-            stopped_by = self._train(signals, shown, on_log or (lambda iteration, values: None))
-        if stopped_by:
-            leave(stopped_by)
-        return self.policy.eval()
-
-    def _train(self, signals: StopSignals, progress: Progress, on_log: Callable[[int, dict[str, float]], None]) -> int:
-        """Train to the end or to a signal; returns the signal's number, 0 for none."""
-        c = self.config
-        self._resume()
-        write_config(self.output, c, self.replaced)
-        log, averages, stopped_by = MetricsLog(self.output / METRICS, self.iteration), Averages(), 0
-        while self.iteration < c.iterations and not stopped_by:
-            averages.add(self.step())
-            stopped_by = signals.received
-            ends = bool(stopped_by) or self.iteration == c.iterations
-            if self.iteration % c.logging_steps == 0 or ends:
-                values = averages.take()
-                log.write(self.iteration, values)
-                progress(self.iteration, values)
-                on_log(self.iteration, values)
-            if self.iteration % c.save_steps == 0 or ends:
-                self._save()
-        if self.iteration < c.iterations:
-            return stopped_by
-        if c.calibration_prompts:
-            self._calibrate(c.calibration_prompts)
-        self.policy.save_pretrained(self.output / "policy")
-        known = {"dtype": str(self.model.dtype)[6:], "chat_template": isinstance(self.tokenizer, ChatTokenizer)}
-        record = training_record(c, self.iteration, self.parts, self.replaced, **known)
-        write_training(self.output / "policy", record)
-        return 0
-
-    def _calibrate(self, count: int) -> None:
-        """Note the policy's forwards by its dial in all settings of the run, on ``count`` further prompts."""
+    def calibrate(self, count: int) -> None:
         c, first = self.config, self.config.iterations * self.config.num_prompts
         ids = encode(self.tokenizer, self.prompts.take(first, count), c.max_prompt_length)
         curves = []
@@ -166,25 +82,16 @@ class SupervisedTrainer:
                 curves.append(measure_curve(sampler, ids, {**asked, "seed": 0}, source))
         self.policy.config = calibrated(self.policy.config, tuple(curves))
 
-    def _resume(self) -> None:
-        """Go on from the checkpoint that the config asks for, if there is one."""
-        state = checkpoint.resume(self.output, self.policy, self.optimizers, self.config)
-        if state is None:
-            self.parts = [run_part(0, 1)]
-            return
-        self.iteration = state["iteration"]
-        self.parts = with_part(state.get("parts", [{"from": 0}]), run_part(self.iteration, 1))
+    def restore(self, state: dict[str, Any]) -> None:
         by_round: dict[int, dict[str, Tensor]] = {}
         for key, value in state["tensors"].items():
             number, _, name = key.partition(".")
             by_round.setdefault(int(number), {})[name] = value.to(self.model.device)
         self.rounds = [Tried.of(by_round[number], self.collector.kind) for number in sorted(by_round)]
 
-    def _save(self) -> None:
-        c = self.config
-        tensors = {f"{i}.{name}": value for i, part in enumerate(self.rounds) for name, value in part.tensors().items()}
-        state, limit = {"parts": self.parts}, c.save_total_limit
-        checkpoint.save(self.output, self.iteration, self.policy, self.optimizers, c, state, limit, tensors)
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        each = enumerate(self.rounds)
+        return {}, {f"{i}.{name}": value for i, part in each for name, value in part.tensors().items()}
 
     def step(self) -> dict[str, float]:
         """One round: decodes, labels, updates. Returns its metrics."""

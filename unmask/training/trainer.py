@@ -6,9 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,37 +14,26 @@ from torch import Tensor
 
 from unmask.evaluation.calibrate import measure_curve
 from unmask.evaluation.evaluate import answers, decode_problems, grade
-from unmask.files import locked
-from unmask.models.loading import load_model
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
-from unmask.sampling.infill import given_problems
-from unmask.sampling.prompts import ChatTokenizer
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task, named
-from unmask.tasks.base import Holes, Problem, Task
-from unmask.training import checkpoint
+from unmask.tasks.base import Problem, Task
 from unmask.training.config import TrainerConfig
 from unmask.training.grpo import NO_SIGNAL, group_advantages, relative_to_best
-from unmask.training.interrupt import StopSignals, leave
 from unmask.training.learner import Learner, parameter_groups, pick_steps
-from unmask.training.metrics import METRICS, Averages, MetricsLog, SkippedRounds, describe, with_deviation
+from unmask.training.metrics import SkippedRounds, describe, with_deviation
 from unmask.training.problems import TrainingProblems
-from unmask.training.processes import Processes
-from unmask.training.progress import Progress
-from unmask.training.record import run_part, settings_used, training_record, with_part, write_config, write_training
 from unmask.training.rewards import REWARDS, ROLLOUT_COLUMNS, RewardFunction, check_reward_function, columns_of, score
-from unmask.training.rollout import Collector, Rollouts, WideView, tokenizer_for
+from unmask.training.rollout import Collector, Rollouts, WideView
+from unmask.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-OnLog = Callable[[int, dict[str, float]], None]
-"""Called with the iteration and what was logged, training and evaluation lines alike."""
 
-
-class Trainer:
+class Trainer(Run):
     """Trains an unmasking policy on a frozen language model by GRPO.
 
     Example::
@@ -57,6 +44,8 @@ class Trainer:
     ``f(prompts, completions, **columns) -> list[float]``, summed, then discounted by speed as ``config.reward`` says.
     """
 
+    CONFIG, POLICY = TrainerConfig, Policy
+
     def __init__(
         self,
         config: TrainerConfig,
@@ -66,45 +55,34 @@ class Trainer:
         policy: Policy | None = None,
         reward_functions: Sequence[RewardFunction] = (),
     ) -> None:
-        check_kinds(config, task, policy, reward_functions)
-        self.config = config
-        self.reward_functions = tuple(reward_functions) or tuple(named(f, "reward") for f in config.reward_functions)
+        if not isinstance(reward_functions, Sequence) or not all(callable(f) for f in reward_functions):
+            raise TypeError(f"reward_functions must be a sequence of functions, got {reward_functions!r}")
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
         given["reward_functions"] = reward_functions or None
-        self.replaced = {name: value for name, value in given.items() if value is not None}
-        self.processes = Processes(config.report_to, Path(config.output_dir))
+        super().__init__(config, given, getattr(config, "report_to", None))
+        self.reward_functions = tuple(reward_functions) or tuple(named(f, "reward") for f in config.reward_functions)
         # Checks come before the model, which may take long to load.
-        checkpoint.check(Path(config.output_dir), config)
         self.task = task if task is not None else make_task(config.task, **config.task_options)
         self.problems = self._make_problems()
-        self.policy = policy if policy is not None else self._make_policy()
+        self.policy = self.make_policy()
         experts = [make_policy(expert) for expert in config.experts]
         self._check_policy(experts)
-        few_bits = config.quantization
-        self.model = model or load_model(config.model, self.processes.device, config.dtype, quantization=few_bits)
-        self.model.requires_grad_(False).eval()
-        first = self.problems.take(0, 1)[0].given
-        self.tokenizer = tokenizer_for(config, tokenizer, self.task.instructions, first)
-        self.policy.to(self.model.device).train()
-        self._note_training()
-        self.policy.source = ""
+        self.load(self.problems.take(0, 1)[0].given, self.task.instructions, quantization=config.quantization)
+        self.settle_policy()
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.alpha_lr_multiplier),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
-        self.iteration = 0
+        self.optimizers = (self.optimizer,)
         self.next_problem = 0
         """Number of the first problem of the next round, over all processes."""
         self.skipped = SkippedRounds()
-        self.parts: list[dict[str, Any]] = []
-        """The stretches of the run, of which there are several if it was stopped and resumed."""
         self.best: dict[str, float] = {}
         self.collector = Collector(self.model, self.tokenizer, self.policy, config, experts)
-        if isinstance(first, Holes):  # bad ids are found before any work
-            every = [problem.given for problem in self.problems.known(config.num_prompts)]
-            given_problems(self.collector.sampler, every, config.sampler_config())
+        every = [problem.given for problem in self.problems.known(config.num_prompts)]
+        self.check_holes(self.collector.sampler, every, config.sampler_config())
         self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
 
     def _make_problems(self) -> TrainingProblems:
@@ -118,111 +96,23 @@ class Trainer:
             check_reward_function(function, columns_of(first, {name: [] for name in ROLLOUT_COLUMNS}))
         return problems
 
-    def _make_policy(self) -> Policy:
-        if self.config.init_policy is not None:
-            return Policy.from_pretrained(self.config.init_policy)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            return Policy(self.config.policy_config())
-
     def _check_policy(self, experts: Sequence[UnmaskingPolicy]) -> None:
         if not isinstance(self.config.alpha, (int, float)) and not self.policy.conditioned:
             raise ValueError(f"alpha={self.config.alpha!r} is a range, but the policy is not conditioned on alpha")
         for expert in experts:
             WideView(expert, self.policy)  # raises for an expert that reads more than the policy
 
-    def _note_training(self) -> None:
-        """Store in the policy's configuration how it is trained, which a Sampler then decodes with."""
-        c = self.config
-        alphas = self.policy.config.trained_alphas  # kept if training goes on at a single alpha
-        if not isinstance(c.alpha, (int, float)):
-            alphas = (float(c.alpha[0]), float(c.alpha[1]))
-        self.policy.config = replace(
-            self.policy.config,
-            trained_block_length=c.block_length or 0,
-            trained_temperature=float(c.policy_temperature),
-            trained_actions=c.actions,
-            trained_alphas=alphas,
-            calibration=(),  # of weights before this training
-        )
-
-    def train(self, on_log: OnLog | None = None, progress: bool = True) -> Policy:
-        """Train to ``config.iterations``, from a checkpoint if the config asks for it, and return the policy.
-
-        ``progress`` shows what is logged on standard error: in a terminal in one line, elsewhere line by line.
-        Writes config.yaml, metrics.jsonl, checkpoints/, best/ (by evaluation reward, if there are evaluations) and
-        policy/. SIGINT (Ctrl-C) and SIGTERM end the run after the round, with a checkpoint.
-
-        Raises FileExistsError if the folder holds another run, BlockingIOError if one is writing there, ValueError if
-        its settings differ, FloatingPointError if training diverged (checkpoints are from before), KeyboardInterrupt or
-        SystemExit after a signal.
-        """
-        own = locked(Path(self.config.output_dir) / METRICS, wait=False) if self.processes.is_main else nullcontext()
-        with own, StopSignals() as signals:
-            with closing(Progress(self.config.iterations, progress and self.processes.is_main)) as shown:
-                stopped_by = self._train(signals, shown, on_log)
-            self.processes.finish()
-        if stopped_by:
-            leave(stopped_by)
-        return self.policy
-
-    def _train(self, signals: StopSignals, progress: Progress, on_log: OnLog | None) -> int:
-        """Train to the end or to a signal; returns the signal's number, 0 for none."""
-        c, output = self.config, Path(self.config.output_dir)
-        self._resume(output)
-        log = None
-        if self.processes.is_main:
-            write_config(output, c, self.replaced)
-            log = MetricsLog(output / METRICS, self.iteration)
-        self.processes.start_trackers(settings_used(c, self.replaced))
-
-        def write(values: dict[str, float]) -> None:
-            if log is not None:
-                log.write(self.iteration, values)
-            self.processes.log(values, self.iteration)
-            progress(self.iteration, values)
-            if on_log is not None and self.processes.is_main:
-                on_log(self.iteration, values)
-
-        averages = Averages()
-        if c.eval_steps and self.iteration == 0:
-            write(self.evaluate())
-        stopped_by = 0
-        while self.iteration < c.iterations and not stopped_by:
-            averages.add(self.step())
-            stopped_by = int(self.processes.maximum(signals.received))
-            ends = bool(stopped_by) or self.iteration == c.iterations
-            if self.iteration % c.logging_steps == 0 or ends:
-                write(averages.take())
-            if c.eval_steps and (self.iteration % c.eval_steps == 0 or self.iteration == c.iterations):
-                values = self.evaluate()
-                write(values)
-                self._keep_best(values, output)
-            if self.iteration % c.save_steps == 0 or ends:
-                self._save(output)
-        if self.iteration < c.iterations:
-            return stopped_by
-        if c.calibration_prompts and self.processes.is_main:
-            self._calibrate(c.calibration_prompts)
-        self._save_policy(output / "policy")
-        return 0
-
-    def _calibrate(self, count: int) -> None:
-        """Note the policy's forwards at each shift of its logits, on ``count`` held-out prompts."""
+    def calibrate(self, count: int) -> None:
         problems = self.problems.validation or self.problems.take(self.next_problem, count)
         sampler = Sampler(self.model, self.tokenizer, self.policy, self.config.eval_config())
         prompts = self.collector.encode([problem.given for problem in problems[:count]])
         curve = measure_curve(sampler, prompts, {"seed": 0}, f"{len(prompts)} prompts of {self.task.name}")
         self.policy.config = calibrated(self.policy.config, (curve,))
 
-    def _resume(self, output: Path) -> None:
-        """Go on from the checkpoint that the config asks for, if there is one."""
-        state = checkpoint.resume(output, self.policy, self.optimizer, self.config)
-        if state is None:
-            self.parts = [run_part(0, self.processes.count)]
-            return
-        self.iteration = state["iteration"]
-        self.parts = with_part(state.get("parts", [{"from": 0}]), run_part(self.iteration, self.processes.count))
+    def state(self) -> tuple[dict[str, Any], None]:
+        return {"best": self.best, "processes": self.processes.count, "next_problem": self.next_problem}, None
+
+    def restore(self, state: dict[str, Any]) -> None:
         earlier = state.get("processes", self.processes.count)
         self.next_problem = state.get("next_problem", self.iteration * earlier * self.config.num_prompts)
         # Checkpoints without "next_problem" were evaluated on other problems.
@@ -358,33 +248,12 @@ class Trainer:
         count = total.pop("problems")
         return {name: value / count for name, value in total.items()}
 
-    def _keep_best(self, values: dict[str, float], output: Path) -> None:
-        if values["eval_reward"] <= self.best.get("eval_reward", float("-inf")):
+    def log_evaluation(self, write: Callable[[dict[str, float]], None]) -> None:
+        every, now = self.config.eval_steps, self.iteration
+        if not every or (now % every and now != self.config.iterations):
             return
-        self.best = {"iteration": float(self.iteration), **values}
-        self._save_policy(output / "best")
-
-    def _save_policy(self, folder: Path) -> None:
-        """Write the policy with a record of its training."""
-        if self.processes.is_main:
-            self.policy.save_pretrained(folder)
-            known = {"dtype": str(self.model.dtype)[6:], "chat_template": isinstance(self.tokenizer, ChatTokenizer)}
-            record = training_record(self.config, self.iteration, self.parts, self.replaced, **known)
-            write_training(folder, record)
-
-    def _save(self, output: Path) -> None:
-        if self.processes.is_main:
-            state = {"best": self.best, "processes": self.processes.count, "next_problem": self.next_problem}
-            state["parts"] = self.parts
-            limit = self.config.save_total_limit
-            checkpoint.save(output, self.iteration, self.policy, self.optimizer, self.config, state, limit)
-        self.processes.wait()
-
-
-def check_kinds(config: object, task: object, policy: object, reward_functions: object) -> None:
-    """Raise TypeError for an argument of the Trainer that has a wrong type."""
-    for name, value, kind in (("config", config, TrainerConfig), ("task", task, Task), ("policy", policy, Policy)):
-        if not isinstance(value, kind) and (value is not None or name == "config"):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
-    if not isinstance(reward_functions, Sequence) or not all(callable(f) for f in reward_functions):
-        raise TypeError(f"reward_functions must be a sequence of functions, got {reward_functions!r}")
+        values = self.evaluate()
+        write(values)
+        if now and values["eval_reward"] > self.best.get("eval_reward", float("-inf")):
+            self.best = {"iteration": float(now), **values}
+            self.save_policy(self.output / "best")

@@ -1,0 +1,93 @@
+"""The settings that all training runs have; names follow trl's GRPOConfig where the meaning is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from typing_extensions import Self
+
+from unmask.config import Config, Count, PositiveInt, Seed, Text, require
+from unmask.policies.config import PolicyConfig
+from unmask.training.config_files import CONFIGS, from_layers, read_layers
+
+
+class RunConfig(Config):
+    """Settings of one training run. Raises ValueError naming the field, its value and what was expected."""
+
+    POLICY: ClassVar[type[Any]] = PolicyConfig
+    """The configuration of the policies that are trained."""
+    FRESH: ClassVar[Mapping[str, Any]] = {}
+    """Its fields that differ from their defaults in a fresh policy."""
+    FOLDER: ClassVar[Path] = CONFIGS
+    """Of the packaged configurations."""
+
+    output_dir: Text = "runs/policy"
+    """Where checkpoints, metrics and the finished policy go."""
+    model: str = "tiny"
+    """The frozen language model: packaged name, local folder or hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The model's dtype: "float32", "bfloat16" or "float16"; None: that of its weights."""
+    task: str = "hops"
+    """The task whose problems the policy is trained on: its name, or module:Class for one of your own."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Fields of the task to change, such as ``{"max_hops": 5}``."""
+    chat_template: bool | None = None
+    """Put prompts as a user's messages in the tokenizer's chat template; None: if it has one and the prompts are
+    instructions."""
+    system_prompt: str | None = None
+    """Message before the user's, in the chat template."""
+    max_prompt_length: PositiveInt | None = 200
+    """Prompts are cut to their last tokens."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Fields of the policy's configuration such as ``hidden_size``, for a fresh policy."""
+    init_policy: str | None = None
+    """Start from this policy of the same kind (folder, packaged name or hub id) instead of a fresh one, and leave
+    ``policy`` empty."""
+    iterations: PositiveInt = 1000
+    """Rounds of decodes, with several optimizer steps each. Other settings in steps count rounds, too."""
+    seed: Seed = 0
+    logging_steps: PositiveInt = 1
+    """Rounds averaged in a line of the log."""
+    save_steps: PositiveInt = 50
+    """Rounds between checkpoints."""
+    save_total_limit: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted."""
+    calibration_prompts: Count = 0
+    """Further prompts decoded at 24 values of the policy's dial when the run ends, so that ``target_nfe`` can be asked
+    for; 0: none."""
+    resume_from_checkpoint: bool | str = False
+    """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
+
+    def __post_init__(self) -> None:
+        self.policy_config()
+        require(
+            self.init_policy is None or not self.policy,
+            f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
+        )
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """The fields of a policy's configuration that say how it was trained, with which a Sampler then decodes."""
+        raise NotImplementedError
+
+    def policy_config(self, **of_model: Any) -> Any:
+        """The fresh policy's configuration; ValueError for a field that does not fit."""
+        try:
+            return self.POLICY.from_dict({**self.FRESH, **self.policy, **of_model})
+        except ValueError as error:
+            raise ValueError(f"policy: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None, origin: str = "overrides") -> Self:
+        """Read a YAML file, or a packaged configuration by name; ``overrides`` replace fields.
+
+        A key ``extends`` in the file names another file, whose settings it replaces. ``origin`` names the overrides in
+        messages.
+
+        Raises FileNotFoundError if there is no such configuration, ValueError for a field that is unknown or wrong; the
+        message begins with its origin.
+        """
+        return from_layers(cls, [*read_layers(path, folder=cls.FOLDER), (origin, overrides or {})])
