@@ -55,7 +55,7 @@ def test_generate_json_has_a_row_per_prompt(tmp_path: Path) -> None:
 def test_prompts_end_at_line_ends_only(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes("one\x0ctwo\u2028three\r\nfour\x85\n".encode())
     command = Generate(file=str(tmp_path / "prompts.txt"))
-    assert command.read_prompts() == ["one\x0ctwo\u2028three", "four\x85"]
+    assert command.read_prompts("little") == ["one\x0ctwo\u2028three", "four\x85"]
 
 
 def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,20 +115,8 @@ def test_options_reach_the_sampler() -> None:
 
 
 def test_generate_samples_and_stops(tmp_path: Path) -> None:
-    words = [
-        "generate",
-        "cEaCfBeG:a=",
-        "--model",
-        "tiny",
-        "--json",
-        "--seed",
-        "1",
-        "--temperature",
-        "3",
-        "--top-p",
-        "0.95",
-    ]
-    done = run(*words, "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
+    words = "generate cEaCfBeG:a= --model tiny --json --seed 1 --temperature 3 --top-p 0.95"
+    done = run(*words.split(), "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     settings = {"temperature": 3.0, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
     expected = Sampler.from_pretrained("tiny").generate("cEaCfBeG:a=", **settings)

@@ -83,14 +83,8 @@ def test_lines_break_between_words_and_masks() -> None:
     text = Text("one two-three\n  four" + MASK * 7 + " fivesixseven\u65e5\u672c", "bold")
     lines = broken(text, 8)
     assert [line.plain for line in lines] == [
-        "one",
-        "two-thre",
-        "e",
-        "  four░░",
-        "░░░░░",
-        "fivesixs",
-        "even\u65e5\u672c",
-    ]
+        "one", "two-thre", "e", "  four░░", "░░░░░", "fivesixs", "even\u65e5\u672c",
+    ]  # fmt: skip
     assert all(line.style == "bold" for line in lines)
     assert [line.plain for line in broken(Text("a b"), 8)] == ["a b"]
     assert [line.plain for line in broken(Text(""), 8)] == [""]

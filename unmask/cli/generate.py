@@ -20,7 +20,38 @@ from unmask.sampling.config import SamplerConfig
 from unmask.text import parse_json, printable, read_text
 
 
-class Generate(Command):
+class Prompted(Command):
+    """What the commands that take prompts have in common."""
+
+    REST = "prompts"
+
+    prompts: Positional[tuple[str, ...]] = ()
+    """Prompts to complete."""
+    file: str | None = None
+    """Read prompts from a file, one per line; - for standard input."""
+    rows: Annotated[str | None, arg(name="prompts")] = None
+    """Read prompts from JSON lines, each with "prompt", a text, or "messages", a list of {"role": ..., "content": ...},
+    which need a chat template; - for standard input."""
+
+    def read_prompts(self, model: str) -> list[Any]:
+        """Prompts from arguments, file, pipe, or else some of what ``model`` was made for."""
+        if bool(self.prompts) + (self.file is not None) + (self.rows is not None) > 1:
+            raise ValueError("give prompts on the command line, with --file or with --prompts, not in several ways")
+        prompts: list[Any] = list(self.prompts)
+        if self.rows is not None:
+            prompts = [*read_rows(self.rows)]
+        elif self.file is not None or (not self.prompts and has_piped_input()):
+            prompts = [line for line in read_lines("-" if self.file is None else self.file) if line.strip()]
+        elif not prompts:
+            prompts = demo_prompts(model)
+        if not prompts:
+            raise ValueError(
+                'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
+            )
+        return prompts
+
+
+class Generate(Prompted):
     """Complete prompts with a masked diffusion language model.
 
     In a terminal the buffers are drawn as they fill; elsewhere only the results are printed. Prompts come from the
@@ -36,15 +67,6 @@ class Generate(Command):
       echo "Reverse the line: Tom, Ann, Eve." | unmask generate --json
     """
 
-    REST = "prompts"
-
-    prompts: Positional[tuple[str, ...]] = ()
-    """Prompts to complete."""
-    file: str | None = None
-    """Read prompts from a file, one per line; - for standard input."""
-    rows: Annotated[str | None, arg(name="prompts")] = None
-    """Read prompts from JSON lines, each with "prompt", a text, or "messages", a list of {"role": ..., "content": ...},
-    which need a chat template; - for standard input."""
     policy: str | None = None
     """Policy name, or folder of a learned one. None: the model's own, else threshold:0.9."""
     json: Flag = False
@@ -60,7 +82,7 @@ class Generate(Command):
     def run(self) -> int:
         from unmask.sampling.prompts import with_chat_template
 
-        prompts, how = self.read_prompts(), self.prompting
+        prompts, how = self.read_prompts(self.loading.model), self.prompting
         sampler = self.loading.sampler(self.policy, given(self.decoding, SamplerConfig))
         sampler.tokenizer = with_chat_template(sampler.tokenizer, how.chat_template, how.system_prompt)
         sampler.check_config(sampler.config)
@@ -87,23 +109,6 @@ class Generate(Command):
             if view.completions:
                 console.print(view, Text(view.summary(), "dim"))
         return 0
-
-    def read_prompts(self) -> list[Any]:
-        """Prompts from arguments, file, pipe, or else some of the demo task."""
-        if bool(self.prompts) + (self.file is not None) + (self.rows is not None) > 1:
-            raise ValueError("give prompts on the command line, with --file or with --prompts, not in several ways")
-        prompts: list[Any] = list(self.prompts)
-        if self.rows is not None:
-            prompts = [*read_rows(self.rows)]
-        elif self.file is not None or (not self.prompts and has_piped_input()):
-            prompts = [line for line in read_lines("-" if self.file is None else self.file) if line.strip()]
-        elif not prompts:
-            prompts = demo_prompts(self.loading.model)
-        if not prompts:
-            raise ValueError(
-                'no prompts: give some as arguments, with --file, or through a pipe ("unmask generate --help")'
-            )
-        return prompts
 
 
 def demo_prompts(model: str) -> list[str]:

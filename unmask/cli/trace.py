@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import UseAppendAction
 
 from unmask.cli import say
-from unmask.cli.generate import Generate
+from unmask.cli.generate import Prompted
 from unmask.cli.options import Decoding, Loading, Prompting
-from unmask.cli.parsing import Command, given
+from unmask.cli.parsing import given
 from unmask.files import check_writable
 from unmask.sampling.config import SamplerConfig
 
 
-class Trace(Command):
+class Trace(Prompted):
     """Decode prompts and write a page that plays it: which position was committed in which forward, how sure the model
     was of it, what was proposed and not taken, and what was revised. With several policies their decodings stand side
     by side. The page is one file, which needs no network.
@@ -28,14 +27,6 @@ class Trace(Command):
       unmask trace "What is 12 * 13?" --model GSAI-ML/LLaDA-8B-Instruct --policy threshold:0.9 --device cuda
     """
 
-    REST = "prompts"
-
-    prompts: Positional[tuple[str, ...]] = ()
-    """Prompts to complete."""
-    file: str | None = None
-    """Read prompts from a file, one per line; - for standard input."""
-    rows: Annotated[str | None, arg(name="prompts")] = None
-    """Read prompts from JSON lines, as `unmask generate --prompts` does."""
     policy: UseAppendAction[tuple[str, ...]] = ()
     """Policy name, or folder of a learned one; once for each. None: the model's own, else threshold:0.9."""
     output: Path = Path("trace.html")
@@ -50,7 +41,7 @@ class Trace(Command):
         from unmask.sampling.sampler import Sampler
 
         check_writable(self.output)
-        prompts = Generate(prompts=self.prompts, file=self.file, rows=self.rows, loading=self.loading).read_prompts()
+        prompts = self.read_prompts(self.loading.model)
         asked = {**given(self.decoding, SamplerConfig), "record": True}
         policies = [make_policy(name) for name in self.policy]
         base = self.loading.sampler(None, {**asked, "alpha": None})
