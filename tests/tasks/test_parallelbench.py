@@ -163,14 +163,8 @@ def test_it_is_evaluated_and_trained_on(folder: Path, capsys: Any) -> None:
     row = evaluate(Sampler.from_pretrained("little"), task, 2)
     assert (row.task, row.accuracy, row.measures) == ("parallelbench", 1.0, {"strict": 0.0})
     options = [
-        "--task-options",
-        f"path={folder}",
-        "subset=waiting_line/reverse",
-        "--regimes",
-        "full",
-        "--problems",
-        "2",
-    ]
+        "--task-options", f"path={folder}", "subset=waiting_line/reverse", "--regimes", "full", "--problems", "2",
+    ]  # fmt: skip
     assert main(["evaluate", "--task", "parallelbench", *options, "--policies", "threshold:0.9"]) == 0
     assert "1.000" in capsys.readouterr().out
 

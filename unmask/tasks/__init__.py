@@ -28,31 +28,12 @@ from unmask.tasks.sums import Sums
 from unmask.tasks.words import WordedTask
 
 LITTLE: dict[str, type[WordedTask]] = {
-    "story": Story,
-    "parcel": Parcel,
-    "line": Line,
-    "letters": Letters,
-    "latin": Latin,
-    "grid": Grid,
-    "quiz": Quiz,
-    "form": Form,
-    "gaps": Gaps,
+    kind.name: kind for kind in (Story, Parcel, Line, Letters, Latin, Grid, Quiz, Form, Gaps)
 }
 """The worded tasks that the packaged model ``little`` knows."""
 
-TASKS: dict[str, type[Task]] = {
-    **LITTLE,
-    "hops": Hops,
-    "sums": Sums,
-    "sudoku": Sudoku,
-    "gsm8k": GSM8K,
-    "math": Math,
-    "math500": Math500,
-    "humaneval": HumanEval,
-    "mbpp": MBPP,
-    "parallelbench": ParallelBench,
-}
-
+OTHERS: tuple[type[Task], ...] = (Hops, Sums, Sudoku, GSM8K, Math, Math500, HumanEval, MBPP, ParallelBench)
+TASKS: dict[str, type[Task]] = {**LITTLE, **{kind.name: kind for kind in OTHERS}}
 
 OF_ONE = ("path", "train_path", "split", "train_split", "subset")
 """Options that select a task's problems. With several tasks they must name the task."""

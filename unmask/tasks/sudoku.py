@@ -5,26 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
 
 from unmask.tasks.base import Problem, Task
-
-ROWS = tuple("".join(p) for p in permutations("1234"))
-
-
-def is_valid(grid: str) -> bool:
-    """Whether ``grid`` (16 digits, row by row) has 1 to 4 once in each row, column and 2 x 2 box."""
-    rows = [grid[i : i + 4] for i in range(0, 16, 4)]
-    columns = [grid[i::4] for i in range(4)]
-    boxes = [grid[i : i + 2] + grid[i + 4 : i + 6] for i in (0, 2, 8, 10)]
-    return len(grid) == 16 and all(sorted(part) == list("1234") for part in rows + columns + boxes)
+from unmask.tasks.constrained import squares
 
 
 @cache
 def grids() -> tuple[str, ...]:
-    """All 288 valid grids."""
-    halves = [a + b for a in ROWS for b in ROWS if sorted(a[:2] + b[:2]) == sorted(a[2:] + b[2:]) == list("1234")]
-    return tuple(top + bottom for top in halves for bottom in halves if is_valid(top + bottom))
+    """All 288 valid grids, 16 digits each, row by row."""
+    return tuple("".join("1234"[i] for row in square for i in row) for square in squares(4, boxes=True))
 
 
 @dataclass(frozen=True)
@@ -46,7 +35,5 @@ class Sudoku(Task):
         return Problem(prompt, grid, grid, {"clues": len(shown)})
 
     def grade(self, problem: Problem, completion: str) -> float:
-        keeps = len(completion) == 16 and all(
-            clue in (".", c) for clue, c in zip(problem.prompt[:-1], completion, strict=True)
-        )
-        return float(keeps and is_valid(completion))
+        clues = zip(problem.prompt[:-1], completion, strict=False)
+        return float(completion in grids() and all(clue in (".", cell) for clue, cell in clues))
