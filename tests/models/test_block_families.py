@@ -15,20 +15,9 @@ from safetensors.torch import save_file
 from test_loading import PEAK
 
 from unmask import Sampler, SamplerConfig
-from unmask.models import (
-    Transformer,
-    TransformerConfig,
-    experts,
-    fast_dllm,
-    illada,
-    llada2,
-    load_model,
-    nemotron,
-    save_model,
-    sdar,
-    sdar_moe,
-)
+from unmask.models import Transformer, TransformerConfig, experts, load_model, save_model
 from unmask.models.experts import Mixture, MixtureConfig
+from unmask.models.loading import FAMILIES
 from unmask.sampling.graphs import why_no_graphs
 
 MSCALES = {"mscale": 0.7, "mscale_all_dim": 1.3}
@@ -213,25 +202,25 @@ WORDS: dict[str, Any] = {"vocab_size": 151936, "mask_token_id": None, "eos_token
 
 
 @pytest.mark.parametrize(
-    ("family", "raw", "mask", "stops"),
+    ("kind", "raw", "mask", "stops"),
     [
-        (sdar, SDAR, 151669, (151643, 151645)),
-        (sdar_moe, SDAR_MOE, 151669, (151643, 151645)),
-        (llada2, {**LLADA2, "vocab_size": 157184}, 156895, (156892,)),
-        (fast_dllm, {**SDAR, "head_dim": None}, 151665, (151645,)),
-        (nemotron, NEMOTRON, 100, (11,)),
-        (illada, ILLADA, 5, ()),
+        ("sdar", SDAR, 151669, (151643, 151645)),
+        ("sdar_moe", SDAR_MOE, 151669, (151643, 151645)),
+        ("llada2_moe", {**LLADA2, "vocab_size": 157184}, 156895, (156892,)),
+        ("Fast_dLLM_Qwen", {**SDAR, "head_dim": None}, 151665, (151645,)),
+        ("nemotron_labs_diffusion", NEMOTRON, 100, (11,)),
+        ("illada", ILLADA, 5, ()),
     ],
 )
-def test_family_defaults_fill_what_a_config_lacks(tmp_path: Path, family: Any, raw: Raw, mask: int, stops: Any) -> None:
+def test_family_defaults_fill_what_a_config_lacks(kind: str, raw: Raw, mask: int, stops: Any) -> None:
+    family = FAMILIES[kind]
     config = family.read_config({**raw, **WORDS, "vocab_size": max(raw["vocab_size"], 151936), "block_size": None})
     assert (config.mask_token_id, config.stop_ids) == (mask, stops)
     assert config.eos_token_id == next(iter(stops), None)
-    length = {sdar: 4, sdar_moe: 4, llada2: 32, fast_dllm: 32, nemotron: 32}.get(family)
-    assert config.block_length == length
+    assert config.block_length == (None if kind == "illada" else 4 if kind.startswith("sdar") else 32)
     if mask < 40:  # it lies in the small vocabulary too
         return
-    small = {**raw, "vocab_size": 40, "mask_token_id": None, "eos_token_id": None, "model_type": family.MODEL_TYPE}
+    small = {**raw, "vocab_size": 40, "mask_token_id": None, "eos_token_id": None, "model_type": kind}
     asked = rf"family's {mask} lies outside the 40 tokens; give it as load_model\(\.\.\., mask_token_id=\.\.\.\)"
     with pytest.raises(ValueError, match=asked):
         family.read_config(small)
@@ -244,10 +233,11 @@ def test_published_sizes() -> None:
     small = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_key_value_heads": 8}
     large = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_key_value_heads": 4}
     of_experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+    sdar, sdar_moe = FAMILIES["sdar"], FAMILIES["sdar_moe"]
     assert parameters(sdar.read_config({**words, **small})) == 8_190_735_360  # Qwen3-8B's
     assert parameters(sdar_moe.read_config({**words, **large, **of_experts})) == 30_532_122_624  # Qwen3-30B-A3B's
     tied = {**small, "num_hidden_layers": 32, "intermediate_size": 14336, "head_dim": None, "tie_word_embeddings": True}
-    assert round(parameters(illada.read_config({**words, **tied, "vocab_size": 155136})) / 1e9, 2) == 7.62
+    assert round(parameters(FAMILIES["illada"].read_config({**words, **tied, "vocab_size": 155136})) / 1e9, 2) == 7.62
 
 
 def parameters(config: TransformerConfig) -> int:

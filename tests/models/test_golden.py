@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unmask.models import Transformer, dream, llada, load_model
+from unmask.models import Transformer, load_model
+from unmask.models.dream import DreamConfig
+from unmask.models.llada import LLaDAConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 2e-4
@@ -100,28 +102,15 @@ DREAM_7B = """{
 "vocab_size": 152064}"""
 
 REFUSED = {
-    llada: [
-        ("alibi", True),
-        ("rope", False),
-        ("block_type", "sequential"),
-        ("block_group_size", 4),
-        ("activation_type", "gelu"),
-        ("layer_norm_type", "default"),
-        ("layer_norm_with_affine", False),
-        ("attention_layer_norm", True),
-        ("input_emb_norm", True),
-        ("include_bias", True),
-        ("bias_for_layer_norm", True),
-        ("scale_logits", True),
-        ("clip_qkv", 8.0),
-        ("sliding_window", 128),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("n_layers", "3"),
-        ("weight_tying", "yes"),
-        ("rope_theta", "big"),
-        ("mask_token_id", 1.5),
+    LLaDAConfig: [
+        ("alibi", True), ("rope", False), ("block_type", "sequential"), ("block_group_size", 4),
+        ("activation_type", "gelu"), ("layer_norm_type", "default"), ("layer_norm_with_affine", False),
+        ("attention_layer_norm", True), ("input_emb_norm", True), ("include_bias", True),
+        ("bias_for_layer_norm", True), ("scale_logits", True), ("clip_qkv", 8.0), ("sliding_window", 128),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}), ("n_layers", "3"), ("weight_tying", "yes"),
+        ("rope_theta", "big"), ("mask_token_id", 1.5),
     ],
-    dream: [
+    DreamConfig: [
         ("hidden_act", "gelu"),
         ("use_sliding_window", True),
         ("attention_bias", True),
@@ -131,7 +120,7 @@ REFUSED = {
         ("head_dim", 16),
         ("partial_rotary_factor", 0.5),
     ],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -151,17 +140,17 @@ def test_missing_config_values_are_named(key: str) -> None:
     raw = json.loads((GOLDEN / "llada-tiny" / "config.json").read_text())
     del raw[key]
     with pytest.raises(ValueError, match=f"{key}"):
-        llada.read_config(raw)
+        LLaDAConfig.read_config(raw)
 
 
 def test_published_configs() -> None:
     """The sizes of LLaDA-8B-Instruct and Dream-7B, with the keys their config.json has."""
-    config = llada.read_config(json.loads(LLADA_8B))
+    config = LLaDAConfig.read_config(json.loads(LLADA_8B))
     assert parameters(config) == 8_015_581_184
-    assert len(llada.weight_names(config)) == 32 * 9 + 3
-    config = dream.read_config(json.loads(DREAM_7B))
+    assert len(LLaDAConfig.weight_names(config)) == 32 * 9 + 3
+    config = DreamConfig.read_config(json.loads(DREAM_7B))
     assert parameters(config) == 7_615_616_512  # Qwen2.5-7B's
-    assert len(dream.weight_names(config)) == 28 * 12 + 3
+    assert len(DreamConfig.weight_names(config)) == 28 * 12 + 3
 
 
 def parameters(config: Any) -> int:

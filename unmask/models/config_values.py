@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from unmask.config import Config, Count, Positive, PositiveInt, checked
+from unmask.models.pieces import Names
 from unmask.models.rotary import Yarn
 from unmask.models.transformer_config import TransformerConfig
 
@@ -47,11 +48,12 @@ Scaled = Annotated[dict[str, Any], AfterValidator(scaled)]
 
 
 class CheckpointConfig(Config, kw_only=True):
-    """What families share. Fields have :class:`TransformerConfig`'s names, with the checkpoint's key as an alias.
+    """The keys of a family's config.json. Fields have :class:`TransformerConfig`'s names, the key as an alias.
 
     A field whose type has a single value is a switch of which this decoder implements only that setting.
     """
 
+    MODEL_TYPE: ClassVar[str]
     MASK: ClassVar[int | None] = None
     """The family's mask token, for checkpoints that name none."""
     STOPS: ClassVar[tuple[int, ...]] = ()
@@ -67,6 +69,20 @@ class CheckpointConfig(Config, kw_only=True):
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     rotary_factor: Annotated[float, Field(ge=1, le=1)] = Field(1.0, alias="partial_rotary_factor")
+
+    @classmethod
+    def read_config(cls, raw: Raw) -> TransformerConfig:
+        """The decoder's configuration. ValueError names a key with a value that this decoder does not implement."""
+        return read(cls, raw).decoder()
+
+    @classmethod
+    def weight_names(cls, config: TransformerConfig, stored: Collection[str] = ()) -> Names:
+        """Names in the checkpoint -> what each is of :class:`unmask.models.Transformer`'s parameters."""
+        raise NotImplementedError
+
+    def decoder(self) -> TransformerConfig:
+        """What :meth:`read_config` returns."""
+        return self.transformer()
 
     def transformer(self, **settings: Any) -> TransformerConfig:
         """The decoder's configuration; ``settings`` replace or add fields."""

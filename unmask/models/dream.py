@@ -5,15 +5,14 @@ Adapted from an autoregressive model: raw logits[i] predict token i + 1, so the 
 
 from __future__ import annotations
 
-from unmask.models.config_values import Raw, read
-from unmask.models.qwen import Qwen2Config, weight_names
+from unmask.models.qwen import Qwen2Config
 from unmask.models.transformer import TransformerConfig
 
-__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
 
-MODEL_TYPE = "Dream"
+class DreamConfig(Qwen2Config, kw_only=True):
+    """Keys of Qwen2.5's configuration."""
 
+    MODEL_TYPE = "Dream"
 
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    return read(Qwen2Config, raw).transformer(qkv_bias=True, logits_shift=1)
+    def decoder(self) -> TransformerConfig:
+        return self.transformer(qkv_bias=True, logits_shift=1)

@@ -5,16 +5,10 @@ The first token of a block is thus predicted by the row before the block, and bl
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from unmask.config import PositiveInt
-from unmask.models.config_values import Raw, read
-from unmask.models.qwen import Qwen2Config, weight_names
+from unmask.models.qwen import Qwen2Config
 from unmask.models.transformer import TransformerConfig
 
-__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
-
-MODEL_TYPE = "Fast_dLLM_Qwen"
 SUB_BLOCK = 8
 """Upstream's ``small_block_size``, an argument of its generation."""
 
@@ -22,19 +16,16 @@ SUB_BLOCK = 8
 class FastDLLMConfig(Qwen2Config, kw_only=True):
     """Keys of Qwen2.5's configuration and ``bd_size``, the block size."""
 
-    MASK: ClassVar[int | None] = 151_665
-    STOPS: ClassVar[tuple[int, ...]] = (151_645,)
+    MODEL_TYPE = "Fast_dLLM_Qwen"
+    MASK, STOPS = 151_665, (151_645,)
 
     block_length: PositiveInt = 32
 
-
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(FastDLLMConfig, raw)
-    return c.transformer(
-        qkv_bias=True,
-        logits_shift=1,
-        attention="block-causal",
-        seeded=True,
-        sub_block_length=None if c.block_length % SUB_BLOCK else SUB_BLOCK,
-    )
+    def decoder(self) -> TransformerConfig:
+        return self.transformer(
+            qkv_bias=True,
+            logits_shift=1,
+            attention="block-causal",
+            seeded=True,
+            sub_block_length=None if self.block_length % SUB_BLOCK else SUB_BLOCK,
+        )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from unmask.models.config_values import Raw, Rope, read
-from unmask.models.qwen import QwenConfig, check_head_dim, weight_names
+from unmask.models.config_values import Rope
+from unmask.models.qwen import QwenConfig, check_head_dim
 from unmask.models.transformer import TransformerConfig
-
-__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
-
-MODEL_TYPE = "illada"
 
 
 class ILLaDAConfig(QwenConfig, kw_only=True):
     """Keys of Llama's configuration; published ones do not name the mask token."""
 
-    MASK: ClassVar[int | None] = 5
+    MODEL_TYPE = "illada"
+    MASK = 5
 
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
@@ -26,8 +21,5 @@ class ILLaDAConfig(QwenConfig, kw_only=True):
     def __post_init__(self) -> None:
         check_head_dim(self)
 
-
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(ILLaDAConfig, raw)
-    return c.transformer(qkv_bias=c.attention_bias, o_bias=c.attention_bias)
+    def decoder(self) -> TransformerConfig:
+        return self.transformer(qkv_bias=self.attention_bias, o_bias=self.attention_bias)

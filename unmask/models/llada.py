@@ -8,14 +8,18 @@ from typing import Literal
 from pydantic import Field
 
 from unmask.config import Positive, PositiveInt
-from unmask.models.config_values import CheckpointConfig, Raw, read
+from unmask.models.config_values import CheckpointConfig
+from unmask.models.pieces import Names
 from unmask.models.transformer import TransformerConfig
 
-MODEL_TYPE = "llada"
+BLOCK = {name: name for name in ("attn_norm", "q_proj", "k_proj", "v_proj", "up_proj")}
+BLOCK |= {"attn_out": "o_proj", "ff_norm": "mlp_norm", "ff_proj": "gate_proj", "ff_out": "down_proj"}
 
 
 class LLaDAConfig(CheckpointConfig, kw_only=True):
     """The switches at the end have the only values found in published checkpoints."""
+
+    MODEL_TYPE = "llada"
 
     hidden_size: PositiveInt = Field(alias="d_model")
     num_layers: PositiveInt = Field(alias="n_layers")
@@ -43,41 +47,24 @@ class LLaDAConfig(CheckpointConfig, kw_only=True):
     sliding_window: Literal[False] = False
     clip_qkv: None = None
 
+    def decoder(self) -> TransformerConfig:
+        return self.transformer(
+            # The embedding may be padded beyond the vocabulary; the logits are as wide as the embedding.
+            vocab_size=self.embedding_size or self.vocab_size,
+            num_kv_heads=self.num_kv_heads or (1 if self.multi_query_attention else self.num_heads),
+            intermediate_size=self.intermediate_size or int(self.mlp_ratio * self.hidden_size),
+        )
 
-BLOCK = {
-    "attn_norm": "attn_norm",
-    "q_proj": "q_proj",
-    "k_proj": "k_proj",
-    "v_proj": "v_proj",
-    "attn_out": "o_proj",
-    "ff_norm": "mlp_norm",
-    "ff_proj": "gate_proj",
-    "up_proj": "up_proj",
-    "ff_out": "down_proj",
-}
-
-
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(LLaDAConfig, raw)
-    return c.transformer(
-        # The embedding may be padded beyond the vocabulary; the logits are as wide as the embedding.
-        vocab_size=c.embedding_size or c.vocab_size,
-        num_kv_heads=c.num_kv_heads or (1 if c.multi_query_attention else c.num_heads),
-        intermediate_size=c.intermediate_size or int(c.mlp_ratio * c.hidden_size),
-    )
-
-
-def weight_names(config: TransformerConfig, stored: Collection[str] = ()) -> dict[str, str]:
-    """Names in the checkpoint -> names of :class:`unmask.models.Transformer`'s parameters."""
-    names = {
-        "model.transformer.wte.weight": "embed.weight",
-        "model.transformer.ln_f.weight": "final_norm.weight",
-        "model.transformer.ff_out.weight": "lm_head.weight",
-    }
-    for i in range(config.num_layers):
-        for theirs, ours in BLOCK.items():
-            names[f"model.transformer.blocks.{i}.{theirs}.weight"] = f"layers.{i}.{ours}.weight"
-        for name in ("q_proj", "k_proj", "v_proj") if config.qkv_bias else ():
-            names[f"model.transformer.blocks.{i}.{name}.bias"] = f"layers.{i}.{name}.bias"
-    return names
+    @classmethod
+    def weight_names(cls, config: TransformerConfig, stored: Collection[str] = ()) -> Names:
+        names = {
+            "model.transformer.wte.weight": "embed.weight",
+            "model.transformer.ln_f.weight": "final_norm.weight",
+            "model.transformer.ff_out.weight": "lm_head.weight",
+        }
+        for i in range(config.num_layers):
+            for theirs, ours in BLOCK.items():
+                names[f"model.transformer.blocks.{i}.{theirs}.weight"] = f"layers.{i}.{ours}.weight"
+            for name in ("q_proj", "k_proj", "v_proj") if config.qkv_bias else ():
+                names[f"model.transformer.blocks.{i}.{name}.bias"] = f"layers.{i}.{name}.bias"
+        return names

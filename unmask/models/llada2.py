@@ -6,42 +6,34 @@ Both versions have one architecture; that 2.1 revises tokens is a setting of dec
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from unmask.config import Count, Positive, PositiveInt, require
-from unmask.models.config_values import CheckpointConfig, Raw, Scaled, read
+from unmask.models.config_values import Raw
 from unmask.models.pieces import Names, Piece, feed_forward_names
+from unmask.models.qwen import QwenConfig
 from unmask.models.transformer import Transformer, TransformerConfig
-
-MODEL_TYPE = "llada2_moe"
 
 OF_MIXTURE = (
     "num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group", "routed_scaling_factor"
 )  # fmt: skip
 
 
-class LLaDA2Config(CheckpointConfig, kw_only=True):
+class LLaDA2Config(QwenConfig, kw_only=True):
     """Upstream's keys and defaults; it reads neither ``norm_topk_prob`` nor ``rotary_dim`` nor ``sliding_window``."""
 
-    MASK: ClassVar[int | None] = 156_895
-    STOPS: ClassVar[tuple[int, ...]] = (156_892,)
+    MODEL_TYPE = "llada2_moe"
+    MASK, STOPS = 156_895, (156_892,)
 
-    hidden_size: PositiveInt
-    num_layers: PositiveInt = Field(alias="num_hidden_layers")
-    num_heads: PositiveInt = Field(alias="num_attention_heads")
-    num_kv_heads: PositiveInt | None = Field(None, alias="num_key_value_heads")
-    intermediate_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None  # type: ignore[assignment]
     max_position_embeddings: PositiveInt = 16_384
-    head_dim: PositiveInt | None = None
-    tie_embeddings: bool = Field(False, alias="tie_word_embeddings")
+    rms_norm_eps: Positive = 1e-5
     qkv_bias: bool = Field(False, alias="use_qkv_bias")
     o_bias: bool = Field(True, alias="use_bias")
     qk_norm: bool = Field(False, alias="use_qk_norm")
-    rope_scaling: Scaled | None = None
-    rope_parameters: Scaled | None = None
     rotary_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.5, alias="partial_rotary_factor")
     block_length: PositiveInt = 32
     num_experts: PositiveInt
@@ -56,9 +48,7 @@ class LLaDA2Config(CheckpointConfig, kw_only=True):
     norm_head: bool = False
     score_function: Literal["sigmoid"] = "sigmoid"
     router_dtype: Literal["fp32"] = "fp32"
-    hidden_act: Literal["silu"] = "silu"
     use_rmsnorm: Literal[True] = True
-    use_sliding_window: Literal[False] = False
     norm_softmax: Literal[False] = False
     using_split_qkv_in_self_attention: Literal[False] = False
 
@@ -66,29 +56,41 @@ class LLaDA2Config(CheckpointConfig, kw_only=True):
         tied = self.norm_head and self.tie_embeddings
         require(not tied, "norm_head=true normalises a head of its own, but tie_word_embeddings is true")
 
+    def decoder(self) -> TransformerConfig:
+        c = self
+        mixture: dict[str, Any] = {name: getattr(c, name) for name in OF_MIXTURE}
+        mixture |= {"router": "sigmoid", "expert_bias": c.expert_bias, "norm_topk_prob": c.num_experts_per_tok > 1}
+        mixture["shared_intermediate_size"] = c.moe_intermediate_size * c.num_shared_experts
+        mixture["sparse_layers"] = tuple(range(c.first_k_dense_replace, c.num_layers))
+        size = c.intermediate_size or c.moe_intermediate_size
+        return c.transformer(intermediate_size=size, attention="block-causal", mixture=mixture)
 
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(LLaDA2Config, raw)
-    mixture: dict[str, Any] = {name: getattr(c, name) for name in OF_MIXTURE}
-    mixture |= {"router": "sigmoid", "expert_bias": c.expert_bias, "norm_topk_prob": c.num_experts_per_tok > 1}
-    mixture["shared_intermediate_size"] = c.moe_intermediate_size * c.num_shared_experts
-    mixture["sparse_layers"] = tuple(range(c.first_k_dense_replace, c.num_layers))
-    size = c.intermediate_size or c.moe_intermediate_size
-    return c.transformer(intermediate_size=size, attention="block-causal", mixture=mixture)
+    @classmethod
+    def weight_names(cls, config: TransformerConfig, stored: Collection[str] = ()) -> Names:
+        names: dict[str, str | tuple[Piece, ...]] = {
+            "model.word_embeddings.weight": "embed.weight",
+            "model.norm.weight": "final_norm.weight",
+            "lm_head.weight": "lm_head.weight",
+        }
+        for i in range(config.num_layers):
+            names |= layer_names(config, i)
+            names |= feed_forward_names(config, f"model.layers.{i}.mlp", i, stored)
+        return names
 
+    @staticmethod
+    def finish(model: Transformer, raw: Raw) -> None:
+        """With ``norm_head``, give every column of the head, a hidden channel over the vocabulary, unit length.
 
-def weight_names(config: TransformerConfig, stored: Collection[str]) -> Names:
-    """Names in the checkpoint -> what each is of :class:`unmask.models.Transformer`'s parameters."""
-    names: dict[str, str | tuple[Piece, ...]] = {
-        "model.word_embeddings.weight": "embed.weight",
-        "model.norm.weight": "final_norm.weight",
-        "lm_head.weight": "lm_head.weight",
-    }
-    for i in range(config.num_layers):
-        names |= layer_names(config, i)
-        names |= feed_forward_names(config, f"model.layers.{i}.mlp", i, stored)
-    return names
+        That is what SGLang does when it loads such a checkpoint; upstream's own code ignores the key.
+        """
+        if not raw.get("norm_head"):
+            return
+        weight = model.lm_head.weight
+        if weight.is_meta:
+            raise ValueError("norm_head=true normalises the head, so device_map cannot leave lm_head on the disk")
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        with torch.no_grad():
+            weight.div_(torch.linalg.vector_norm(weight, dim=0, dtype=exact).clamp_min(1e-7))
 
 
 def layer_names(config: TransformerConfig, layer: int) -> Names:
@@ -110,18 +112,3 @@ def layer_names(config: TransformerConfig, layer: int) -> Names:
         names[f"{theirs}.attention.query_layernorm.weight"] = f"{ours}.q_norm.weight"
         names[f"{theirs}.attention.key_layernorm.weight"] = f"{ours}.k_norm.weight"
     return names
-
-
-def finish(model: Transformer, raw: Raw) -> None:
-    """With ``norm_head``, give every column of the head, a hidden channel over the vocabulary, unit length.
-
-    That is what SGLang does when it loads such a checkpoint; upstream's own code ignores the key.
-    """
-    if not raw.get("norm_head"):
-        return
-    weight = model.lm_head.weight
-    if weight.is_meta:
-        raise ValueError("norm_head=true normalises the head, so device_map cannot leave lm_head on the disk")
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    with torch.no_grad():
-        weight.div_(torch.linalg.vector_norm(weight, dim=0, dtype=exact).clamp_min(1e-7))

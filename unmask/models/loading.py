@@ -35,10 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "load_model", "load_tokenizer", "packaged_models", "save_model"]
 
 FAMILIES: dict[str, Any] = {
-    family.MODEL_TYPE: family for family in (native, llada, dream, illada, sdar, sdar_moe, llada2, fast_dllm, nemotron)
-}
-"""Families the native decoder loads: modules with MODEL_TYPE, read_config, weight_names, and perhaps finish, which does
-what remains to be done when weights are read."""
+    family.MODEL_TYPE: family
+    for family in (
+        native, llada.LLaDAConfig, dream.DreamConfig, illada.ILLaDAConfig, sdar.SDARConfig, sdar_moe.SDARMoeConfig,
+        llada2.LLaDA2Config, fast_dllm.FastDLLMConfig, nemotron.NemotronConfig,
+    )
+}  # fmt: skip
+"""Families the native decoder loads, with MODEL_TYPE, read_config, weight_names, and perhaps finish, which does what
+remains to be done when weights are read."""
 
 DIFFUSION_GEMMA = "diffusion_gemma"
 """Loaded by transformers' own class."""
@@ -128,8 +132,9 @@ def read_folder(
 
 def check_changes(changes: Overrides, kind: str, folder: Path, config: TransformerConfig | None) -> None:
     """Raise ValueError for an override that the model type does not have; ``config`` is that of a native one."""
-    if changes.causal_context is not None and kind != nemotron.MODEL_TYPE:
-        raise ValueError(f"causal_context is for model_type {nemotron.MODEL_TYPE!r}, but {folder} is {kind!r}")
+    of_nemotron = nemotron.NemotronConfig.MODEL_TYPE
+    if changes.causal_context is not None and kind != of_nemotron:
+        raise ValueError(f"causal_context is for model_type {of_nemotron!r}, but {folder} is {kind!r}")
     if changes.logits_shift and config is not None:
         raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
     if changes.quantization is not None and config is None:

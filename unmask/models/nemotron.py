@@ -5,23 +5,19 @@ Logits are not shifted, but the first token of a block is what the last causal r
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unmask.config import Positive, PositiveInt
-from unmask.models import qwen
-from unmask.models.config_values import Raw, read
-from unmask.models.pieces import Names
+from unmask.models.qwen import QwenConfig
 from unmask.models.transformer import TransformerConfig
 
-MODEL_TYPE = "nemotron_labs_diffusion"
 
-
-class NemotronConfig(qwen.QwenConfig, kw_only=True):
+class NemotronConfig(QwenConfig, kw_only=True):
     """Keys of Ministral 3's configuration and ``block_size``."""
 
-    MASK: ClassVar[int | None] = 100
-    STOPS: ClassVar[tuple[int, ...]] = (11,)
+    MODEL_TYPE = "nemotron_labs_diffusion"
+    MASK, STOPS = 100, (11,)
+    BASE, HEAD = "encoder", "diffusion_head"
 
     rms_norm_eps: Positive = 1e-5
     head_dim: PositiveInt | None = 128
@@ -31,14 +27,6 @@ class NemotronConfig(qwen.QwenConfig, kw_only=True):
     attention_bias: Literal[False] = False
     sliding_window: None = None
 
-
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(NemotronConfig, raw)
-    attention = "causal-prefix" if c.causal_context else "bidirectional-prefix"
-    return c.transformer(attention=attention, seeded=c.causal_context)
-
-
-def weight_names(config: TransformerConfig, stored: Collection[str] = ()) -> Names:
-    """Names in the checkpoint -> what each is of :class:`unmask.models.Transformer`'s parameters."""
-    return qwen.weight_names(config, stored, base="encoder", head="diffusion_head")
+    def decoder(self) -> TransformerConfig:
+        attention = "causal-prefix" if self.causal_context else "bidirectional-prefix"
+        return self.transformer(attention=attention, seeded=self.causal_context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,11 @@ from unmask.models.transformer_config import TransformerConfig
 
 
 class QwenConfig(CheckpointConfig, kw_only=True):
-    """Keys that Qwen2.5 and Qwen3 share."""
+    """Keys that Qwen2.5, Qwen3 and those after them share."""
+
+    BASE: ClassVar[str] = "model"
+    HEAD: ClassVar[str] = "lm_head"
+    """Where the tensors' names begin, and the output layer's."""
 
     hidden_size: PositiveInt
     num_layers: PositiveInt = Field(alias="num_hidden_layers")
@@ -32,6 +36,21 @@ class QwenConfig(CheckpointConfig, kw_only=True):
     use_sliding_window: Literal[False] = False
     mlp_bias: Literal[False] = False
 
+    @classmethod
+    def weight_names(cls, config: TransformerConfig, stored: Collection[str] = ()) -> Names:
+        base = cls.BASE
+        layer = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "mlp_norm.weight"}
+        layer |= {f"self_attn.{x}_proj.weight": f"{x}_proj.weight" for x in "qkvo"}
+        layer |= {f"self_attn.{x}_proj.bias": f"{x}_proj.bias" for x in "qkv" if config.qkv_bias}
+        layer |= {"self_attn.o_proj.bias": "o_proj.bias"} if config.o_bias else {}
+        layer |= {f"self_attn.{x}_norm.weight": f"{x}_norm.weight" for x in "qk" if config.qk_norm}
+        names: dict[str, str | tuple[Piece, ...]] = {f"{base}.embed_tokens.weight": "embed.weight"}
+        names |= {f"{base}.norm.weight": "final_norm.weight", f"{cls.HEAD}.weight": "lm_head.weight"}
+        for i in range(config.num_layers):
+            names |= {f"{base}.layers.{i}.{theirs}": f"layers.{i}.{ours}" for theirs, ours in layer.items()}
+            names |= feed_forward_names(config, f"{base}.layers.{i}.mlp", i, stored)
+        return names
+
 
 class Qwen2Config(QwenConfig, kw_only=True):
     """Qwen2.5: heads of hidden_size / num_attention_heads channels, biases on queries, keys and values alone."""
@@ -46,20 +65,3 @@ def check_head_dim(config: QwenConfig) -> None:
     """Raise ValueError for heads of another width than hidden_size / num_attention_heads."""
     if config.head_dim not in (None, own := config.hidden_size // config.num_heads):
         raise ValueError(f"head_dim must be hidden_size / num_attention_heads = {own}, got {config.head_dim}")
-
-
-def weight_names(
-    config: TransformerConfig, stored: Collection[str] = (), base: str = "model", head: str = "lm_head"
-) -> Names:
-    """Names in the checkpoint -> what each is of :class:`unmask.models.Transformer`'s parameters."""
-    layer = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "mlp_norm.weight"}
-    layer |= {f"self_attn.{x}_proj.weight": f"{x}_proj.weight" for x in "qkvo"}
-    layer |= {f"self_attn.{x}_proj.bias": f"{x}_proj.bias" for x in "qkv" if config.qkv_bias}
-    layer |= {"self_attn.o_proj.bias": "o_proj.bias"} if config.o_bias else {}
-    layer |= {f"self_attn.{x}_norm.weight": f"{x}_norm.weight" for x in "qk" if config.qk_norm}
-    names: dict[str, str | tuple[Piece, ...]] = {f"{base}.embed_tokens.weight": "embed.weight"}
-    names |= {f"{base}.norm.weight": "final_norm.weight", f"{head}.weight": "lm_head.weight"}
-    for i in range(config.num_layers):
-        names |= {f"{base}.layers.{i}.{theirs}": f"layers.{i}.{ours}" for theirs, ours in layer.items()}
-        names |= feed_forward_names(config, f"{base}.layers.{i}.mlp", i, stored)
-    return names

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from unmask.config import Count, PositiveInt, require
-from unmask.models.config_values import Raw, read
-from unmask.models.qwen import weight_names
 from unmask.models.sdar import SDARConfig
 from unmask.models.transformer import TransformerConfig
-
-__all__ = ["MODEL_TYPE", "read_config", "weight_names"]
-
-MODEL_TYPE = "sdar_moe"
 
 
 class SDARMoeConfig(SDARConfig, kw_only=True):
     """Keys of Qwen3-MoE's configuration."""
+
+    MODEL_TYPE = "sdar_moe"
 
     num_experts: PositiveInt
     num_experts_per_tok: PositiveInt
@@ -31,10 +29,7 @@ class SDARMoeConfig(SDARConfig, kw_only=True):
     def sparse(self, layer: int) -> bool:
         return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
 
-
-def read_config(raw: Raw) -> TransformerConfig:
-    """Raises ValueError naming a key with a value that this decoder does not implement."""
-    c = read(SDARMoeConfig, raw)
-    mixture = {name: getattr(c, name) for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")}
-    mixture |= {"norm_topk_prob": c.norm_topk_prob, "sparse_layers": tuple(filter(c.sparse, range(c.num_layers)))}
-    return c.decoder(mixture=mixture)
+    def decoder(self, **settings: Any) -> TransformerConfig:
+        names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
+        sparse = tuple(filter(self.sparse, range(self.num_layers)))
+        return super().decoder(mixture={name: getattr(self, name) for name in names} | {"sparse_layers": sparse})
