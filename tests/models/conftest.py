@@ -11,17 +11,9 @@ import torch
 from unmask.models import Transformer, TransformerConfig
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 37,
-    "hidden_size": 24,
-    "num_layers": 3,
-    "num_heads": 6,
-    "num_kv_heads": 2,
-    "intermediate_size": 20,
-    "mask_token_id": 36,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-    "max_position_embeddings": 64,
-}
+    "vocab_size": 37, "hidden_size": 24, "num_layers": 3, "num_heads": 6, "num_kv_heads": 2, "intermediate_size": 20,
+    "mask_token_id": 36, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 @pytest.fixture

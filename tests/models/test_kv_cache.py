@@ -194,9 +194,13 @@ def test_no_values_are_read(build: Build, shift: int) -> None:
     ("changes", "error", "message"),
     [
         ({"wanted": torch.zeros(2, 3)}, TypeError, "wanted must be torch.int64, got torch.float32"),
-        ({"wanted": torch.zeros(3, dtype=torch.int64)}, ValueError, r"wanted must have one entry per row .*got \(3,\)"),
-        ({"computed": torch.zeros(3, 3, dtype=torch.int64)}, ValueError, r"computed must have one entry per row of"),
-        ({"rows": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, r"rows must have one entry per row of"),
+        ({"wanted": torch.zeros(3, dtype=torch.int64)}, ValueError, r"wanted must have shape \(2, any\), got \(3,\)"),
+        (
+            {"computed": torch.zeros(3, 3, dtype=torch.int64)},
+            ValueError,
+            r"must have shape \(2, any\), got \(3, 3\)",
+        ),
+        ({"rows": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, r"rows must have shape \(2\), got \(2, 1\)"),
         ({"length": 8}, ValueError, "input_ids have 9 tokens, but the cache is for 8"),
         ({"cached": 3}, ValueError, "input_ids have 2 rows, but the cache has 3 in use"),
         ({"ids": torch.zeros(2, 65, dtype=torch.int64)}, ValueError, "65 tokens, more than the model's context of 64"),

@@ -16,15 +16,7 @@ import torch
 from fresh_process import run_python
 from safetensors.torch import load_file, save_file
 
-from unmask.models import (
-    CharTokenizer,
-    Transformer,
-    load_model,
-    load_tokenizer,
-    packaged_models,
-    save_model,
-    sources,
-)
+from unmask.models import CharTokenizer, Transformer, load_model, load_tokenizer, packaged_models, save_model, sources
 from unmask.models import weights as weight_files
 
 Build = Callable[..., Transformer]
@@ -166,76 +158,43 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, r"has no config\.json"),
     "config not JSON": (lambda f: write(f, "config.json", "{"), ValueError, r"config\.json is not valid JSON"),
     "config not an object": (lambda f: write(f, "config.json", "[]"), ValueError, "must hold a JSON object, got list"),
-    "unknown type": (
-        lambda f: edit_config(f, model_type="llava_llada"),
-        ValueError,
-        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream, .* and the masked",
-    ),
+    "unknown type": (lambda f: edit_config(f, model_type="llava_llada"), ValueError,
+        r"model_type 'llava_llada' is not supported; supported: unmask, llada, Dream, .* and the masked"),
     "no type": (lambda f: edit_config(f, model_type="drop"), ValueError, "model_type None is not supported"),
     "autoregressive": (lambda f: edit_config(f, model_type="qwen2"), ValueError, "'qwen2' is not supported"),
-    "own code": (
-        lambda f: edit_config(f, model_type="mine", auto_map={"AutoModel": "mine.Mine"}),
-        ValueError,
-        "trust_remote_code=True runs the code it brings",
-    ),
+    "own code": (lambda f: edit_config(f, model_type="mine", auto_map={"AutoModel": "mine.Mine"}), ValueError,
+        "trust_remote_code=True runs the code it brings"),
     "unknown key": (lambda f: edit_config(f, hidden=3), ValueError, r"fields \['hidden'\]; did you mean hidden_size"),
     "missing key": (lambda f: edit_config(f, num_heads="drop"), ValueError, "config.json: num_heads is missing"),
-    "bad value": (
-        lambda f: edit_config(f, num_heads=5, head_dim=0),
-        ValueError,
-        "hidden_size must be num_heads=5 times an even",
-    ),
+    "bad value": (lambda f: edit_config(f, num_heads=5, head_dim=0), ValueError,
+        "hidden_size must be num_heads=5 times an even"),
     "bad defaults": (lambda f: edit_config(f, generation_defaults=[1]), ValueError, "generation_defaults must be"),
-    "no weights": (
-        lambda f: (f / "model.safetensors").unlink(),
-        FileNotFoundError,
-        r"neither model\.safetensors nor model\.safetensors\.index\.json",
-    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError,
+        r"neither model\.safetensors nor model\.safetensors\.index\.json"),
     "pickle": (replace_by_pickle, ValueError, r"pytorch_model\.bin only: pickle files can run code"),
     "truncated header": (lambda f: truncate(f, 5), ValueError, r"model\.safetensors is damaged or incomplete"),
     "truncated data": (lambda f: truncate(f, 20_000), ValueError, r"model\.safetensors is damaged or incomplete"),
     "empty file": (lambda f: truncate(f, 0), ValueError, r"model\.safetensors is damaged or incomplete"),
-    "missing tensor": (
-        lambda f: rewrite(f, lambda w: w.pop("layers.1.q_proj.weight")),
-        ValueError,
-        r"lacks 1 tensors the config calls for: layers\.1\.q_proj\.weight",
-    ),
-    "missing tensors": (
-        lambda f: edit_config(f, num_layers=5),
-        ValueError,
-        r"lacks 18 tensors .*layers\.3\.attn_norm\.weight, .* and 14 more",
-    ),
-    "endless layers": (
-        lambda f: edit_config(f, num_layers=2**62),
-        ValueError,
-        r"calls for 4611686018427387904 layers, the weights are \d+ tensors",
-    ),
-    "missing head": (
-        lambda f: rewrite(f, lambda w: w.pop("lm_head.weight")),
-        ValueError,
-        r"lacks 1 tensors .*: lm_head\.weight",
-    ),
-    "extra tensors": (
-        lambda f: edit_config(f, num_layers=2),
-        ValueError,
-        r"has 9 tensors the config does not call for: layers\.2\.attn_norm\.weight",
-    ),
-    "wrong shape": (
-        lambda f: edit_config(f, intermediate_size=21),
-        ValueError,
-        r"tensor 'layers\.\d\.\w+_proj\.weight' has shape \(.*20.*\), the config calls for \(.*21.*\)",
-    ),
-    "integer weights": (
-        lambda f: rewrite(f, lambda w: w.update({"embed.weight": w["embed.weight"].to(torch.int8)})),
-        ValueError,
-        "tensor 'embed.weight' is stored as I8; supported: F64, F32, F16, BF16",
-    ),
+    "missing tensor": (lambda f: rewrite(f, lambda w: w.pop("layers.1.q_proj.weight")), ValueError,
+        r"lacks 1 tensors the config calls for: layers\.1\.q_proj\.weight"),
+    "missing tensors": (lambda f: edit_config(f, num_layers=5), ValueError,
+        r"lacks 18 tensors .*layers\.3\.attn_norm\.weight, .* and 14 more"),
+    "endless layers": (lambda f: edit_config(f, num_layers=2**62), ValueError,
+        r"calls for 4611686018427387904 layers, the weights are \d+ tensors"),
+    "missing head": (lambda f: rewrite(f, lambda w: w.pop("lm_head.weight")), ValueError,
+        r"lacks 1 tensors .*: lm_head\.weight"),
+    "extra tensors": (lambda f: edit_config(f, num_layers=2), ValueError,
+        r"has 9 tensors the config does not call for: layers\.2\.attn_norm\.weight"),
+    "wrong shape": (lambda f: edit_config(f, intermediate_size=21), ValueError,
+        r"tensor 'layers\.\d\.\w+_proj\.weight' has shape \(.*20.*\), the config calls for \(.*21.*\)"),
+    "integer weights": (lambda f: rewrite(f, lambda w: w.update({"embed.weight": w["embed.weight"].to(torch.int8)})),
+        ValueError, "tensor 'embed.weight' is stored as I8; supported: F64, F32, F16, BF16"),
     "missing shard": (lose_shard, FileNotFoundError, r"lacks the shard model-1\.safetensors that .*index\.json names"),
     "tensor not in its shard": (lose_tensor_of_shard, ValueError, r"lacks \d+ tensors"),
     "tensor twice": (repeat_tensor, ValueError, "is in both model-0.safetensors and model-1.safetensors"),
     "index out of the folder": (escape, ValueError, r"'\.\./model\.safetensors', which is not a safetensors file of"),
     "empty index": (lambda f: write(f, INDEX, "{}"), ValueError, "has no weight_map"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -17,14 +17,9 @@ transformers = pytest.importorskip("transformers")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-}
+    "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def make(kind: str) -> Any:
@@ -134,7 +129,7 @@ def test_bad_inputs_are_named(pair: tuple[Any, ModelBase]) -> None:
     _, wrapped = pair
     with pytest.raises(TypeError, match=r"input_ids must be torch\.int64"):
         wrapped(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="attention_mask must have the shape of input_ids"):
+    with pytest.raises(ValueError, match="attention_mask must have shape"):
         wrapped(ids(1, 3), torch.ones(1, 4, dtype=torch.bool))
 
 

@@ -18,15 +18,9 @@ from unmask.testing import FORMATS, write_checkpoint
 transformers = pytest.importorskip("transformers")
 
 KINDS = {
-    "llada": "llada",
-    "dream": "Dream",
-    "modernbert": "modernbert",
-    "sdar": "sdar",
-    "sdar-moe": "sdar_moe",
-    "llada2": "llada2_moe",
-    "fast-dllm": "Fast_dLLM_Qwen",
-    "nemotron": "nemotron_labs_diffusion",
-}
+    "llada": "llada", "dream": "Dream", "modernbert": "modernbert", "sdar": "sdar", "sdar-moe": "sdar_moe",
+    "llada2": "llada2_moe", "fast-dllm": "Fast_dLLM_Qwen", "nemotron": "nemotron_labs_diffusion",
+}  # fmt: skip
 IDS = torch.tensor([[5, 9, 300, 41, 7, 7, 250]])
 
 

@@ -237,36 +237,28 @@ def test_gradients_reach_every_parameter(build: Build) -> None:
             assert p.grad.abs().max() > 0, name
 
 
+def ids(*shape: int, dtype: torch.dtype = torch.int64, device: str = "cpu") -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([[1, 2]],), TypeError, "input_ids must be a torch.int64 tensor .*got list"),
+        (([[1, 2]],), TypeError, "input_ids must be a torch.int64 tensor, got list"),
         ((torch.zeros(2, 3),), TypeError, "input_ids must be torch.int64, got torch.float32"),
-        ((torch.zeros(2, 3, dtype=torch.int32),), TypeError, "got torch.int32"),
-        ((torch.zeros(3, dtype=torch.int64),), ValueError, r"shape \(B, T\) with T >= 1, got \(3,\)"),
-        ((torch.zeros(2, 0, dtype=torch.int64),), ValueError, r"got \(2, 0\)"),
-        ((torch.zeros(1, 65, dtype=torch.int64),), ValueError, "65 tokens, more than the model's context of 64"),
-        ((torch.zeros(1, 3, dtype=torch.int64, device="meta"),), ValueError, "on meta, but the model is on cpu"),
-        ((torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3)), TypeError, "attention_mask .*got torch.float32"),
-        ((torch.zeros(2, 3, dtype=torch.int64), [[1] * 3] * 2), TypeError, "attention_mask .*got list"),
-        (
-            (torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)),
-            ValueError,
-            r"attention_mask must have the shape of input_ids \(2, 3\), got \(2, 4\)",
-        ),
-        ((torch.zeros(2, 3, dtype=torch.int64), None, None, torch.ones(2, 3)), TypeError, "horizon .* torch.float32"),
-        (
-            (torch.zeros(2, 3, dtype=torch.int64), None, None, torch.ones(2, 4, dtype=torch.int64)),
-            ValueError,
-            r"horizon must have the shape and device of input_ids \(2, 3\) on cpu, got \(2, 4\)",
-        ),
-        ((torch.zeros(2, 3, dtype=torch.int64), None, 3), TypeError, "positions must be .*got int"),
-        ((torch.zeros(2, 3, dtype=torch.int64), None, torch.zeros(2)), TypeError, "positions must hold int64"),
-        (
-            (torch.zeros(2, 3, dtype=torch.int64), None, torch.zeros(2, 1, dtype=torch.int64)),
-            ValueError,
-            r"positions must have shape \(R,\), got \(2, 1\)",
-        ),
+        ((ids(2, 3, dtype=torch.int32),), TypeError, "got torch.int32"),
+        ((ids(3),), ValueError, r"input_ids must have shape \(any, any\), got \(3,\)"),
+        ((ids(2, 0),), ValueError, r"shape \(B, T\) with T >= 1, got \(2, 0\)"),
+        ((ids(1, 65),), ValueError, "65 tokens, more than the model's context of 64"),
+        ((ids(1, 3, device="meta"),), ValueError, "input_ids must be on cpu, got meta"),
+        ((ids(2, 3), torch.ones(2, 3)), TypeError, "attention_mask must be bool or integer, got torch.float32"),
+        ((ids(2, 3), [[1] * 3] * 2), TypeError, "attention_mask .*got list"),
+        ((ids(2, 3), ids(2, 4)), ValueError, r"attention_mask must have shape \(2, 3\), got \(2, 4\)"),
+        ((ids(2, 3), None, None, torch.ones(2, 3)), TypeError, "horizon .* torch.float32"),
+        ((ids(2, 3), None, None, ids(2, 4)), ValueError, r"horizon must have shape \(2, 3\), got \(2, 4\)"),
+        ((ids(2, 3), None, 3), TypeError, "positions must be .*got int"),
+        ((ids(2, 3), None, torch.zeros(2)), TypeError, "positions must be torch.int64, got torch.float32"),
+        ((ids(2, 3), None, ids(2, 1)), ValueError, r"positions must have shape \(any\), got \(2, 1\)"),
     ],
 )
 def test_bad_inputs_are_named(build: Build, arguments: tuple, error: type[Exception], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -95,65 +96,41 @@ class ModelBase(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
     def check_inputs(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        positions: Positions,
-        horizon: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Positions, horizon: Tensor | None = None
     ) -> None:
         """Refuse malformed inputs by their types, shapes, dtypes and devices; values are not read."""
-        if not isinstance(input_ids, Tensor):
-            raise TypeError(f"input_ids must be a torch.int64 tensor (B, T), got {type(input_ids).__name__}")
-        if input_ids.dtype != torch.int64:
-            raise TypeError(f"input_ids must be torch.int64, got {input_ids.dtype}")
-        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        check_tensor("input_ids", input_ids, (None, None), self.device)
+        if input_ids.shape[1] == 0:
             raise ValueError(f"input_ids must have shape (B, T) with T >= 1, got {tuple(input_ids.shape)}")
-        if input_ids.device != self.device:
-            raise ValueError(f"input_ids are on {input_ids.device}, but the model is on {self.device}")
         if self.max_length is not None and input_ids.shape[1] > self.max_length:
             raise ValueError(
                 f"input_ids have {input_ids.shape[1]} tokens, more than the model's context of {self.max_length}"
             )
         if attention_mask is not None:
-            self._check_attention_mask(input_ids, attention_mask)
+            check_tensor("attention_mask", attention_mask, input_ids.shape, input_ids.device, any_integer=True)
         if positions is not None and not isinstance(positions, slice):
-            self._check_positions(input_ids, positions)
+            check_tensor("positions", positions, (None,), input_ids.device)
         if horizon is not None:
-            self._check_horizon(input_ids, horizon)
+            check_tensor("horizon", horizon, input_ids.shape, input_ids.device)
 
-    def _check_attention_mask(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        if not isinstance(attention_mask, Tensor):
-            raise TypeError(f"attention_mask must be a bool or integer tensor, got {type(attention_mask).__name__}")
-        if attention_mask.is_floating_point() or attention_mask.is_complex():
-            raise TypeError(
-                f"attention_mask must be bool or integer, nonzero where a token is real, got {attention_mask.dtype}"
-            )
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
-                f"got {tuple(attention_mask.shape)}"
-            )
-        if attention_mask.device != input_ids.device:
-            raise ValueError(f"attention_mask is on {attention_mask.device}, but input_ids on {input_ids.device}")
 
-    def _check_positions(self, input_ids: Tensor, positions: Tensor) -> None:
-        if not isinstance(positions, Tensor):
-            raise TypeError(f"positions must be None, a slice or an int64 tensor, got {type(positions).__name__}")
-        if positions.dtype != torch.int64:
-            raise TypeError(f"positions must hold int64 flat indices b * T + i, got {positions.dtype}")
-        if positions.ndim != 1:
-            raise ValueError(f"positions must have shape (R,), got {tuple(positions.shape)}")
-        if positions.device != input_ids.device:
-            raise ValueError(f"positions are on {positions.device}, but input_ids on {input_ids.device}")
+def check_tensor(
+    name: str, value: Any, shape: Sequence[int | None], device: torch.device, any_integer: bool = False
+) -> None:
+    """Raise TypeError or ValueError naming ``name`` unless ``value`` is an int64 tensor of ``shape`` on ``device``.
 
-    def _check_horizon(self, input_ids: Tensor, horizon: Tensor) -> None:
-        if not isinstance(horizon, Tensor) or horizon.dtype != torch.int64:
-            raise TypeError(f"horizon must be a torch.int64 tensor, got {getattr(horizon, 'dtype', type(horizon))}")
-        if horizon.shape != input_ids.shape or horizon.device != input_ids.device:
-            raise ValueError(
-                f"horizon must have the shape and device of input_ids {tuple(input_ids.shape)} on {input_ids.device}, "
-                f"got {tuple(horizon.shape)} on {horizon.device}"
-            )
+    ``shape`` has None for any size. With ``any_integer`` bool and other integers will do.
+    """
+    wanted = "bool or integer" if any_integer else "torch.int64"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a {wanted} tensor, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or not (any_integer or value.dtype == torch.int64):
+        raise TypeError(f"{name} must be {wanted}, got {value.dtype}")
+    if value.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, value.shape, strict=True)):
+        sizes = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} must have shape ({sizes}), got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
 
 
 def real_positions(attention_mask: Tensor) -> Tensor:

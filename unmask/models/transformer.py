@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from unmask.models.base import ModelBase, Positions, real_positions, select_rows, shifted_rows
+from unmask.models.base import ModelBase, Positions, check_tensor, real_positions, select_rows, shifted_rows
 from unmask.models.experts import Mixture
 from unmask.models.kv_cache import KVCache, KVWindow
 from unmask.models.rotary import Rotary, Tables, apply_rotary
@@ -316,13 +316,13 @@ def check_windows(
 ) -> None:
     """Refuse windows of a wrong dtype or shape; values are not read."""
     batch, length = input_ids.shape
-    for name, index in (("wanted", wanted), ("computed", computed), ("rows", rows)):
-        if index is None:
-            continue
-        if index.dtype != torch.int64:
-            raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
-        if index.ndim != (1 if name == "rows" else 2) or index.shape[0] != batch:
-            raise ValueError(f"{name} must have one entry per row of input_ids ({batch}), got {tuple(index.shape)}")
+    for name, index, shape in (
+        ("wanted", wanted, (batch, None)),
+        ("computed", computed, (batch, None)),
+        ("rows", rows, (batch,)),
+    ):
+        if index is not None:
+            check_tensor(name, index, shape, index.device)
     if cache.length != length:
         raise ValueError(f"input_ids have {length} tokens, but the cache is for {cache.length}")
     if rows is None and cache.rows != batch:
