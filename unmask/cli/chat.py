@@ -17,6 +17,7 @@ from unmask.cli.options import Decoding, Loading
 from unmask.cli.parsing import Command, Flag, given
 from unmask.sampling.config import SamplerConfig
 from unmask.text import printable
+from unmask.training.config_files import parse_value
 
 if TYPE_CHECKING:
     from unmask.cli.live import View
@@ -200,8 +201,6 @@ class Conversation:
         self.overrides[name] = value
 
     def set_alpha(self, value: str) -> None:
-        from unmask.training.config_files import parse_value
-
         if not self.sampler.policy.conditioned:
             raise ValueError(f"the policy {self.policy} is not conditioned on alpha")
         if value:
@@ -210,8 +209,6 @@ class Conversation:
         self.say(f"alpha {self.sampler.policy.default_alpha if alpha is None else alpha}")
 
     def set_length(self, value: str) -> None:
-        from unmask.training.config_files import parse_value
-
         if value:
             self.change("max_new_tokens", parse_value(value))
         self.say(f"up to {self.sampler.config.max_new_tokens} tokens")

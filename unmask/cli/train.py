@@ -105,11 +105,7 @@ class TrainSet(Training):
     """Train a set policy on a frozen language model: it learns from the model's own careful decodes which proposals
     survive together. No answers, graders or rewards are needed, only prompts: those of a task, or of a file.
 
-    CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
-    folder receives config.yaml, metrics.jsonl, checkpoints/ and policy/, ready for `unmask generate --policy`,
-    `unmask evaluate --policies` and `unmask push`.
-
-    Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once.
+    CONFIG, NAME=VALUE pairs, Ctrl-C and the output folder, which has no best/, are those of `unmask train`.
 
     examples:
       unmask train set quickstart                      minutes on one core
@@ -128,12 +124,9 @@ class TrainDistill(Training):
     own careful decodes which proposals are right, first on their states, then on its own. No answers, graders or
     rewards are needed, only prompts: those of a task, or of a file. The policy's dial is a threshold.
 
-    CONFIG is a YAML file or the name of a packaged configuration; NAME=VALUE pairs replace its settings. The output
-    folder receives config.yaml, metrics.jsonl, checkpoints/ and policy/, ready for `unmask generate --policy`,
-    `unmask evaluate --policies`, `unmask push`, and init_policy of `unmask train`.
-
-    Where a prompt has one right answer, labels=agreement is the cheaper label; where it has many, labels=survival.
-    Ctrl-C and SIGTERM end the run after the round, with a checkpoint; a second Ctrl-C ends it at once.
+    CONFIG, NAME=VALUE pairs, Ctrl-C and the output folder, which has no best/, are those of `unmask train`, which can
+    go on with the policy by init_policy. Where a prompt has one right answer, labels=agreement is the cheaper label;
+    where it has many, labels=survival.
 
     examples:
       unmask train distill quickstart                  minutes on one core
