@@ -10,7 +10,7 @@ from typing import Any
 from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.answers import last_boxed
 from unmask.tasks.base import Problem
-from unmask.tasks.math500 import TEMPLATES
+from unmask.tasks.math500 import Math500
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Math(AnswerTask):
     DATASET = "DigitalLearningGmbH/MATH-lighteval"
     SPLITS = ("train", "test")
     FIELDS = ("problem", "solution")
-    TEMPLATES = TEMPLATES
+    TEMPLATES = Math500.TEMPLATES
 
     name: str = "math"
 

@@ -11,14 +11,6 @@ from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.answers import normalise
 from unmask.tasks.base import Problem
 
-TEMPLATES = {
-    "default": "Solve this problem. Reason step by step, then give the final answer, a number alone, in \\boxed{}.\n\n"
-    "{problem}",
-    "last": "{problem}\n\nReason step by step, and put the final answer, a number alone, in \\boxed{}.",
-    "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{number}.\nAnswer:",
-    "plain": "{problem}",
-}
-
 
 @dataclass(frozen=True)
 class GSM8K(AnswerTask):
@@ -30,7 +22,13 @@ class GSM8K(AnswerTask):
     CONFIG = "main"
     SPLITS = ("train", "test")
     FIELDS = ("question", "answer")
-    TEMPLATES = TEMPLATES
+    TEMPLATES = {
+        "default": "Solve this problem. Reason step by step, then give the final answer, a number alone, in "
+        "\\boxed{}.\n\n{problem}",
+        "last": "{problem}\n\nReason step by step, and put the final answer, a number alone, in \\boxed{}.",
+        "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{number}.\nAnswer:",
+        "plain": "{problem}",
+    }
 
     grading: str = "strict"
     name: str = "gsm8k"

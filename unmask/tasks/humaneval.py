@@ -9,13 +9,6 @@ from typing import Any
 from unmask.tasks.base import Problem
 from unmask.tasks.code import CodeTask, continued, defines, extract_code
 
-TEMPLATES = {
-    "default": "Complete this Python function. Answer with the whole function, self-contained and with the imports "
-    "that it needs, in one code block.\n\n```python\n{problem}\n```",
-    "last": "```python\n{problem}\n```\n\nWrite this function out in full, with its imports, in one code block.",
-    "plain": "{problem}",
-}
-
 
 @dataclass(frozen=True)
 class HumanEval(CodeTask):
@@ -24,7 +17,12 @@ class HumanEval(CodeTask):
     DATASET = "openai/openai_humaneval"
     SPLITS = ("test",)
     FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
-    TEMPLATES = TEMPLATES
+    TEMPLATES = {
+        "default": "Complete this Python function. Answer with the whole function, self-contained and with the imports "
+        "that it needs, in one code block.\n\n```python\n{problem}\n```",
+        "last": "```python\n{problem}\n```\n\nWrite this function out in full, with its imports, in one code block.",
+        "plain": "{problem}",
+    }
 
     name: str = "humaneval"
 

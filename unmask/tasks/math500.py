@@ -9,13 +9,6 @@ from typing import Any
 from unmask.tasks.answer_task import AnswerTask
 from unmask.tasks.base import Problem
 
-TEMPLATES = {
-    "default": "Solve this problem. Reason step by step, then give the final answer in \\boxed{}.\n\n{problem}",
-    "last": "{problem}\n\nReason step by step, and put the final answer in \\boxed{}.",
-    "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{answer}.\nAnswer:",
-    "plain": "{problem}",
-}
-
 
 @dataclass(frozen=True)
 class Math500(AnswerTask):
@@ -27,7 +20,12 @@ class Math500(AnswerTask):
     DATASET = "HuggingFaceH4/MATH-500"
     SPLITS = ("test",)
     FIELDS = ("problem", "answer")
-    TEMPLATES = TEMPLATES
+    TEMPLATES = {
+        "default": "Solve this problem. Reason step by step, then give the final answer in \\boxed{}.\n\n{problem}",
+        "last": "{problem}\n\nReason step by step, and put the final answer in \\boxed{}.",
+        "question": "Question: {problem}\nThink step by step. Write the answer as \\boxed{answer}.\nAnswer:",
+        "plain": "{problem}",
+    }
 
     name: str = "math500"
 

@@ -10,13 +10,6 @@ from typing import Any
 from unmask.tasks.base import Problem
 from unmask.tasks.code import CodeTask, extract_code, global_names
 
-TEMPLATES = {
-    "default": "{problem}\n\nWrite a self-contained Python function, with the imports that it needs, in one code "
-    "block. It must pass these tests:\n\n```python\n{tests}\n```",
-    "first": "Write a Python function, with its imports, in one code block.\n\n{problem}\n\nIt has to pass:\n{tests}",
-    "plain": "{problem}\n{tests}",
-}
-
 
 @dataclass(frozen=True)
 class MBPP(CodeTask):
@@ -28,7 +21,13 @@ class MBPP(CodeTask):
     DATASET = "google-research-datasets/mbpp"
     SPLITS = ("train", "test", "validation", "prompt")
     FIELDS = ("task_id", "code", "test_list")
-    TEMPLATES = TEMPLATES
+    TEMPLATES = {
+        "default": "{problem}\n\nWrite a self-contained Python function, with the imports that it needs, in one code "
+        "block. It must pass these tests:\n\n```python\n{tests}\n```",
+        "first": "Write a Python function, with its imports, in one code block.\n\n{problem}\n\nIt has to "
+        "pass:\n{tests}",
+        "plain": "{problem}\n{tests}",
+    }
 
     subset: str = "full"
     name: str = "mbpp"
