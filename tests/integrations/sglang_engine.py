@@ -10,11 +10,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from unmask import Policy, PolicyConfig, load_model
+
+BLOCK, VOCAB, MASK = 8, 30, 29
+
+
+@cache
+def tiny() -> Any:
+    return load_model("tiny").eval()
+
+
+def named(settings: dict[str, Any], folder: Path, **config: Any) -> dict[str, Any]:
+    """``settings`` with "learned" replaced by a policy saved in ``folder``."""
+    if settings.get("policy") != "learned":
+        return settings
+    learned(**config).save_pretrained(folder)
+    return settings | {"policy": str(folder)}
+
+
+def learned(**config: Any) -> Policy:
+    """A random policy that looks at one block, to which the time matters, so that miscounted steps show."""
+    torch.manual_seed(4)
+    policy = Policy(PolicyConfig(hidden_size=32, ffn_size=32, context="block", trained_block_length=BLOCK, **config))
+    for name, value in policy.state_dict().items():
+        value.normal_(std=1.0 if name.startswith("time_mlp") else 0.3)
+    return policy.eval()
+
+
+def make_algorithm(settings: dict[str, Any], fdfo: bool = True, block: int = BLOCK, mask: int = MASK) -> Any:
+    """The registered algorithm, as SGLang would make it."""
+    from sglang.srt.dllm.algorithm import get_algorithm
+    from sglang.srt.dllm.config import DllmConfig
+
+    return get_algorithm(DllmConfig("Unmask", settings, block, mask, 64, fdfo))
+
+
+def batch_of(rows: int) -> Any:
+    return forward_batch(torch.full((rows, BLOCK), MASK), "abcdefghijklmnop"[:rows], [BLOCK] * rows)
 
 
 def forward_batch(tokens: Tensor, names: Sequence[str], ends: Sequence[int], prompt: Tensor | None = None) -> Any:

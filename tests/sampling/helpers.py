@@ -15,17 +15,10 @@ def random_model(seed: int = 0, hidden: int = 32, sharpness: float = 6.0) -> Tra
     torch.manual_seed(seed)
     model = Transformer(
         TransformerConfig(
-            vocab_size=VOCAB,
-            hidden_size=hidden,
-            num_layers=2,
-            num_heads=2,
-            intermediate_size=48,
-            mask_token_id=MASK,
-            eos_token_id=EOS,
-            pad_token_id=0,
-            max_position_embeddings=128,
+            vocab_size=VOCAB, hidden_size=hidden, num_layers=2, num_heads=2, intermediate_size=48, mask_token_id=MASK,
+            eos_token_id=EOS, pad_token_id=0, max_position_embeddings=128,
         )
-    )
+    )  # fmt: skip
     with torch.no_grad():
         model.lm_head.weight.normal_(std=sharpness / hidden**0.5)
         for p in model.layers.parameters():

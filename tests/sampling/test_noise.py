@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -258,35 +258,25 @@ def test_a_stream_may_be_left_and_errors_come_out() -> None:
         sampler_for(Broken("threshold:0.5")).generate(PROMPTS)
 
 
-class Listener:
-    """A streamer that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.text: list[list[int]] = []
-        self.drafts: list[list[int]] = []
-        self.ended = 0
-
-    def put(self, value: Tensor) -> None:
-        self.text.append(value.flatten().tolist())
-
-    def put_draft(self, value: Tensor) -> None:
-        self.drafts.append(value.flatten().tolist())
-
-    def end(self) -> None:
-        self.ended += 1
-
-
 def test_a_streamer_gets_canvases_and_drafts() -> None:
-    sampler, listener = sampler_for(max_denoising_steps=6), Listener()
+    text: list[list[int]] = []
+    drafts: list[list[int]] = []
+    ended: list[bool] = []
+    listener = SimpleNamespace(
+        put=lambda value: text.append(value.flatten().tolist()),
+        put_draft=lambda value: drafts.append(value.flatten().tolist()),
+        end=lambda: ended.append(True),
+    )
+    sampler = sampler_for(max_denoising_steps=6)
     out = sampler.generate([PROMPTS[1]], seed=3, streamer=listener, max_new_tokens=24)
-    prompt, *parts = listener.text
+    prompt, *parts = text
     assert prompt == PROMPTS[1]
     assert [len(part) for part in parts] == [CANVAS, 8]
     assert [token for part in parts for token in part] == out.completions[0].tolist()
-    assert len(listener.drafts) == out.steps.item() - 2, "none for a step that ends a canvas"
-    assert {len(draft) for draft in listener.drafts} == {CANVAS, 8}
-    assert all(min(draft) >= 0 for draft in listener.drafts)
-    assert listener.ended == 1
+    assert len(drafts) == out.steps.item() - 2, "none for a step that ends a canvas"
+    assert {len(draft) for draft in drafts} == {CANVAS, 8}
+    assert all(min(draft) >= 0 for draft in drafts)
+    assert ended == [True]
 
 
 @pytest.fixture(scope="module")
@@ -344,13 +334,10 @@ def test_evaluation_counts_rows(checkpoint: Path) -> None:
     problems = [Problem(prompt=f"w{i} w5", answer="w1") for i in range(3)]
     config = sampler.settled({"seed": 1, "max_batch_size": 2})
     out = decode_problems(sampler, problems, config, on_finished=told.append)
-    assert torch.equal(
-        out.sequences, sampler.generate([p.prompt for p in problems], seed=1, max_batch_size=2).sequences
-    )
+    prompts = [p.prompt for p in problems]
+    assert torch.equal(out.sequences, sampler.generate(prompts, seed=1, max_batch_size=2).sequences)
     assert told == sorted(told)
-    assert told[0] == 0
-    assert 2 in told
-    assert told[-1] == 3
+    assert (told[0], 2 in told, told[-1]) == (0, True, 3)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -388,9 +375,8 @@ def test_what_needs_masks_is_refused() -> None:
         sampler.generate([[]])
     with pytest.raises(ValueError, match="can only generate"):
         sampler.model(torch.tensor([PROMPTS[0]]))
-    config = SamplerConfig(block_length=32)
     with pytest.raises(ValueError, match="canvas_length=16"):
-        Sampler(sampler.model, config=config).generate(PROMPTS)
+        Sampler(sampler.model, config=SamplerConfig(block_length=32)).generate(PROMPTS)
 
 
 def test_an_older_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,21 +225,12 @@ def test_training_and_evaluation_put_the_same_prompts(
     llada: Path, gsm8k: str, seen: list[list[int]], tmp_path: Path, wanted: bool | None, used: bool
 ) -> None:
     config = TrainerConfig(
-        output_dir=str(tmp_path / "run"),
-        model=str(llada),
-        task="gsm8k",
-        task_options={"path": gsm8k, "train_path": gsm8k},
-        chat_template=wanted,
-        policy={"hidden_size": 16, "num_heads": 2, "ffn_size": 16},
-        max_completion_length=16,
-        block_length=8,
-        max_prompt_length=None,
-        num_generations=2,
-        per_device_train_batch_size=4,
-        iterations=1,
-        eval_steps=1,
+        output_dir=str(tmp_path / "run"), model=str(llada), task="gsm8k",
+        task_options={"path": gsm8k, "train_path": gsm8k}, chat_template=wanted,
+        policy={"hidden_size": 16, "num_heads": 2, "ffn_size": 16}, max_completion_length=16, block_length=8,
+        max_prompt_length=None, num_generations=2, per_device_train_batch_size=4, iterations=1, eval_steps=1,
         eval_problems=2,
-    )
+    )  # fmt: skip
     trainer = Trainer(config)
     trainer.train()
     tokenizer = load_tokenizer(llada)

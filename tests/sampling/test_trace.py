@@ -169,25 +169,8 @@ def test_notebook_and_browser_get_the_same_page(monkeypatch: pytest.MonkeyPatch,
 
 def test_command_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "page.html")
-    assert (
-        main(
-            [
-                "trace",
-                *PROMPTS,
-                "--model",
-                "tiny",
-                "--policy",
-                "tiny",
-                "--policy",
-                "factor:1",
-                "--alpha",
-                "3",
-                "--output",
-                path,
-            ]
-        )
-        == 0
-    )
+    words = ["--model", "tiny", "--policy", "tiny", "--policy", "factor:1", "--alpha", "3", "--output"]
+    assert main(["trace", *PROMPTS, *words, path]) == 0
     prompts = read(Path(path).read_text())["prompts"]
     assert [[run["policy"] for run in prompt["runs"]] for prompt in prompts] == [["tiny, alpha 3", "factor:1.0"]] * 2
     for words, message in (

@@ -39,6 +39,7 @@ def unmask_(
     A row that is done is left exactly as it is. A running row gets ``forwards`` + 1, and ``steps`` + 1 if its active
     block had a mask, as it always has without ``max_post``. Only allowed positions can be unmasked: ``state.allowed``
     may be narrower on entry than the masks of the active block, not wider. csrc/ops/unmask.h has the whole contract.
+    Raises TypeError or ValueError naming an argument of the wrong type, dtype, shape, device, layout or value.
 
     Args:
         state: the rows; everything but the keys of the draws (sequence, draw_step, position) and the phase is written.
@@ -66,8 +67,6 @@ def unmask_(
     Returns:
         rank (B, L) int32: 0 where a token was unmasked (for "dpls" the order of the draw, 0, 1, 2, ...), REVISED where
         one was overwritten with another, else -1.
-
-    Raises TypeError or ValueError naming an argument of the wrong type, dtype, shape, device, layout or value.
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
