@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unmask.models.transformer_config import TransformerConfig
+
 
 class KVCache:
     """Rotated keys and values of every layer for up to B rows of T positions, allocated once.
@@ -20,17 +22,10 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        num_layers: int,
-        rows: int,
-        length: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, config: TransformerConfig, rows: int, length: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """A cache of zeros, because slots not yet written must be finite."""
-        shape = (num_layers, rows, length + 1, kv_heads, head_dim)
+        shape = (config.num_layers, rows, length + 1, config.kv_heads, config.head_dim)
         return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property

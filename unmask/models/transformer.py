@@ -232,8 +232,7 @@ class Transformer(ModelBase):
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for ``rows`` canvases of ``length`` tokens."""
-        c = self.config
-        return KVCache.allocate(c.num_layers, rows, length, c.kv_heads, c.head_dim, self.dtype, self.device)
+        return KVCache.allocate(self.config, rows, length, self.dtype, self.device)
 
     def forward_cached(
         self,
