@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from infill_task import MASK, Gapped
-from training_helpers import assert_same_policy, lines, make_config, tiny
+from training_helpers import KINDS, SUPERVISED, Killed, assert_same_policy, kill_after_3, lines, make_config, tiny
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig, evaluate
 from unmask.cli import main
@@ -22,16 +22,9 @@ from unmask.tasks.mixture import mixture
 from unmask.training import Trainer
 from unmask.training.rewards import multiplicative
 from unmask.training.rollout import Collector
-from unmask.training.supervised import DistillTrainer, SetTrainer
-from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
 
 LENGTH = 40
-SMALL = {"hidden_size": 16, "ffn_size": 32}
-SUPERVISED: dict[str, Any] = {
-    "policy": SMALL, "max_completion_length": LENGTH, "block_length": "full", "num_prompts": 6, "iterations": 4,
-    "careful": "threshold:0.9", "careful_iterations": 1, "kept_iterations": 2, "save_steps": 1, "minibatch_size": 32,
-}  # fmt: skip
-KINDS: dict[str, Any] = {"set": (SetTrainer, SetTrainerConfig), "distill": (DistillTrainer, DistillTrainerConfig)}
+CHANGED = {"max_completion_length": LENGTH, "careful": "threshold:0.9", "minibatch_size": 32}
 
 
 def make_trainer(folder: Path, kind: str, task: Any = None, **changes: Any) -> Any:
@@ -41,7 +34,7 @@ def make_trainer(folder: Path, kind: str, task: Any = None, **changes: Any) -> A
         config = make_config(folder, max_completion_length=LENGTH, eval_steps=2, eval_problems=4, **changes)
         return Trainer(config, model=model, tokenizer=tokenizer, task=task)
     trainer, config = KINDS[kind]
-    settings = config.from_dict({**SUPERVISED, "output_dir": str(folder), **changes})
+    settings = config.from_dict({**SUPERVISED, **CHANGED, "output_dir": str(folder), **changes})
     return trainer(settings, model=model, tokenizer=tokenizer, task=task)
 
 
@@ -181,10 +174,6 @@ def test_labels_of_texts_of_several_lengths(kind: str, labels: str, tmp_path: Pa
             assert ((agree == part.survived) | ~part.valid).all(-1).any(0).all(), "with the final text of its problem"
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("kind", ["grpo", *KINDS])
 def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "POINTS", 3)
@@ -192,12 +181,8 @@ def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch
     whole = make_trainer(tmp_path / "whole", kind, **settings)
     whole.train(progress=False)
 
-    def kill(iteration: int, values: dict[str, float]) -> None:
-        if iteration == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        make_trainer(tmp_path / "parts", kind, **settings).train(kill, progress=False)
+        make_trainer(tmp_path / "parts", kind, **settings).train(kill_after_3, progress=False)
     make_trainer(tmp_path / "parts", kind, **settings, resume_from_checkpoint=True).train(progress=False)
     assert_same_policy(tmp_path / "whole" / "policy", tmp_path / "parts" / "policy")
     rows = [[(r["step"], r.get("loss")) for r in lines(tmp_path / name)] for name in ("whole", "parts")]
@@ -273,6 +258,6 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "threshold:0.9" in capsys.readouterr().out
     output = tmp_path / "run"
     for command in (["train", "set", "quickstart"], ["train", "distill", "quickstart"]):
-        changes = {**{k: v for k, v in SUPERVISED.items() if k != "policy"}, "iterations": 1, "task": task}
+        changes = {**{k: v for k, v in SUPERVISED.items() if k != "policy"}, **CHANGED, "iterations": 1, "task": task}
         pairs = [f"{k}={v}" for k, v in (changes | {"output_dir": output / command[1]}).items()]
         assert main([*command, *pairs, "calibration_prompts=0"]) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_helpers import assert_same_policy, lines, tiny
+from training_helpers import KINDS, SUPERVISED, Killed, assert_same_policy, kill_after_3, lines, tiny
 
 from unmask import Sampler
 from unmask.evaluation import calibrate
@@ -19,26 +19,18 @@ from unmask.training import labels as labelling
 from unmask.training.config_files import find_config, packaged_configs
 from unmask.training.metrics import METRICS
 from unmask.training.record import told
-from unmask.training.supervised import DistillTrainer, SetTrainer, SupervisedTrainer
+from unmask.training.supervised import DistillTrainer, SupervisedTrainer
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
 
 LENGTH = 24
 PROMPT = "cEaCfBeGgD:a="
-SETTINGS: dict[str, Any] = {
-    "policy": {"hidden_size": 16, "ffn_size": 32}, "max_completion_length": LENGTH, "block_length": "full",
-    "num_prompts": 6, "careful": "threshold:0.9,hold-eos", "careful_iterations": 1, "iterations": 4,
-    "kept_iterations": 2, "save_steps": 1,
-}  # fmt: skip
-KINDS: dict[str, tuple[Any, Any]] = {
-    "set": (SetTrainer, SetTrainerConfig), "distill": (DistillTrainer, DistillTrainerConfig),
-}  # fmt: skip
 BOTH = pytest.mark.parametrize("kind", KINDS)
 
 
 def make_trainer(folder: Path, kind: str = "set", **changes: Any) -> SupervisedTrainer:
     model, tokenizer = tiny()
     trainer, config = KINDS[kind]
-    settings = config.from_dict({**SETTINGS, "output_dir": str(folder), **changes})
+    settings = config.from_dict({**SUPERVISED, "output_dir": str(folder), **changes})
     made: SupervisedTrainer = trainer(settings, model=model, tokenizer=tokenizer)
     return made
 
@@ -115,26 +107,18 @@ def test_labels_are_those_of_a_careful_decode(
     assert 0.1 < tried.survived[tried.valid].float().mean() < 0.99
 
 
-class Killed(Exception):
-    pass
-
-
 @BOTH
 def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "POINTS", 3)
-    settings: dict[str, Any] = {"calibration_prompts": 4, "block_length": [8, "full"], "policy": SETTINGS["policy"]}
+    settings: dict[str, Any] = {"calibration_prompts": 4, "block_length": [8, "full"], "policy": SUPERVISED["policy"]}
     if kind == "distill":
-        settings["policy"] = {**SETTINGS["policy"], "context": "block", "num_confidences": 2}
+        settings["policy"] = {**SUPERVISED["policy"], "context": "block", "num_confidences": 2}
     whole = make_trainer(tmp_path / "whole", kind, **settings)
     whole.train()
 
-    def kill(iteration: int, values: dict[str, float]) -> None:
-        if iteration == 3:  # before its checkpoint
-            raise Killed
-
     parts = tmp_path / "parts"
     with pytest.raises(Killed):
-        make_trainer(parts, kind, **settings).train(kill)
+        make_trainer(parts, kind, **settings).train(kill_after_3)
     with pytest.raises(FileExistsError, match=r"already holds a run \(step-000002\)"):
         make_trainer(parts, kind, **settings)
     with pytest.raises(ValueError, match="extra 6 there, 5 here"):
@@ -216,12 +200,12 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
 )
 def test_what_a_run_does_not_take(kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + message):
-        KINDS[kind][1].from_dict({**SETTINGS, **changes})
+        KINDS[kind][1].from_dict({**SUPERVISED, **changes})
 
 
 def test_policies_that_cannot_be_distilled_to(tmp_path: Path) -> None:
     model, tokenizer = tiny()
-    config = DistillTrainerConfig.from_dict({**SETTINGS, "output_dir": str(tmp_path)})
+    config = DistillTrainerConfig.from_dict({**SUPERVISED, "output_dir": str(tmp_path)})
     with pytest.raises(TypeError, match="policy must be a Policy, got SetPolicy"):
         DistillTrainer(config, model, tokenizer, policy=make_trainer(tmp_path / "set").policy)
     with pytest.raises(ValueError, match="conditioned on alpha, which these labels do not depend on"):
@@ -252,7 +236,7 @@ def test_packaged_configurations_are_valid(kind: str, name: str) -> None:
 
 
 def test_learning_rates() -> None:
-    config = SetTrainerConfig.from_dict({**SETTINGS, "iterations": 20})
+    config = SetTrainerConfig.from_dict({**SUPERVISED, "iterations": 20})
     assert [round(config.pace(i), 4) for i in (0, 1, 2, 10, 19)] == [0.3333, 0.6350, 0.9050, 0.525, 0.0975]
 
 

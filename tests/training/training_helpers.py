@@ -12,12 +12,24 @@ from safetensors.torch import load_file
 
 from unmask.models import load_model, load_tokenizer
 from unmask.training import Trainer, TrainerConfig
+from unmask.training.supervised import DistillTrainer, SetTrainer
+from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
 
 POLICY = {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "min_frequency": 1, "max_frequency": 50, "output_bias": -1}
 SETTINGS: dict[str, Any] = {
     "policy": POLICY, "max_completion_length": 24, "block_length": None, "policy_temperature": 1.0,
     "num_generations": 4, "per_device_train_batch_size": 8, "iterations": 3, "warmup_steps": 0, "learning_rate": 1e-2,
     "save_steps": 1,
+}  # fmt: skip
+
+
+SUPERVISED: dict[str, Any] = {
+    "policy": {"hidden_size": 16, "ffn_size": 32}, "max_completion_length": 24, "block_length": "full",
+    "num_prompts": 6, "careful": "threshold:0.9,hold-eos", "careful_iterations": 1, "iterations": 4,
+    "kept_iterations": 2, "save_steps": 1,
+}  # fmt: skip
+KINDS: dict[str, tuple[Any, Any]] = {
+    "set": (SetTrainer, SetTrainerConfig), "distill": (DistillTrainer, DistillTrainerConfig),
 }  # fmt: skip
 
 
@@ -66,3 +78,13 @@ class OneOfMany:
 
     def wait(self) -> None:
         pass
+
+
+class Killed(Exception):
+    """As if the process had been killed."""
+
+
+def kill_after_3(iteration: int, values: dict[str, float]) -> None:
+    """Called with what is logged, before the checkpoint of that round."""
+    if iteration == 3:
+        raise Killed
