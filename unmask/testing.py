@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -33,34 +33,6 @@ TEXT = [
     "aBbCcDdE#E 0123456789 + - * / = ( ) [ ] { } < > ? ! , . ; : ' \" $ % & @ # ^ _ ~ |",
 ]
 """What the tokenizers learn their merges from; with all bytes in the alphabet they encode anything."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """What the files of a published checkpoint say."""
-
-    config: str
-    """config.json, with ``$name`` for a size, for ``vocab``, or for the id of a special token."""
-    special: dict[str, str]
-    """Special tokens by what they are for, as tokenizer_config.json names them."""
-    others: tuple[str, ...]
-    """Further special tokens."""
-    chat: tuple[str, str, str]
-    """The chat template: what begins it, what a message ``m`` becomes, what asks for the answer."""
-    weights: str
-    """The tensors as "name:shape", without ".weight", and with the letters of :func:`dimensions` for sizes."""
-    layer: str
-    """The same of each layer, behind ``prefix``, in which {} is its number."""
-    prefix: str = "model.layers.{}."
-    absent: str = ""
-    """A name that the rules above give and the checkpoint has not."""
-    first: str = ""
-    """What the first layer has in place of ``layer``, if it is another; in both, a * is each expert's number."""
-    generation: str = ""
-    """generation_config.json, if there is one."""
-    dtype: torch.dtype = torch.bfloat16
-    tokenizer: str = "PreTrainedTokenizerFast"
-    """Class of the tokenizer."""
 
 
 CHATML = (
@@ -85,6 +57,35 @@ QWEN = """"hidden_size": $hidden, "num_hidden_layers": $layers, "num_attention_h
             "rope_theta": 1000000.0, "use_sliding_window": false, "tie_word_embeddings": false"""
 IM = {"eos": "<|im_end|>", "pad": "<|endoftext|>", "mask": "<|MASK|>"}
 
+
+@dataclass(frozen=True)
+class Format:
+    """What the files of a published checkpoint say."""
+
+    config: str
+    """config.json, with ``$name`` for a size, for ``vocab``, or for the id of a special token."""
+    layer: str
+    """The tensors of each layer, as in ``weights``, behind ``prefix``, in which {} is the layer's number."""
+    weights: str = EMBEDDED
+    """The other tensors as "name:shape", without ".weight", and with the letters of :func:`dimensions` for sizes."""
+    special: dict[str, str] = field(default_factory=lambda: IM)
+    """Special tokens by what they are for, as tokenizer_config.json names them."""
+    others: tuple[str, ...] = ("<|im_start|>",)
+    """Further special tokens."""
+    chat: tuple[str, str, str] = CHATML
+    """The chat template: what begins it, what a message ``m`` becomes, what asks for the answer."""
+    prefix: str = "model.layers.{}."
+    absent: str = ""
+    """A name that the rules above give and the checkpoint has not."""
+    first: str = ""
+    """What the first layer has in place of ``layer``, if it is another; in both, a * is each expert's number."""
+    generation: str = ""
+    """generation_config.json, if there is one."""
+    dtype: torch.dtype = torch.bfloat16
+    tokenizer: str = "PreTrainedTokenizerFast"
+    """Class of the tokenizer."""
+
+
 FORMATS = {
     "llada": Format(  # LLaDA-8B-Instruct
         config="""{"model_type": "llada", "architectures": ["LLaDAModelLM"], "d_model": $hidden, "n_layers": $layers,
@@ -106,26 +107,16 @@ FORMATS = {
         prefix="model.transformer.blocks.{}.",
     ),
     "dream": Format(  # Dream-v0-Instruct-7B and DiffuCoder
-        config="""{"model_type": "Dream", "architectures": ["DreamModel"], "hidden_size": $hidden,
-            "num_hidden_layers": $layers, "num_attention_heads": $heads, "num_key_value_heads": $kv_heads,
-            "intermediate_size": $mlp, "vocab_size": $vocab, "max_position_embeddings": $context,
-            "mask_token_id": $mask, "bos_token_id": $eos, "eos_token_id": $eos, "pad_token_id": $pad,
-            "hidden_act": "silu", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "rope_scaling": null,
-            "sliding_window": null, "use_sliding_window": false, "tie_word_embeddings": false}""",
+        config=f"""{{"model_type": "Dream", "architectures": ["DreamModel"], {QWEN}, "bos_token_id": $eos,
+            "eos_token_id": $eos, "pad_token_id": $pad, "rope_scaling": null, "sliding_window": null}}""",
         special={"bos": "<|beginoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>", "mask": "<|mask|>"},
         others=("<|im_start|>", "<|im_end|>"),
-        chat=CHATML,
-        weights=EMBEDDED,
         layer=f"{NARROW} {DENSE} {NORMS}",
         tokenizer="DreamTokenizer",
     ),
     "sdar": Format(  # SDAR-4B-Chat, whose config has no block size
         config=f"""{{"model_type": "sdar", "architectures": ["SDARForCausalLM"], {QWEN}, "head_dim": $head,
             "attention_bias": false, "eos_token_id": $pad}}""",
-        special=IM,
-        others=("<|im_start|>",),
-        chat=CHATML,
-        weights=EMBEDDED,
         layer=f"{WIDE} {QK_NORMS} {DENSE} {NORMS}",
         generation='{"eos_token_id": [$eos, $pad]}',
     ),
@@ -134,10 +125,6 @@ FORMATS = {
             "attention_bias": false, "eos_token_id": $pad, "num_experts": $experts, "num_experts_per_tok": 2,
             "moe_intermediate_size": $inner, "norm_topk_prob": true, "decoder_sparse_step": 1,
             "mlp_only_layers": []}}""",
-        special=IM,
-        others=("<|im_start|>",),
-        chat=CHATML,
-        weights=EMBEDDED,
         layer=f"{WIDE} {QK_NORMS} {EXPERTS} {NORMS}",
         generation='{"eos_token_id": [$eos, $pad]}',
     ),
@@ -166,9 +153,6 @@ FORMATS = {
         config=f"""{{"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], {QWEN},
             "bd_size": 32, "eos_token_id": $eos}}""",
         special={**IM, "mask": "|<MASK>|"},
-        others=("<|im_start|>",),
-        chat=CHATML,
-        weights=EMBEDDED,
         layer=f"{NARROW} {DENSE} {NORMS}",
     ),
     "nemotron": Format(  # Nemotron-Labs-Diffusion-8B
@@ -180,9 +164,6 @@ FORMATS = {
             "sliding_window": null, "tie_word_embeddings": false, "rope_parameters": {"rope_type": "yarn",
             "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0,
             "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}""",
-        special=IM,
-        others=("<|im_start|>",),
-        chat=CHATML,
         weights="encoder.embed_tokens:VD encoder.norm:D diffusion_head:VD",
         layer=f"{WIDE} {DENSE} {NORMS}",
         prefix="encoder.layers.{}.",
