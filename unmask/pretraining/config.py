@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from unmask.tasks import LITTLE
 from unmask.tasks.base import Problem, Task
@@ -99,6 +99,10 @@ HOPS = "abcdefghijklmnopABCDEFGHIJKLMNOP#:="
 SUMS = "0123456789abcdefgh+-=#"
 SUDOKU = "1234.="
 
+OF_TINY: dict[str, Any] = {"task": Hops(shortcut=0.3), "characters": HOPS, "buffers": (24,), "start": "tiny"}
+OF_TINY |= {"muon_lr": 0.005, "adam_lr": 1e-3}
+"""What recipes that go on from the packaged model's weights have in common."""
+
 
 def little(**weights: float) -> Blend:
     return Blend(tuple((LITTLE[name](split="train"), weight) for name, weight in weights.items()))
@@ -117,7 +121,6 @@ RECIPES = {
         num_heads=6,
         intermediate_size=352,
         steps=12_000,
-        batch_size=64,
         muon_lr=0.002,
         adam_lr=1e-3,
         decay_share=0.25,
@@ -134,32 +137,9 @@ RECIPES = {
     # the hops in a third of all problems even in blocks of 8.
     "tiny": Recipe(Hops(), HOPS, buffers=(24,), last_task=Hops(shortcut=0.3), last_from=5250),
     # Fresh models a size smaller did not learn the look-ups in 6000 steps; three of tiny's layers keep them.
-    "tiny-small": Recipe(
-        Hops(shortcut=0.3),
-        HOPS,
-        buffers=(24,),
-        num_layers=3,
-        steps=1800,
-        muon_lr=0.005,
-        adam_lr=1e-3,
-        curriculum=(0, 300),
-        seed=1,
-        start="tiny",
-    ),
+    "tiny-small": Recipe(**OF_TINY, num_layers=3, steps=1800, curriculum=(0, 300), seed=1),
     # Short of the look-ups, which tiny knows, it learns only to do without later blocks.
-    "tiny-blocks": Recipe(
-        Hops(shortcut=0.3),
-        HOPS,
-        buffers=(24,),
-        block_length=4,
-        attention="block-causal",
-        steps=6000,
-        muon_lr=0.005,
-        adam_lr=1e-3,
-        curriculum=(0, 0),
-        seed=4,
-        start="tiny",
-    ),
+    "tiny-blocks": Recipe(**OF_TINY, block_length=4, attention="block-causal", curriculum=(0, 0), seed=4),
     "tiny-sums": Recipe(Sums(), SUMS, buffers=(32,), steps=9000, seed=2),
     "tiny-sudoku": Recipe(Sudoku(), SUDOKU, buffers=(24,), num_layers=3, steps=2000, seed=3),
 }
