@@ -71,11 +71,8 @@ class Setting:
         self.tokens[:, :BLOCK] = 5
         self.allowed = torch.zeros_like(self.tokens, dtype=torch.bool)
         self.allowed[:, BLOCK : 2 * BLOCK] = True
-        self.model, self.policy, time = (
-            GivenLogits(self.logits),
-            confident_policy(device),
-            torch.zeros(batch, device=device),
-        )
+        self.model, self.policy = GivenLogits(self.logits), confident_policy(device)
+        time = torch.zeros(batch, device=device)
         self.learned = lambda mask, confidence: self.policy(mask, confidence[..., None], time)
         confidence, _ = in_float64(eager)(self.logits)
         self.threshold = between(confidence[self.allowed])
