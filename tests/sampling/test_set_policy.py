@@ -59,7 +59,7 @@ def observed(rows: int, seed: int = 0) -> Observation:
 @torch.no_grad()
 def simulated(policy: SetPolicy, o: Observation, row: int, risk: float) -> set[int]:
     """The set of one row, pick by pick, as the docstring of the op has it."""
-    inputs = SetInputs.of(o).take(torch.tensor([row]))
+    inputs = SetInputs(**{name: value[[row]] for name, value in vars(SetInputs.of(o)).items()})
     assert o.bias is not None
     picked: set[int] = set()
     spent, level = 0.0, max(policy.config.sure, math.exp(-risk))
