@@ -27,15 +27,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
-    "topk_confidence": 110,
+    "topk_confidence": 100,
     "policy_forward": 90,
     "select_set": 50,
     "choose": 30,
     "step": 110,
-    "graphs": 90,
+    "graphs": 80,
     "lm_head": 30,
     "generation": 30,
-    "rollouts": 60,
+    "rollouts": 50,
 }
 """Seconds that each may take, in the order in which they run; one that is stopped keeps the rows it has."""
 RESERVE = 5.0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from unmask.config import UnknownName
-from unmask.models.loading import Overrides, load_model, load_tokenizer
+from unmask.models.loading import load_model, load_tokenizer
+from unmask.models.overrides import Overrides
 from unmask.ops.unmask_ import REVISED
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.registry import as_policy
