@@ -1,4 +1,4 @@
-// What the kernels of policy_forward compute with: products of 16 rows with a matrix on the tensor cores, as exact as
+// What policy_forward and select_set compute with: products of 16 rows with a matrix on the tensor cores, as exact as
 // float32; copies of matrices to shared memory; layer norm, angles and GELU.
 #pragma once
 #include <math.h>
@@ -10,9 +10,11 @@
 
 namespace unmask::cuda {
 
-constexpr int kRows = 16;    // of a tile
-constexpr int kPerLane = 8;  // channels of a row that a lane of a warp holds: at most 256 in all
+constexpr int kRows = 16;                // of a tile
+constexpr int kRowThreads = 32 * kRows;  // a warp for each row of a tile
+constexpr int kPerLane = 8;              // channels of a row that a lane of a warp holds: at most 256 in all
 
+UNMASK_DEVICE int thread_id() { return static_cast<int>(threadIdx.x); }
 UNMASK_DEVICE int lane_id() { return static_cast<int>(threadIdx.x % 32); }
 UNMASK_DEVICE int warp_id() { return static_cast<int>(threadIdx.x / 32); }
 UNMASK_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
@@ -31,7 +33,7 @@ template <typename RowOf>
 UNMASK_DEVICE void stage(float* to, int rows, int columns, RowOf row) {
   const int fours = columns / 4;
 #pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < rows * fours; i += static_cast<int>(blockDim.x)) {
+  for (int i = thread_id(); i < rows * fours; i += kRowThreads) {
     copy_async(to + i / fours * row_stride(columns) + i % fours * 4, row(i / fours) + i % fours * 4);
   }
 }
@@ -89,7 +91,7 @@ UNMASK_DEVICE void multiply(const float* a, int lda, const float* b, int ldb, in
 template <int kAhead = 2, typename Emit>
 UNMASK_DEVICE void product(const float* a, int lda, const float* b, int ldb, int columns, int k, Emit emit) {
 #pragma unroll 1
-  for (int n = warp_id() * 8; n < columns; n += static_cast<int>(blockDim.x) / 4) {
+  for (int n = warp_id() * 8; n < columns; n += kRows * 8) {
     float sum[4];
     multiply<kAhead>(a, lda, b + n * ldb, ldb, k, sum);
     emit(lane_id() / 4, n + lane_id() % 4 * 2, sum[0], sum[1]);
@@ -137,6 +139,21 @@ UNMASK_DEVICE float2 angle_of(double radians) {
 
 UNMASK_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 UNMASK_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// Launches blocks that are on the device together and meet.
+template <typename Work>
+cudaError_t launch_together(void (*kernel)(Work), LaunchShape shape, Work work) {
+  shape.cooperative = true;
+  work.launch = launch_number();
+  return launch(kernel, shape, work);
+}
+
+// Weights are read 16 bytes at a time, and positions are numbered by int.
+template <typename Params>
+cudaError_t check_network(const Params& params) {
+  if (reinterpret_cast<uintptr_t>(params.weights) % 16 != 0) return cudaErrorMisalignedAddress;
+  return params.length > INT32_MAX / 1024 ? cudaErrorInvalidValue : cudaSuccess;
+}
 
 // Hands out a workspace, from multiples of 128 bytes on; without one it only counts.
 struct Pieces {
@@ -218,16 +235,14 @@ UNMASK_DEVICE float attention_weights(float* scores, int count, float2* scale) {
 
 // By the block: attention of 16 queries, for one head and keys from tile `begin` to `end` of them. `sums`, rows `stride` apart,
 // gets the head's values times exp2(score - maximum); done(row, {maximum, sum of these weights}) comes from one lane.
-template <int kThreads, typename Done>
+template <typename Done>
 UNMASK_DEVICE void attend(const AttentionShape& s, const AttentionTile& tile, int head, int begin, int end,
                           float* shared, float* sums, int stride, Done done) {
-  constexpr int kWarps = kThreads / 32, kEach = kRows / kWarps;  // rows of a warp
   const int low = head * s.head / 16 * 16, span = (head * s.head + s.head + 15) / 16 * 16 - low;
   const auto mine = [&](int c) { return (low + c) / s.head == head; };
   const int span_stride = row_stride(span);
   float *q = shared, *k = q + kRows * span_stride, *v = k + s.keys * span_stride;
-  float2 scale[kEach];
-  for (int i = 0; i < kEach; ++i) scale[i] = make_float2(-INFINITY, 0.0f);
+  float2 scale = make_float2(-INFINITY, 0.0f);  // of the warp's row
   for (int t = begin; t < end; ++t) {
     const int first = t * s.keys, count = min(s.keys, s.padded - first), key_stride = row_stride(count);
     const float* keys = tile.key + static_cast<int64_t>(first) * s.d + low;
@@ -236,7 +251,7 @@ UNMASK_DEVICE void attend(const AttentionShape& s, const AttentionTile& tile, in
     stage(k, count, span, [&](int r) { return keys + r * s.d; });
     stage(v, span, count, [&](int r) { return values + static_cast<int64_t>(r) * s.padded; });
     commit_copies();
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * span; i += kThreads) {
+    for (int i = thread_id(); i < kRows * span; i += kRowThreads) {
       const int r = i / span, c = i % span;  // zeros keep other heads' channels out
       q[r * span_stride + c] = mine(c) ? tile.query[r * s.d + low + c] : 0.0f;
     }
@@ -247,13 +262,9 @@ UNMASK_DEVICE void attend(const AttentionShape& s, const AttentionTile& tile, in
       store2(weights + r * key_stride + c, left > 0 ? x : -INFINITY, left > 1 ? y : -INFINITY);
     });
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int row = kEach * warp_id() + i;
-      const float factor = attention_weights(weights + row * key_stride, count, &scale[i]);
-      if (lane_id() == 0) factors[row] = factor;
-      if (lane_id() == 0 && t == end - 1) done(row, scale[i]);
-    }
+    const float factor = attention_weights(weights + warp_id() * key_stride, count, &scale);
+    if (lane_id() == 0) factors[warp_id()] = factor;
+    if (lane_id() == 0 && t == end - 1) done(warp_id(), scale);
     __syncthreads();
     product(weights, key_stride, v, key_stride, span, count, [&](int r, int c, float x, float y) {
       if (!mine(c)) return;

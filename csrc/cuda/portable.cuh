@@ -5,8 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
+#include <random>
 #include <tuple>
 
 #define UNMASK_DEVICE __device__ __forceinline__
@@ -44,12 +46,13 @@ inline int loaded_arch(int device) {
 inline cudaError_t query_device(DeviceInfo* info) {
   int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  const auto ask = [&](cudaDeviceAttr attribute, int* value) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+  };
+  ask(cudaDevAttrMultiProcessorCount, &info->multiprocessors);
+  ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, &info->shared_bytes);
+  ask(cudaDevAttrComputeCapabilityMajor, &major);
+  ask(cudaDevAttrComputeCapabilityMinor, &minor);
   info->clusters = loaded_arch(100 * major + 10 * minor) >= 900;
   return error;
 }
@@ -76,21 +79,15 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cons
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(shape.stream);
   config.attrs = attributes;
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {shape.cluster, 1, 1};
-  }
+  const auto attribute = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  if (shape.cluster > 1) attribute(cudaLaunchAttributeClusterDimension).clusterDim = {shape.cluster, 1, 1};
   if (shape.dependent) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    attribute(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
   }
-  if (shape.cooperative) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
+  if (shape.cooperative) attribute(cudaLaunchAttributeCooperative).cooperative = 1;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -160,42 +157,83 @@ UNMASK_DEVICE void wait_copies() {
 // __threadfence() also puts all fences in one order, which takes longer.
 UNMASK_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
+constexpr int kCountBits = 24;  // of a meeting's word
+
+// What tells a launch from what may be in memory before it, in the bits above the count; never 0.
+inline uint64_t launch_number() {
+  static std::atomic<uint64_t> last{std::random_device()()};
+  return (++last * 0x9e3779b97f4a7c15u | uint64_t{1} << kCountBits) >> kCountBits << kCountBits;
+}
+
+// Where blocks of a launch meet: a word with the launch's number and how many have come. It may hold anything before (but
+// for one chance in 2^40) and is 0 in the end, so that nothing must be launched to clear it.
+struct Meeting {
+  unsigned long long *word, launch;
+  unsigned blocks;
+  unsigned long long met = 0;
+
+  // By one thread of each block, before all else.
+  UNMASK_DEVICE void open() const {
+    const unsigned long long found = *const_cast<volatile unsigned long long*>(word);
+    if (found >> kCountBits != launch >> kCountBits) atomicCAS(word, found, launch);
+  }
+  // By one thread: how many have come so far.
+  UNMASK_DEVICE unsigned long long arrive() const { return atomicAdd(word, 1ull) + 1 - launch; }
+  // By the block: until all have come here; what they wrote can be read then. All blocks are on the device together.
+  UNMASK_DEVICE void meet() {
+    __syncthreads();
+    if (blocks == 1) return;
+    met += blocks;
+    if (threadIdx.x == 0) {
+      fence();
+      arrive();
+      while (static_cast<long long>(*const_cast<volatile unsigned long long*>(word) - launch - met) < 0) {
+      }
+      fence();
+    }
+    __syncthreads();
+  }
+  // By one thread of each block, after all else.
+  UNMASK_DEVICE void close() const {
+    if (arrive() == met + blocks) atomicExch(word, 0ull);
+  }
+};
+
 UNMASK_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// `statement` where the code is for a device that has clusters and dependent launches, else `other`. A kernel compiled for
+// one without clusters is only ever launched with clusters of one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define UNMASK_CLUSTERS(statement, other) statement
+#else
+#define UNMASK_CLUSTERS(statement, other) other
+#endif
 
 // For kernels launched as `dependent`: lets the next such kernel start once every block has come here or ended; and waits
 // until all kernels before this one are done, and their writes visible.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-UNMASK_DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-UNMASK_DEVICE void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-#else
-UNMASK_DEVICE void launch_dependents() {}
-UNMASK_DEVICE void wait_for_launches() {}
-#endif
+UNMASK_DEVICE void launch_dependents() {
+  UNMASK_CLUSTERS(asm volatile("griddepcontrol.launch_dependents;" :: : "memory"), );
+}
+UNMASK_DEVICE void wait_for_launches() { UNMASK_CLUSTERS(asm volatile("griddepcontrol.wait;" :: : "memory"), ); }
 
-// Cluster primitives. A kernel compiled for a device without clusters is only ever launched with clusters of one.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-UNMASK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+UNMASK_DEVICE void cluster_arrive() {
+  UNMASK_CLUSTERS(asm volatile("barrier.cluster.arrive.release.aligned;" :: : "memory"), );
+}
 // Orders no memory, and so does not wait for any: where the others are to know that this block has come so far, and
 // read nothing that it wrote.
-UNMASK_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-UNMASK_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
+UNMASK_DEVICE void cluster_arrive_relaxed() {
+  UNMASK_CLUSTERS(asm volatile("barrier.cluster.arrive.relaxed.aligned;" :: : "memory"), );
+}
+UNMASK_DEVICE void cluster_wait() {
+  UNMASK_CLUSTERS(asm volatile("barrier.cluster.wait.acquire.aligned;" :: : "memory"), __syncthreads());
+}
 // The address of `p`, an object in this block's shared memory, in block `rank` of the cluster.
 template <typename T>
 UNMASK_DEVICE T* cluster_map(T* p, unsigned rank) {
-  uint64_t mapped;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
+  auto at = reinterpret_cast<uint64_t>(p);
+  UNMASK_CLUSTERS(asm("mapa.u64 %0, %0, %1;" : "+l"(at) : "r"(rank)), );
+  return reinterpret_cast<T*>(at);
 }
-#else
-UNMASK_DEVICE void cluster_arrive() {}
-UNMASK_DEVICE void cluster_arrive_relaxed() {}
-UNMASK_DEVICE void cluster_wait() { __syncthreads(); }
-template <typename T>
-UNMASK_DEVICE T* cluster_map(T* p, unsigned) {
-  return p;
-}
-#endif
 
 // A float as an unsigned integer of the same order (both zeros must be +0; NaN sorts outside the infinities). No
 // number maps to 0, which therefore stands for "nothing".
@@ -218,21 +256,21 @@ UNMASK_DEVICE uint64_t make_key(float value, uint32_t id) {
 UNMASK_DEVICE float key_value(uint64_t key) { return from_ordered_bits(static_cast<uint32_t>(key >> 32)); }
 UNMASK_DEVICE uint32_t key_id(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
-// Over the lanes of a warp, or over groups of `lanes` of them, a power of 2.
-UNMASK_DEVICE float warp_max(float x, int lanes = 32) {
-  for (int offset = lanes / 2; offset > 0; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));
+// What combine() makes of x over the lanes of a warp, or over groups of `lanes` of them, a power of 2; in all of them.
+template <typename T, typename Combine>
+UNMASK_DEVICE T warp_all(T x, const Combine& combine, int lanes = 32) {
+  for (int offset = lanes / 2; offset > 0; offset >>= 1) x = combine(x, __shfl_xor_sync(kFullWarp, x, offset));
   return x;
+}
+UNMASK_DEVICE float warp_max(float x, int lanes = 32) {
+  return warp_all(x, [](float a, float b) { return fmaxf(a, b); }, lanes);
 }
 UNMASK_DEVICE float warp_sum(float x, int lanes = 32) {
-  for (int offset = lanes / 2; offset > 0; offset >>= 1) x += __shfl_xor_sync(kFullWarp, x, offset);
-  return x;
+  return warp_all(x, [](float a, float b) { return a + b; }, lanes);
 }
 UNMASK_DEVICE uint64_t warp_max(uint64_t x, int lanes = 32) {
-  for (int offset = lanes / 2; offset > 0; offset >>= 1) {
-    const unsigned long long other = __shfl_xor_sync(kFullWarp, static_cast<unsigned long long>(x), offset);
-    x = other > x ? other : x;
-  }
-  return x;
+  using Bits = unsigned long long;  // a type that shuffles know
+  return warp_all(static_cast<Bits>(x), [](Bits a, Bits b) { return b > a ? b : a; }, lanes);
 }
 
 }  // namespace unmask::cuda

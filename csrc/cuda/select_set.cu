@@ -7,15 +7,14 @@
 namespace unmask::cuda {
 namespace {
 
-constexpr int kSetThreads = 32 * kRows;  // a warp for each row of a tile
-
 struct SetWork : AttentionShape {
   SelectSetParams p;
   SetWeightView w;
   int layers, ffn, numbers, wide;  // wide: floats from one row of hidden units to the next
-  int tiles, team, teams;          // tiles of a row; blocks of a team
+  uint64_t launch = 0;
+  int tiles, team, teams;  // tiles of a row; blocks of a team
   // In the workspace: of each team, but states of each block.
-  unsigned* arrived;
+  unsigned long long* meetings;
   uint8_t* states;             // (positions)
   float *input, *stream;       // (positions, D) of the first layer, and of the layer at work
   float *query, *key, *value;  // (layers, positions, D), value (layers, D, positions)
@@ -37,7 +36,7 @@ struct SetWork : AttentionShape {
     teams = std::min(rows, blocks / team);
     const int64_t positions = static_cast<int64_t>(teams) * padded;
     Pieces take{workspace};
-    arrived = reinterpret_cast<unsigned*>(take(teams));
+    meetings = reinterpret_cast<unsigned long long*>(take(2 * teams));
     states = reinterpret_cast<uint8_t*>(take(team * positions / 4));
     for (float** at : {&input, &stream}) *at = take(positions * d);
     for (float** at : {&query, &key, &value}) *at = take(layers * positions * d);
@@ -74,26 +73,11 @@ struct SetTeam {
   bool* const goes_on = reinterpret_cast<bool*>(inverse + kRows * s.heads);
   float* const unit = inverse + kRows * (s.heads + 1);  // what is at work: inputs, attention, hidden units (16, wide)
   const int stride = row_stride(s.d), mine = warp_id() * stride;
-  unsigned met = 0;
+  Meeting blocks{s.meetings + number, s.launch, static_cast<unsigned>(s.team)};
 
   UNMASK_DEVICE float* input() const { return s.input + first * s.d; }
   UNMASK_DEVICE float* stream() const { return s.stream + first * s.d; }
   UNMASK_DEVICE float* probability() const { return s.probability + first; }
-
-  // Until all blocks of the team have come here; what they wrote can be read then.
-  UNMASK_DEVICE void meet() {
-    __syncthreads();
-    if (s.team == 1) return;
-    met += static_cast<unsigned>(s.team);
-    if (threadIdx.x == 0) {
-      fence();
-      atomicAdd(s.arrived + number, 1u);
-      while (static_cast<int>(*const_cast<volatile unsigned*>(s.arrived + number) - met) < 0) {
-      }
-      fence();
-    }
-    __syncthreads();
-  }
 
   // Of a layer, query, key and value of the team's first position.
   UNMASK_DEVICE AttentionTile projected(int layer) const {
@@ -168,8 +152,8 @@ struct SetTeam {
     of.query += static_cast<int64_t>(tile) * kRows * s.d;
     __syncthreads();
     for (int head = 0; head < s.heads; ++head) {
-      attend<kSetThreads>(s, of, head, 0, ceil_div(s.padded, s.keys), unit, a, stride,
-                          [&](int r, float2 scale) { inverse[head * kRows + r] = 1.0f / scale.y; });
+      attend(s, of, head, 0, ceil_div(s.padded, s.keys), unit, a, stride,
+             [&](int r, float2 scale) { inverse[head * kRows + r] = 1.0f / scale.y; });
     }
     for_channels(s.d, [&](int, int c) { a[mine + c] *= inverse[c / s.head * kRows + warp_id()]; });
     __syncthreads();
@@ -217,7 +201,7 @@ struct SetTeam {
     }
     for (int layer = 0; layer < s.layers; ++layer) {
       const bool last = layer == s.layers - 1;
-      meet();
+      blocks.meet();
       for (int tile = rank; tile < s.tiles; tile += s.team) {
         if (last && !any(tile, kFree)) continue;
         const int position = tile * kRows + warp_id();
@@ -232,16 +216,17 @@ struct SetTeam {
         project(layer + 1, tile, x);
       }
     }
-    meet();
+    blocks.meet();
   }
 };
 
-__global__ void __launch_bounds__(kSetThreads, 1) select_set_kernel(const __grid_constant__ SetWork s) {
+__global__ void __launch_bounds__(kRowThreads, 1) select_set_kernel(const __grid_constant__ SetWork s) {
   SetTeam team{s};
+  if (threadIdx.x == 0) team.blocks.open();
   for (int64_t row = team.number; row < s.p.batch; row += s.teams) {
     const int64_t start = row * s.length;
     bool on = false;
-    for (int i = static_cast<int>(threadIdx.x); i < s.padded; i += kSetThreads) {
+    for (int i = thread_id(); i < s.padded; i += kRowThreads) {
       const bool free = i < s.length && s.p.allowed[start + i] != 0;
       team.state[i] = free ? kFree : kBarred;
       on = on || free;
@@ -258,16 +243,17 @@ __global__ void __launch_bounds__(kSetThreads, 1) select_set_kernel(const __grid
       __syncthreads();
       on = *team.goes_on;
     }
-    for (int i = static_cast<int>(threadIdx.x); team.rank == 0 && i < s.length; i += kSetThreads) {
+    for (int i = thread_id(); team.rank == 0 && i < s.length; i += kRowThreads) {
       s.p.select[start + i] = team.state[i] == kPicked || team.state[i] == kFresh;
     }
     __syncthreads();
   }
+  if (threadIdx.x == 0) team.blocks.close();
 }
 
 // For the blocks that the device runs at once, as a team must be there together.
 SetWork work_of(const SelectSetParams& params, void* workspace) {
-  const LaunchShape shape{1, kSetThreads, SetWork(params, 1, nullptr).shared_bytes(), nullptr};
+  const LaunchShape shape{1, kRowThreads, SetWork(params, 1, nullptr).shared_bytes(), nullptr};
   return SetWork(params, resident_blocks(select_set_kernel, shape), workspace);
 }
 
@@ -276,16 +262,11 @@ SetWork work_of(const SelectSetParams& params, void* workspace) {
 int64_t select_set_workspace(const SelectSetParams& params) { return work_of(params, nullptr).bytes; }
 
 int select_set(const SelectSetParams& params, void* workspace, void* stream) {
-  // Weights are read 16 bytes at a time.
-  if (reinterpret_cast<uintptr_t>(params.weights) % 16 != 0) return cudaErrorMisalignedAddress;
-  if (params.length > INT32_MAX / 1024) return cudaErrorInvalidValue;
-  const SetWork work = work_of(params, workspace);
-  const auto count = static_cast<size_t>(work.teams);
-  const cudaError_t error = cudaMemsetAsync(work.arrived, 0, 4 * count, static_cast<cudaStream_t>(stream));
+  const cudaError_t error = check_network(params);
   if (error != cudaSuccess) return error;
-  LaunchShape shape{static_cast<unsigned>(work.team * work.teams), kSetThreads, work.shared_bytes(), stream};
-  shape.cooperative = true;
-  return launch(select_set_kernel, shape, work);
+  const SetWork work = work_of(params, workspace);
+  const LaunchShape shape{static_cast<unsigned>(work.team * work.teams), kRowThreads, work.shared_bytes(), stream};
+  return launch_together(select_set_kernel, shape, work);
 }
 
 }  // namespace unmask::cuda

@@ -45,11 +45,11 @@ UNMASK_DEVICE void reduce_sums(int lanes, Sums* sums) {
   if (kEntropy) sums->weighted = warp_sum(sums->weighted, lanes);
 }
 
-// By the block: its warps' sums and its threads' best keys (k = 1) and samples combined into `out`, by the first thread.
-template <bool kSelect, bool kSample, bool kEntropy>
+// By the block: its warps' sums and its threads' best keys and samples combined into `out`, by the first thread.
+template <bool kSample, bool kEntropy>
 UNMASK_DEVICE void reduce_block(Sums sums, uint64_t key, uint64_t sample, Shared* shared, Partial* out) {
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (!kSelect) key = warp_max(key);
+  key = warp_max(key);
   if (kSample) sample = warp_max(sample);
   if (lane == 0) {
     shared->warp_sums[warp] = sums;
@@ -60,7 +60,7 @@ UNMASK_DEVICE void reduce_block(Sums sums, uint64_t key, uint64_t sample, Shared
   if (warp != 0) return;
   sums = shared->warp_sums[lane % kTopkWarps];
   reduce_sums<kEntropy>(kTopkWarps, &sums);
-  if (!kSelect) key = warp_max(shared->warp_keys[lane % kTopkWarps], kTopkWarps);
+  key = warp_max(shared->warp_keys[lane % kTopkWarps], kTopkWarps);
   if (kSample) sample = warp_max(shared->warp_samples[lane % kTopkWarps], kTopkWarps);
   if (lane == 0) {
     out->sums = sums;
@@ -148,16 +148,19 @@ UNMASK_DEVICE void send(const Partial& from, int k, Partial* to) {
 
 // By the block, parts meeting in the workspace: true in the block that comes last, which then has all parts.
 // `partials` and `finished` are the row's.
-UNMASK_DEVICE bool meet_in_workspace(Partial* partials, unsigned* finished, unsigned part, unsigned parts, int k,
-                                     Shared* shared) {
+UNMASK_DEVICE bool meet_in_workspace(Partial* partials, const Meeting& finished, unsigned part, int k, Shared* shared) {
   send(shared->inbox[0], k, partials + part);
   fence();
   __syncthreads();
-  if (threadIdx.x == 0) shared->last = atomicAdd(finished, 1u) + 1 == parts ? 1 : 0;
+  if (threadIdx.x == 0) {
+    finished.open();
+    shared->last = finished.arrive() == finished.blocks ? 1 : 0;
+    if (shared->last) atomicExch(finished.word, 0ull);
+  }
   __syncthreads();
   if (!shared->last) return false;
   fence();
-  for (unsigned i = 0; i < parts; ++i) send(partials[i], k, shared->inbox + i);
+  for (unsigned i = 0; i < finished.blocks; ++i) send(partials[i], k, shared->inbox + i);
   __syncthreads();
   return true;
 }

@@ -17,8 +17,6 @@ namespace {
 
 struct Plan {
   int log2_parts;   // blocks per row, a power of 2
-  int num_cells;    // per thread, k > 1 only
-  int group;        // batches per cell
   int num_batches;  // per block
   bool cluster;     // parts > 1 meet in a cluster, else in the workspace
 
@@ -28,15 +26,16 @@ struct Plan {
 struct Work {
   TopkConfidenceParams params;
   Plan plan;
-  Partial* partials;   // (num_rows, parts), where the parts meet in the workspace
-  unsigned* finished;  // (num_rows), zeroed
+  // Where the parts meet in the workspace.
+  unsigned long long* finished;  // (num_rows)
+  uint64_t launch;
+  Partial* partials;  // (num_rows, parts)
 };
 
-// Dynamic shared memory: Shared, and for k > 1 SelectScratch and the cells.
+// Dynamic shared memory: Shared, and for k > 1 SelectScratch.
 constexpr int kSelectOffset = (sizeof(Shared) + 15) / 16 * 16;
-constexpr int kCellsOffset = (kSelectOffset + sizeof(SelectScratch) + 15) / 16 * 16;
 
-template <typename Format, bool kSelect, bool kSample, bool kEntropy>
+template <typename Format, bool kSample, bool kEntropy>
 __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(const __grid_constant__ Work work) {
   const TopkConfidenceParams& p = work.params;
   const unsigned parts = work.plan.parts();
@@ -62,18 +61,14 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
 
   Shared* shared = reinterpret_cast<Shared*>(dynamic_shared());
   SelectScratch* scratch = reinterpret_cast<SelectScratch*>(dynamic_shared() + kSelectOffset);
-  uint64_t* cells = reinterpret_cast<uint64_t*>(dynamic_shared() + kCellsOffset);
   const Row<Format> row(p, source, part, work.plan.log2_parts);
 
   Sums sums;
   Exponent exponent(sums.reference);
-  Best best;  // of the whole part (k = 1), or of the current cell
-  Sampler sampler;
-  if (kSample) sampler.start(p, row_index, source);
+  Best best;
+  Sampler sampler{kSample ? p.draw_key(row_index, source) : DrawKey{}, p.inverse_temperature};
 
   uint32_t vector = row.begin + static_cast<uint32_t>(thread);  // the thread's first of the batch
-  uint32_t cell_begin = vector;
-  int cell = 0, cell_batches = 0;
   const typename Format::Element* from = row.at(vector);
   uint4 raw[kTopkBatch];
   int left = static_cast<int>(row.whole_end) - static_cast<int>(vector);
@@ -114,32 +109,21 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     vector += kTile;
     from += kTile * Format::kWidth;
     left -= kTile;
-    if (kSelect && (++cell_batches == work.plan.group || batch + 1 == work.plan.num_batches)) {
-      best.settle(row, cell_begin, cell_batches * kTopkBatch);
-      cells[cell * kTopkThreads + thread] = best.vector == kNowhere ? 0 : make_key(best.value, best.vector);
-      best = Best();
-      cell_begin = vector;
-      cell_batches = 0;
-      ++cell;
-    }
   }
 
-  uint64_t key = 0;
   uint4 bits = {0, 0, 0, 0};
-  if (!kSelect) {
-    best.settle(row, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
-    if (best.vector != kNowhere) bits = row.load_first(row.at(best.vector), best.vector);
-  }
+  best.settle(row, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
+  const bool found = best.vector != kNowhere;
+  if (found && p.k == 1) bits = row.load_first(row.at(best.vector), best.vector);
   reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way
-  if (!kSelect && best.vector != kNowhere) {
+  uint64_t key = found ? make_key(best.value, best.vector) : 0;
+  if (found && p.k == 1) {
     const Candidate top = largest_candidate(row, bits, best.vector);
     key = make_key(top.value, top.id);
   }
-  reduce_block<kSelect, kSample, kEntropy>(sums, key, kSample ? sampler.result() : 0, shared, &shared->inbox[0]);
+  reduce_block<kSample, kEntropy>(sums, key, kSample ? sampler.result() : 0, shared, &shared->inbox[0]);
   __syncthreads();
-  if (kSelect) {
-    select_best(row, cells, work.plan.num_cells, work.plan.group, p.k, scratch, shared->inbox[0].keys);
-  }
+  if (p.k > 1) select_best(row, key, work.plan.num_batches, p.k, scratch, shared->inbox[0].keys);
 
   if (cluster) {
     cluster_wait();
@@ -153,22 +137,18 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
     cluster_wait();
   } else if (parts > 1) {
     Partial* partials = work.partials + row_index * parts;
-    if (!meet_in_workspace(partials, work.finished + row_index, part, parts, p.k, shared)) return;
+    const Meeting finished{work.finished + row_index, work.launch, parts};
+    if (!meet_in_workspace(partials, finished, part, p.k, shared)) return;
   }
   finish_row<kSample>(p, row, row_index, shared->inbox, parts);
 }
 
 using Kernel = void (*)(Work);
 
-template <typename Format, bool kSelect>
-Kernel kernel_for(const TopkConfidenceParams& p) {
-  if (p.inverse_temperature != 0.0f) return topk_kernel<Format, kSelect, true, true>;
-  return p.entropy ? topk_kernel<Format, kSelect, false, true> : topk_kernel<Format, kSelect, false, false>;
-}
-
 template <typename Format>
 Kernel kernel_for(const TopkConfidenceParams& p) {
-  return p.k > 1 ? kernel_for<Format, true>(p) : kernel_for<Format, false>(p);
+  if (p.inverse_temperature != 0.0f) return topk_kernel<Format, true, true>;
+  return p.entropy ? topk_kernel<Format, false, true> : topk_kernel<Format, false, false>;
 }
 
 Kernel kernel_for(const TopkConfidenceParams& p) {
@@ -182,17 +162,14 @@ Plan split_rows(const TopkConfidenceParams& p, const DeviceInfo& device, int log
   Plan plan = {};
   plan.log2_parts = log2_parts;
   plan.num_batches = static_cast<int>((vectors / plan.parts() + kTile) / kTile);
-  plan.group = (plan.num_batches + kMaxCells - 1) / kMaxCells;
-  plan.num_cells = (plan.num_batches + plan.group - 1) / plan.group;
   plan.cluster = device.clusters;
   return plan;
 }
 
 LaunchShape launch_shape(const TopkConfidenceParams& p, const Plan& plan, void* stream) {
-  const int cells = plan.num_cells * kTopkThreads * static_cast<int>(sizeof(uint64_t));
   return {static_cast<unsigned>(p.num_rows * plan.parts()),
           kTopkThreads,
-          p.k > 1 ? kCellsOffset + cells : static_cast<int>(sizeof(Shared)),
+          static_cast<int>(p.k > 1 ? kSelectOffset + sizeof(SelectScratch) : sizeof(Shared)),
           stream,
           plan.cluster ? plan.parts() : 1,
           plan.cluster};
@@ -219,35 +196,35 @@ Plan make_plan(const TopkConfidenceParams& p, const DeviceInfo& device, Kernel k
   return best;
 }
 
-int64_t counter_bytes(const TopkConfidenceParams& p) { return (p.num_rows * 4 + 15) / 16 * 16; }
+int64_t counter_bytes(const TopkConfidenceParams& p) { return (p.num_rows * 8 + 15) / 16 * 16; }
+
+cudaError_t plan_work(const TopkConfidenceParams& p, Plan* plan) {
+  DeviceInfo device;
+  const cudaError_t error = query_device(&device);
+  if (error == cudaSuccess) *plan = make_plan(p, device, kernel_for(p));
+  return error;
+}
 
 }  // namespace
 
 int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
-  DeviceInfo device;
-  const Kernel kernel = kernel_for(params);
-  if (query_device(&device) != cudaSuccess) return 0;
-  const Plan plan = make_plan(params, device, kernel);
-  if (plan.log2_parts == 0 || plan.cluster) return 0;
+  Plan plan;
+  if (plan_work(params, &plan) != cudaSuccess || plan.log2_parts == 0 || plan.cluster) return 0;
   return counter_bytes(params) + params.num_rows * plan.parts() * static_cast<int64_t>(sizeof(Partial));
 }
 
 int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* stream) {
   if (params.num_rows == 0) return cudaSuccess;
-  const Kernel kernel = kernel_for(params);
-  DeviceInfo device;
-  cudaError_t error = query_device(&device);
+  Work work{params};
+  cudaError_t error = plan_work(params, &work.plan);
   if (error != cudaSuccess) return error;
-  Work work = {params, make_plan(params, device, kernel), nullptr, nullptr};
   if (params.num_rows * work.plan.parts() > INT32_MAX) return cudaErrorInvalidValue;
   if (work.plan.log2_parts > 0 && !work.plan.cluster) {
-    work.finished = static_cast<unsigned*>(workspace);
+    work.finished = static_cast<unsigned long long*>(workspace);
+    work.launch = launch_number();
     work.partials = reinterpret_cast<Partial*>(static_cast<unsigned char*>(workspace) + counter_bytes(params));
-    error =
-        cudaMemsetAsync(work.finished, 0, static_cast<size_t>(params.num_rows) * 4, static_cast<cudaStream_t>(stream));
-    if (error != cudaSuccess) return error;
   }
-  return launch(kernel, launch_shape(params, work.plan, stream), work);
+  return launch(kernel_for(params), launch_shape(params, work.plan, stream), work);
 }
 
 }  // namespace unmask::cuda

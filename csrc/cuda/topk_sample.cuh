@@ -23,13 +23,9 @@ struct Found {
 struct Sampler {
   DrawKey key;
   float inverse_temperature;
-  Found found;              // by this thread
+  Found found = {};         // by this thread
   float bound = -INFINITY;  // best of the warp, as far as known
 
-  UNMASK_DEVICE void start(const TopkConfidenceParams& params, int64_t row, int64_t source) {
-    key = params.draw_key(row, source);
-    inverse_temperature = params.inverse_temperature;
-  }
   UNMASK_DEVICE uint64_t result() const { return found.id == kNowhere ? 0 : make_key(found.best, found.id); }
 };
 

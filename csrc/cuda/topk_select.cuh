@@ -1,15 +1,13 @@
 // Exact selection of the k best of a block's candidates, k up to 64.
 //
-// While streaming, each thread keeps for every batch (or group of batches) of its vectors the best value and the first
-// vector that has it: a cell. Ordered by (value, vector), the k-th best *thread* bounds the k best elements from
-// below, because each thread before it holds an element that beats everything under the bound. So at most k
-// threads' cells need a second look, and of those only the ones above the bound: about k cells, re-read from L2.
+// While streaming, each thread keeps the best value of its vectors and the first vector that has it. Ordered by (value,
+// vector), the k-th best *thread* bounds the k best elements from below, because each thread before it holds an element
+// that beats everything under the bound. So the vectors of at most k threads need a second look, from L2.
 #pragma once
 #include "topk_row.cuh"
 
 namespace unmask::cuda {
 
-constexpr int kMaxCells = 16;         // of a thread
 constexpr int kMaxCandidates = 2048;  // keys under selection at a time
 constexpr int kUnitsPerRound = 32;    // batches re-read between two looks at the number of candidates
 constexpr int kRankDirectly = 256;    // up to so many keys are ordered by counting
@@ -17,7 +15,7 @@ constexpr int kRankDirectly = 256;    // up to so many keys are ordered by count
 struct SelectScratch {
   uint64_t candidates[kMaxCandidates];  // first the threads' best keys
   uint64_t kept[kMaxTopK];
-  uint32_t list[kMaxTopK * kMaxCells];  // cell * kTopkThreads + thread
+  uint32_t list[kMaxTopK];  // threads
   uint64_t threshold;
   int list_count;
   int candidate_count;
@@ -33,10 +31,8 @@ UNMASK_DEVICE uint64_t kth_key(const uint64_t* keys, int n, int k) {
     any |= keys[i];
     all &= keys[i];
   }
-  for (int offset = 16; offset > 0; offset >>= 1) {
-    any |= __shfl_xor_sync(kFullWarp, any, offset);
-    all &= __shfl_xor_sync(kFullWarp, all, offset);
-  }
+  any = warp_all(any, [](auto a, auto b) { return a | b; });
+  all = warp_all(all, [](auto a, auto b) { return a & b; });
   unsigned long long differ = any & ~all, bound = all;
   while (differ != 0) {
     const unsigned long long bit = 1ull << (63 - __clzll(static_cast<long long>(differ)));
@@ -50,18 +46,23 @@ UNMASK_DEVICE uint64_t kth_key(const uint64_t* keys, int n, int k) {
   return bound == 0 ? 1 : bound;
 }
 
-// By the block: moves the k best of candidates[0, n) to kept[], unordered, and their number to kept_count.
-UNMASK_DEVICE void keep_best(SelectScratch* s, int n, int k) {
+// By the block: kth_key of candidates[0, n), whose last writes it waits for; nothing is kept.
+UNMASK_DEVICE uint64_t find_threshold(SelectScratch* s, int n, int k) {
+  __syncthreads();
   if (threadIdx.x < 32) {
     const uint64_t bound = kth_key(s->candidates, n, k);
-    if (threadIdx.x == 0) {
-      s->threshold = bound;
-      s->kept_count = 0;
-    }
+    if (threadIdx.x == 0) s->threshold = bound;
   }
+  if (threadIdx.x == 0) s->kept_count = 0;
   __syncthreads();
+  return s->threshold;
+}
+
+// By the block: moves the k best of candidates[0, n) to kept[], unordered, and their number to kept_count.
+UNMASK_DEVICE void keep_best(SelectScratch* s, int n, int k) {
+  const uint64_t threshold = find_threshold(s, n, k);
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kTopkThreads) {
-    if (s->candidates[i] >= s->threshold) s->kept[atomicAdd(&s->kept_count, 1)] = s->candidates[i];
+    if (s->candidates[i] >= threshold) s->kept[atomicAdd(&s->kept_count, 1)] = s->candidates[i];
   }
   __syncthreads();
 }
@@ -93,42 +94,24 @@ UNMASK_DEVICE void reread(const Row<Format>& row, uint32_t batch, uint32_t threa
 }
 
 // By the block, after streaming: the k best keys (value, id) of the block's part of the row, descending, zeros if
-// there are fewer. cells[c * kTopkThreads + t] is the key of thread t's batches [c * group, (c + 1) * group), or 0.
+// there are fewer. `mine` is the thread's best key (value, vector), or 0.
 template <typename Format>
-UNMASK_DEVICE void select_best(const Row<Format>& row, const uint64_t* cells, int num_cells, int group, int k,
-                               SelectScratch* s, uint64_t* ordered) {
+UNMASK_DEVICE_COLD void select_best(const Row<Format> row, uint64_t mine, int num_batches, int k, SelectScratch* s,
+                                    uint64_t* ordered) {
   const int thread = static_cast<int>(threadIdx.x);
-  uint64_t mine = 0;
-  for (int c = 0; c < num_cells; ++c) {
-    const uint64_t key = cells[c * kTopkThreads + thread];
-    mine = key > mine ? key : mine;
-  }
   s->candidates[thread] = mine;
   if (thread == 0) s->list_count = s->candidate_count = 0;
-  __syncthreads();
-  if (thread < 32) {
-    const uint64_t bound = kth_key(s->candidates, kTopkThreads, k);
-    if (thread == 0) s->threshold = bound;
-  }
-  __syncthreads();
-  const uint64_t threshold = s->threshold;
-  if (mine >= threshold) {  // at most k threads
-    for (int c = 0; c < num_cells; ++c) {
-      if (cells[c * kTopkThreads + thread] >= threshold) {
-        s->list[atomicAdd(&s->list_count, 1)] = static_cast<uint32_t>(c * kTopkThreads + thread);
-      }
-    }
-  }
+  const uint64_t threshold = find_threshold(s, kTopkThreads, k);
+  if (mine >= threshold) s->list[atomicAdd(&s->list_count, 1)] = static_cast<uint32_t>(thread);
   __syncthreads();
 
   constexpr int kElements = kTopkBatch * Format::kWidth;  // of a batch: 16 or 32
-  const int units = s->list_count * group;
+  const int units = s->list_count * num_batches;
   for (int from = 0; from < units; from += kUnitsPerRound) {
     const int to = from + kUnitsPerRound < units ? from + kUnitsPerRound : units;
     for (int unit = from + thread / kElements; unit < to; unit += kTopkThreads / kElements) {
-      const uint32_t cell = s->list[unit / group];
-      const uint32_t batch = cell / kTopkThreads * static_cast<uint32_t>(group) + static_cast<uint32_t>(unit % group);
-      reread(row, batch, cell % kTopkThreads, thread % kElements, threshold, s);
+      const auto batch = static_cast<uint32_t>(unit % num_batches);
+      reread(row, batch, s->list[unit / num_batches], thread % kElements, threshold, s);
     }
     __syncthreads();
     const int count = s->candidate_count;

@@ -18,11 +18,11 @@ TINY, ODD, SMALL, FULL, WIDE = (16, 1, 16), (48, 2, 48), (64, 2, 128), (128, 2, 
 @pytest.mark.parametrize(
     ("size", "k", "length", "batch", "multiprocessors", "wave"),
     [
-        (FULL, 1, 70, 1, 132, 4),
-        (SMALL, 20, 40, 2, 1, 1),  # blocks take many tiles in turn
-        (ODD, 9, 20, 1, 132, 4),  # heads whose channels do not begin at multiples of 16
+        (FULL, 1, 40, 1, 6, 4),  # more blocks than some stages have parts
+        (SMALL, 20, 40, 2, 1, 1),  # a block takes all parts in turn
+        (ODD, 9, 20, 1, 5, 4),  # heads whose channels do not begin at multiples of 16
         (TINY, 1, 5, 17, 4, 4),  # several groups of sequences
-        (WIDE, 2, 150, 1, 132, 1),  # weights that stay in global memory, several tiles of keys in a block
+        (WIDE, 2, 150, 1, 2, 1),  # weights that stay in global memory, several tiles of keys in a block
     ],
 )
 def test_policy(

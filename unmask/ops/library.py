@@ -32,6 +32,9 @@ _SCHEMAS = (
     "Tensor? tokens, Tensor? editable, Tensor? steps, Tensor? phase, Tensor(a!)? memory, int rule, int score, "
     "float[] numbers, int block_length, int horizon, int[] stops, int window, float decay, int spacing, "
     "bool hold_eos, float edit) -> (Tensor select, Tensor score, Tensor revise)",
+    "prepare(Tensor rows, Tensor mask, Tensor allowed, Tensor? editable, Tensor? seed, int start, int canvas_width, "
+    "int block_length, int horizon, bool everywhere) -> (Tensor steps, Tensor time, Tensor positions, Tensor places, "
+    "Tensor sources, Tensor revisable, Tensor read, Tensor uniform)",
     "unmask_(Tensor(a!) tokens, Tensor(b!) mask, Tensor(c!) allowed, Tensor(d!) rows, Tensor candidates, "
     "Tensor action, int start, int block_length, int max_steps, int action_mode, int[] eos, float temperature, "
     "float scale, float stop_logit, Tensor? seed, Tensor? revise, Tensor? editable, int? max_post, bool everywhere, "

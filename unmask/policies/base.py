@@ -34,6 +34,8 @@ class Observation:
     length: int
     """L."""
     block_length: int
+    now: Tensor | None = None
+    """(B,) float32: ``time``, where it is computed already."""
     draw_step: Tensor | None = None
     """(B,) int64: forwards taken before ``steps`` began to count; None: none."""
     phase: Tensor | None = None
@@ -100,6 +102,8 @@ class Observation:
     @property
     def time(self) -> Tensor:
         """(B,) float32: steps taken divided by the tokens of the completion, at most 1."""
+        if self.now is not None:
+            return self.now
         steps = self.steps if self.draw_step is None else self.steps + self.draw_step
         # A tensor of one number makes the quotient float32, whatever the default dtype, without a conversion before it.
         return (steps / torch.tensor(self.horizon or self.length, dtype=torch.float32)).clamp_max(1.0)

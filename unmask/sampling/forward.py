@@ -16,7 +16,7 @@ from unmask.sampling.cache import CachePlan, Part
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.logits import guided
 from unmask.sampling.state import State
-from unmask.sampling.step import Statistics, narrows, spread, statistics
+from unmask.sampling.step import Statistics, narrows, prepared, spread, statistics
 
 
 class Forward:
@@ -48,8 +48,9 @@ class Forward:
 
     def computed(self, state: State) -> Statistics:
         """The statistics by one forward over the whole canvas."""
-        in_blocks = state.block_length < state.length
-        block = state.positions() if in_blocks else None  # (N, BL)
+        state = replace(state, ready=prepared(state, self.policy))
+        assert state.ready is not None
+        block = state.ready.positions  # (N, BL)
         positions = block if self.block_only else None
         if "attention" not in self.policy.needs:
             return self.reduced(self.logits(state, positions), state, positions)
@@ -88,9 +89,9 @@ class Forward:
         watching: dict[str, Any] = {} if watch is None else {"watch": watch}
         if positions is None:
             return self.model(state.tokens, state.attention, positions=slice(state.start, None), **watching)
-        width = state.tokens.shape[1]
-        flat = positions + state.numbered(1, width, state.start)
-        logits = self.model(state.tokens, state.attention, positions=flat.reshape(-1), **watching)
+        assert state.ready is not None
+        assert state.ready.places is not None
+        logits = self.model(state.tokens, state.attention, positions=state.ready.places.reshape(-1), **watching)
         return logits.view(*positions.shape, -1)
 
     def logits_alone(self, state: State, positions: Tensor | None, watch: Watch | None = None) -> Tensor:

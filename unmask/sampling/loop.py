@@ -14,7 +14,7 @@ from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import Forward
 from unmask.sampling.late import LateCopy
 from unmask.sampling.state import PAUSED, RUNNING, State
-from unmask.sampling.step import commit, observation
+from unmask.sampling.step import commit, observation, prepared
 from unmask.sampling.stopping import StopWatch
 
 
@@ -73,6 +73,7 @@ class Step:
 
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
         """One forward, one decision, one commit. A row that is held does not change."""
+        state = replace(state, ready=prepared(state, self.policy))
         seen = observation(self.forward(state), state, self.policy, self.config)
         held, seeding = self.forward.held(state), self.forward.seeding
         before = {} if held is None else {n: v.clone() for n, v in state.memory.items() if isinstance(v, Tensor)}

@@ -104,7 +104,7 @@ class Canvases:
         seen, rank = decided[-1]
         ranks = rank.new_full(state.mask.shape, -1)
         ranks[:, first : first + rank.shape[1]] = rank
-        emit(StepRecord(self.rows, state, replace(seen, steps=before), ranks, left))
+        emit(StepRecord(self.rows, state, replace(seen, steps=before, now=None), ranks, left))
         return result
 
     def open(self, first: int) -> None:

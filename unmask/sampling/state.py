@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unmask.ops import Prepared
 from unmask.ops import state as ops_state
 from unmask.ops.state import COMPLETE, EXHAUSTED, POISONED, RUNNING
 
@@ -60,8 +61,8 @@ class State(ops_state.State):
     """(N, C) float32: what the policy's ``condition`` computes from ``alpha``, the same in all steps."""
     memory: dict[str, Any] = field(default_factory=dict)
     """The policy's memory of these rows: tensors with one entry per row."""
-    kept: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """What :meth:`numbered` made, for this state and all that come from it."""
+    ready: Prepared | None = None
+    """What :func:`unmask.sampling.step.prepared` says, while a step is taken; None: it has not been asked."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with one entry per row, by field name."""
@@ -92,35 +93,14 @@ class State(ops_state.State):
                 f"the model's logits were undefined (NaN or +inf) where a token had to be committed, in rows {rows}"
             )
 
+    def take(self, index: Tensor) -> State:
+        return replace(super().take(index), ready=None)
+
     def positions(self) -> Tensor:
         """(N, BL) int64 buffer positions of each row's active block; past the end, the last position repeats."""
-        return self._plus_block(self.numbered(self.block_length, 0), self.block_length).clamp(0, self.length - 1)
-
-    def sources(self) -> Tensor:
-        """(N, L) int64: for each buffer position the number of its entry in :meth:`positions`, flattened.
-
-        Numbers of positions outside of the active block mean nothing.
-        """
-        return self._plus_block(self.numbered(self.length, self.block_length), -self.block_length)
-
-    def numbered(self, length: int, stride: int, first: int = 0) -> Tensor:
-        """(N, length) int64: first + position + row * stride.
-
-        It is made once, so that steps need not, and lives as long as the states, as a captured step reads its address.
-        """
-        key = (len(self.rows), length, stride, first)
-        if key not in self.kept:
-            device = self.rows.device
-            rows = torch.arange(key[0], device=device)[:, None] * stride
-            self.kept[key] = torch.arange(first, first + length, device=device) + rows
-        return self.kept[key]
-
-    def _plus_block(self, numbers: Tensor, factor: int) -> Tensor:
-        """``numbers`` plus ``factor`` / BL times the place where each row's active block begins."""
-        moved = torch.add(numbers, self.block[:, None], alpha=factor)
-        if not self.grid:  # then no row has a phase
-            return moved
-        return moved - self.phase[:, None] if factor > 0 else moved + self.phase[:, None]
+        if self.ready is not None and self.ready.positions is not None:
+            return self.ready.positions
+        return positions_from(self.block * self.block_length - self.phase, self.block_length, self.length)
 
 
 def positions_from(first: Tensor, width: int, length: int) -> Tensor:

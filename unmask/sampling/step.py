@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unmask import ops
-from unmask.ops.random import philox_uniform
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.logits import narrowed, penalised
@@ -33,6 +32,7 @@ def observe(
         logits: (N, S, V) float32, bfloat16 or float16, aligned: each row predicts the token at its own position.
         positions: (N, S) int64, the buffer positions of the logits; None: all L, in order.
     """
+    state = replace(state, ready=prepared(state, policy))
     values = statistics(logits, state, policy, config, positions)
     return observation(spread(values, positions, state.length), state, policy, config)
 
@@ -79,15 +79,15 @@ def statistics(
 
     With ``spreads`` the positions are those of the active block, and the fields are of the whole buffer.
     """
-    revisable = editable(state, policy)
-    read = state.allowed if revisable is None else state.allowed | revisable
-    drawing, narrow = config.temperature > 0, narrows(config)
+    ready = prepared(state, policy)
+    read, drawing, narrow = ready.read, config.temperature > 0, narrows(config)
     if config.repetition_penalty != 1:
         logits = penalised(logits, state, positions, config.repetition_penalty)
     given: dict[str, Any] = {}
     counter = draw_counter(state, None if spreads else positions) if drawing else None
     if spreads:
-        given = {"rows": state.sources().flatten(), "read": read.flatten()}
+        assert ready.sources is not None
+        given = {"rows": ready.sources.flatten(), "read": read.flatten()}
         counter = None if counter is None else counter.flatten(0, 1)
     elif not policy.full_context:
         given = {"rows": read if positions is None else read.gather(1, positions)}
@@ -146,13 +146,13 @@ def of_block(logits: Tensor, state: State, positions: Tensor | None) -> Statisti
     return {"logits": logits.index_fill(-1, mask, float("-inf")), "positions": block}
 
 
-def editable(state: State, policy: UnmaskingPolicy) -> Tensor | None:
-    """(N, L) bool: committed tokens that the policy may revise in this step; None if it never does."""
-    given: Tensor | None = getattr(state, "editable", None)
-    if not policy.edits or given is None:
-        return None
-    may = given & ~state.mask & ~state.done[:, None]
-    return may if policy.everywhere else may & (state.blocks == state.block[:, None])
+def prepared(state: State, policy: UnmaskingPolicy) -> ops.Prepared:
+    """What the step reads of ``state``, by one call in a step: ``state.ready``, or computed."""
+    if state.ready is not None:
+        return state.ready
+    seed = state.seed if "uniform" in policy.needs else None
+    horizon = state.horizon or state.length
+    return ops.prepare(state, horizon=horizon, edits=policy.edits, everywhere=policy.everywhere, seed=seed)
 
 
 def spread(values: Statistics, positions: Tensor | None, length: int) -> Statistics:
@@ -172,24 +172,26 @@ def spread(values: Statistics, positions: Tensor | None, length: int) -> Statist
 
 def observation(values: Statistics, state: State, policy: UnmaskingPolicy, config: SamplerConfig) -> Observation:
     """The policy's input: ``values`` over the whole buffer, and the state before the step."""
+    ready = prepared(state, policy)
     # The state changes in place, so a recording needs copies.
     keep = torch.clone if config.record else torch.Tensor.detach
     return Observation(
         mask=keep(state.mask),
         allowed=keep(state.allowed),
-        steps=state.steps.clone(),
+        steps=ready.steps,
+        now=ready.time,
         draw_step=state.draw_step,
         length=state.length,
         block_length=state.block_length,
         phase=state.phase if state.grid else None,
         horizon=state.horizon,
-        uniform=action_draws(state) if "uniform" in policy.needs else None,
+        uniform=ready.uniform,
         alpha=state.alpha,
         condition=state.condition,
         shift=state.shift,
         memory=state.memory,
         tokens=keep(state.buffer),
-        editable=editable(state, policy),
+        editable=ready.editable,
         stop_ids=state.end_ids,
         sampled=config.temperature > 0,
         marks_ends=policy.marks_ends,
@@ -204,9 +206,3 @@ def draw_counter(state: State, positions: Tensor | None) -> Tensor:
     step = (state.forwards + state.draw_step)[:, None].expand_as(positions)
     sequence = state.sequence[:, None].expand_as(positions)
     return torch.stack((sequence, positions + state.position[:, None], step), dim=-1)
-
-
-def action_draws(state: State) -> Tensor:
-    """(N, L) float32 uniform draws in (0, 1), one per position, row and step."""
-    positions = torch.arange(state.length, device=state.mask.device) + state.position[:, None]
-    return philox_uniform(state.seed, positions, (state.forwards + state.draw_step)[:, None], state.sequence[:, None])

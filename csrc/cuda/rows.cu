@@ -1,10 +1,12 @@
-// The threads of a block, for what is written for them: ops/unmask_row.h and ops/choose_row.h.
-#pragma once
+// choose, prepare and unmask_ on CUDA: one block per row. The rows are short, so a launch costs more than the work in it.
+#include "../ops/choose_row.h"
+#include "../ops/prepare.h"
 #include "portable.cuh"
 
 namespace unmask::cuda {
+namespace {
 
-// Dynamic shared memory: one result per warp, and what `rest` points to.
+// The threads of a block. Dynamic shared memory: one result per warp, and what `rest` points to.
 struct RowBlock {
   static constexpr int64_t threads = 256;
   static constexpr int kWarps = threads / 32, kRest = kWarps * sizeof(int64_t);
@@ -18,7 +20,7 @@ struct RowBlock {
   // Leaves in shared memory what combine() makes of the warps' x.
   template <typename T, typename Combine>
   UNMASK_DEVICE const T* of_warps(T x, const Combine& combine) const {
-    for (int offset = 16; offset > 0; offset >>= 1) x = combine(x, __shfl_xor_sync(kFullWarp, x, offset));
+    x = warp_all(x, combine);
     T* found = reinterpret_cast<T*>(dynamic_shared());
     __syncthreads();  // earlier readers are done
     if (thread % 32 == 0) found[thread / 32] = x;
@@ -60,9 +62,24 @@ struct RowBlock {
   }
 };
 
-// A block for every row of the batch, with `bytes` of shared memory for `rest`.
+UNMASK_DEVICE void do_row(const ChooseParams& params, const RowBlock& block) {
+  choose_row(params, blockIdx.x, block, ChooseScratch(block.rest, params.length));
+}
+UNMASK_DEVICE void do_row(const PrepareParams& params, const RowBlock& block) {
+  prepare_row(params, blockIdx.x, block);
+}
+UNMASK_DEVICE void do_row(const UnmaskParams& params, const RowBlock& block) { unmask_row(params, blockIdx.x, block); }
+
 template <typename Params>
-int launch_rows(void (*kernel)(Params), const Params& params, int64_t bytes, void* stream) {
+__global__ void __launch_bounds__(RowBlock::threads) row_kernel(const __grid_constant__ Params params) {
+  launch_dependents();
+  wait_for_launches();
+  do_row(params, RowBlock());
+}
+
+// With `bytes` of shared memory for `rest`.
+template <typename Params>
+int launch_rows(const Params& params, int64_t bytes, void* stream) {
   if (params.batch == 0) return cudaSuccess;
   DeviceInfo device;
   const cudaError_t error = query_device(&device);
@@ -71,7 +88,22 @@ int launch_rows(void (*kernel)(Params), const Params& params, int64_t bytes, voi
   if (bytes > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
   const LaunchShape shape{
       static_cast<unsigned>(params.batch), RowBlock::threads, static_cast<int>(bytes), stream, 1, device.clusters};
-  return launch(kernel, shape, params);
+  return launch(row_kernel<Params>, shape, params);
+}
+
+}  // namespace
+
+int choose(const ChooseParams& params, void* stream) {
+  return launch_rows(params, params.length * ChooseScratch::kBytes, stream);
+}
+
+int prepare(const PrepareParams& params, void* stream) { return launch_rows(params, 0, stream); }
+
+int unmask(const UnmaskParams& params, void* stream) {
+  const int64_t block = params.block_length < params.length ? params.block_length : params.length;
+  // For a block of some 28,000 positions on Hopper: more than any generation buffer.
+  return launch_rows(params, params.mode == ActionMode::kDpls ? block * static_cast<int64_t>(sizeof(double)) : 0,
+                     stream);
 }
 
 }  // namespace unmask::cuda
