@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ from on_reference import plain_torch
 
 from unmask.ops import build_info
 
+os.environ.setdefault("PTX_SMS", "16")
+"""Of an emulated GPU, where the kernels run on the CPU: a cooperative grid has a stack for every thread at once."""
 CUDA = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() and build_info()["cuda"] else []
 
 
