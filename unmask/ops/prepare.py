@@ -50,9 +50,17 @@ def prepare(
     numbers = (state.start, state.tokens.shape[1], state.block_length, horizon, everywhere)
     said = library.call("prepare", state.rows, state.mask, state.allowed, editable, seed, *numbers)
     steps, time, positions, places, sources, revisable, read, uniform = said
-    blocks = (positions, places, sources) if state.block_length < state.length else (None, None, None)
-    revised = (None, state.allowed) if editable is None else (revisable, read)
-    return Prepared(steps, time, *blocks, *revised, None if seed is None else uniform)
+    blocks = state.block_length < state.length
+    return Prepared(
+        steps=steps,
+        time=time,
+        positions=positions if blocks else None,
+        places=places if blocks else None,
+        sources=sources if blocks else None,
+        editable=None if editable is None else revisable,
+        read=state.allowed if editable is None else read,
+        uniform=None if seed is None else uniform,
+    )
 
 
 @torch.library.register_fake("unmask::prepare")

@@ -28,9 +28,14 @@ def prepare(
     check(mask.ndim == 2 and mask.shape[1] >= 1, "mask", "shape (B, L) with L >= 1", tuple(mask.shape))
     check(block_length >= 1, "block_length", "at least 1", block_length)
     check(horizon >= 1, "horizon", "at least 1", horizon)
-    kinds = {"mask": (mask, torch.bool, "BL"), "rows": (rows, torch.int64, "BC")}
-    kinds |= {"allowed": (allowed, torch.bool, "BL"), "editable": (editable, torch.bool, "BL")}
-    check_tensors({"C": COLUMNS}, mask, **kinds)
+    check_tensors(
+        {"C": COLUMNS},
+        mask,
+        mask=(mask, torch.bool, "BL"),
+        rows=(rows, torch.int64, "BC"),
+        allowed=(allowed, torch.bool, "BL"),
+        editable=(editable, torch.bool, "BL"),
+    )
     check_seed(seed, seed is not None, mask)
     steps, _, block, status, sequence, draw_step, position, phase, forwards, _ = rows.unbind(1)
     length = mask.shape[1]
