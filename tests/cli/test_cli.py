@@ -149,7 +149,7 @@ def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture
         ("[]", 'rows.jsonl:2 must have either "prompt", a text, or "messages", a list of objects, got []'),
         ('{"prompt": 3}', 'rows.jsonl:2 must have either "prompt"'),
         ('{"prompt": "a", "messages": []}', 'rows.jsonl:2 must have either "prompt"'),
-        ('{"messages": [{"role": "user"}]}', "prompts[1] must be messages with texts as role and content"),
+        ('{"messages": [{"role": "user"}]}', "rows.jsonl:2 must be messages with texts as role and content"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "the CharTokenizer has no chat template"),
     ],
 )

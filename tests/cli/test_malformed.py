@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree
@@ -56,6 +58,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (DEEP, "trace --model tiny --prompts bad", "bad:1 is not valid JSON"),
         (BINARY, "calibrate tiny --model tiny --output here --prompts bad", "bad is not a text in UTF-8"),
         ('{"prompt": null}', "train set quickstart prompts=bad.jsonl", "prompt must be a text"),
+        (
+            '{"messages": [{"role": "user"}]}',
+            "generate --model tiny --prompts bad",
+            "bad:1 must be messages with texts",
+        ),
         (BINARY, "plot bad.jsonl", "bad.jsonl is not a text in UTF-8"),
         (DEEP + "\n", "plot bad.jsonl", "bad.jsonl is not valid JSON"),
         ("model,task,measures\na,b,c\n", "plot bad", "bad:2: not rows of evaluations"),
@@ -135,3 +142,15 @@ def test_names_of_files_and_policies_are_escaped(here: Path, capsys: pytest.Capt
     assert printed.isprintable()
     assert repr(ESCAPE)[1:-1] in printed
     ElementTree.parse(figure)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("words", ["--help", "--version", "models", "generate --help"])
+def test_output_that_cannot_be_written(words: str) -> None:
+    """A full disk is an error of one line; a closed output is none."""
+    command = f"{sys.executable} -m unmask {words}"
+    full, closed = (
+        subprocess.run(["sh", "-c", f"{command} {to}"], capture_output=True) for to in (">/dev/full", ">&-")
+    )
+    assert (full.returncode, full.stderr.count(b"\n"), b"No space left" in full.stderr) == (2, 1, True)
+    assert (closed.returncode, closed.stderr) == (0, b"")

@@ -128,8 +128,9 @@ def collect() -> dict[str, Any]:
 
 def describe_policy(spec: str) -> dict[str, Any]:
     """What a policy is by its name, and what its options do."""
+    from unmask.policies.heuristics import HEURISTICS, Heuristic
     from unmask.policies.options import ABOUT, split_options
-    from unmask.policies.registry import HEURISTICS, bare_policy, written_out
+    from unmask.policies.registry import bare_policy, written_out
 
     base, options = split_options(written_out(spec))
     name, colon, _ = base.partition(":")
@@ -137,9 +138,8 @@ def describe_policy(spec: str) -> dict[str, Any]:
         about = describe_learned(base)
     else:
         about = {"rule": rule.usage(), "commits": rule.describe()}
-        if colon:
-            values = bare_policy(base).values
-            about |= {p.name: f"{value:g}" for p, value in zip(rule.parameters, values, strict=True)}
+        if colon and isinstance(policy := bare_policy(base), Heuristic):
+            about |= {p.name: f"{value:g}" for p, value in zip(rule.parameters, policy.values, strict=True)}
         else:
             about |= {"numbers": rule.ranges(), "for instance": rule.example()}
     given = options.text.split(",") if options.text else []
@@ -150,10 +150,12 @@ def describe_policy(spec: str) -> dict[str, Any]:
 def describe_learned(name: str) -> dict[str, Any]:
     """Kind, size, configuration and training of a learned policy, by what each is."""
     from unmask.policies.files import resolve
+    from unmask.policies.pretrained import Pretrained
     from unmask.policies.registry import bare_policy
     from unmask.training.record import read_training
 
     policy, folder = bare_policy(name), resolve(name)
+    assert isinstance(policy, Pretrained)
     config, size = policy.config.to_dict(), sum(p.numel() for p in policy.parameters())
     length = policy.config.trained_block_length
     blocks = f"blocks of {length}" if length else "blocks of any length" if length is None else "full diffusion"
