@@ -58,11 +58,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (DEEP, "trace --model tiny --prompts bad", "bad:1 is not valid JSON"),
         (BINARY, "calibrate tiny --model tiny --output here --prompts bad", "bad is not a text in UTF-8"),
         ('{"prompt": null}', "train set quickstart prompts=bad.jsonl", "prompt must be a text"),
-        (
-            '{"messages": [{"role": "user"}]}',
-            "generate --model tiny --prompts bad",
-            "bad:1 must be messages with texts",
-        ),
         (BINARY, "plot bad.jsonl", "bad.jsonl is not a text in UTF-8"),
         (DEEP + "\n", "plot bad.jsonl", "bad.jsonl is not valid JSON"),
         ("model,task,measures\na,b,c\n", "plot bad", "bad:2: not rows of evaluations"),
