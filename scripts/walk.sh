@@ -14,7 +14,9 @@ cd "$folder"
 
 walk() { # a command line
   printf '\n```console\n$ %s\n' "$1"
-  bash -o pipefail -c "$1" 2>&1 | tr '\r' '\n' | sed -e "s#$folder#.#g; s#$root/##g" -e 's/[[:space:]]*$//'
+  local status=0
+  bash -o pipefail -c "$1" 2>&1 | sed -e "s#$folder#.#g; s#$root/##g" -e 's/[[:space:]]*$//' || status=$?
+  [ $status = 0 ] || echo "[exit status $status]"
   printf '```\n'
 }
 
@@ -34,7 +36,7 @@ walk 'grep -o "<title>.*</title>" order.html'
 printf '\nA chat. The stand-in has random weights, the chat template is real:\n'
 walk 'python -m unmask.testing llada stand-in'
 walk 'unmask models stand-in'
-walk "printf '%s\n' 'What is 12 * 13?' '/policy top-k:4' '/length 8' 'And twice that?' '/polcy x' | unmask chat stand-in --max-new-tokens 16 --block-length 8 || echo \"exit status \$?\""
+walk "printf '%s\n' 'What is 12 * 13?' '/policy top-k:4' '/length 8' 'And twice that?' '/polcy x' | unmask chat stand-in --max-new-tokens 16 --block-length 8"
 printf '\nMistakes are named:\n'
-walk 'unmask generate "Reverse the line: Tom." --policy thresold:0.9 || true'
-walk 'unmask generate --max-new-token 16 || true'
+walk 'unmask generate "Reverse the line: Tom." --policy thresold:0.9'
+walk 'unmask generate --max-new-token 16'
