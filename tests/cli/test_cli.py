@@ -149,7 +149,7 @@ def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture
         ("[]", 'rows.jsonl:2 must have either "prompt", a text, or "messages", a list of objects, got []'),
         ('{"prompt": 3}', 'rows.jsonl:2 must have either "prompt"'),
         ('{"prompt": "a", "messages": []}', 'rows.jsonl:2 must have either "prompt"'),
-        ('{"messages": [{"role": "user"}]}', "prompts[1] must be messages with texts as role and content"),
+        ('{"messages": [{"role": "user"}]}', "rows.jsonl:2 must be messages with texts as role and content"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "the CharTokenizer has no chat template"),
     ],
 )
@@ -287,8 +287,17 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert main(["policies", "tiny"]) == 0
     printed = capsys.readouterr().out
     assert "unmask-policy, 92,097 parameters, full diffusion" in printed
-    assert main(["policies", "nothing-here"]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert main(["policies", "threshold:0.8,hold-eos,window=8", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["rule"], about["LAMBDA"], about["LEAST"]) == ("threshold:LAMBDA[,LEAST]", "0.8", "1")
+    assert "end of sequence" in about["hold-eos"]
+    assert "first N masked" in about["window=8"]
+    for spec, said in (("klass", "KL a number >= 0"), ("edit:0.7,0.5,16", "edit=0.5"), ("tiny,window=4", "92,097")):
+        assert main(["policies", spec]) == 0
+        assert said in capsys.readouterr().out
+    for spec, said in (("nothing-here", "unknown policy"), ("./nothing", "no such folder"), ("top-k:0", ">= 1, got 0")):
+        assert main(["policies", spec]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

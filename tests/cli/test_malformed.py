@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree
@@ -135,3 +137,15 @@ def test_names_of_files_and_policies_are_escaped(here: Path, capsys: pytest.Capt
     assert printed.isprintable()
     assert repr(ESCAPE)[1:-1] in printed
     ElementTree.parse(figure)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("words", ["--help", "--version", "models", "generate --help"])
+def test_output_that_cannot_be_written(words: str) -> None:
+    """A full disk is an error of one line; a closed output is none."""
+    command = f"{sys.executable} -m unmask {words}"
+    full, closed = (
+        subprocess.run(["sh", "-c", f"{command} {to}"], capture_output=True) for to in (">/dev/full", ">&-")
+    )
+    assert (full.returncode, full.stderr.count(b"\n"), b"No space left" in full.stderr) == (2, 1, True)
+    assert (closed.returncode, closed.stderr) == (0, b"")

@@ -44,7 +44,7 @@ def over_orders(model: Any, context: list[int], target: list[int], behind: int =
 
 
 def test_the_entry_point_is_the_model() -> None:
-    """It stands in the group that releases of the harness after 0.4.13 read, and loads as they load it."""
+    """No release of the harness collects entry points yet, but its registry loads one."""
     registry = pytest.importorskip("lm_eval.api.registry")
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     section = text.partition('[project.entry-points."lm_eval.models"]')[2].partition("\n[")[0]
@@ -167,6 +167,21 @@ def test_models_of_blocks(tmp_path: Path) -> None:
             ValueError, match=r"loglikelihood: estimated for bidirectional and block-causal models, but"
         ):
             made(str(tmp_path), tokenizer="tiny", device="cpu").loglikelihood(asked)
+
+
+def test_the_costs_of_two_processes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both, without the repeated request that the harness gives the one with fewer documents."""
+    asked, alone = requests(PROMPTS), made(policy="tiny", batch_size=3, block_length=8, device="cpu")
+    alone.generate_until(asked, disable_tqdm=True)
+    one, other = (made(policy="tiny", batch_size=3, block_length=8, device="cpu") for _ in range(2))
+    one._rank, one.costs, other._rank, other.costs = 0, {0: []}, 1, {1: []}
+    one.generate_until(asked[:3], disable_tqdm=True)
+    other.generate_until([*asked[3:], asked[-1]], disable_tqdm=True)
+    sent = ("of the other", other.costs[1])
+    monkeypatch.setattr("unmask.integrations.lm_eval.model.gather", lambda value: [value, sent])
+    assert one.gather_object("own") == ["own", "of the other"]
+    assert one.get_model_info() == pytest.approx(alone.get_model_info())
+    assert alone.get_model_info()["generations"] == len(PROMPTS)
 
 
 def test_completions_are_the_samplers_in_the_order_of_the_requests(model: Any, sampler: Sampler) -> None:

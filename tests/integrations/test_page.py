@@ -53,6 +53,10 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert "| hops | `mine` | 1 | full | 0." in card
     assert "| hops | `threshold:0.9` |  | full | 0." in card
     if has_harness:
+        (line,) = re.findall("^ {4}(metadata: .*!function.*)$", PAGE.read_text(), re.MULTILINE)
+        (tmp_path / "own.yaml").write_text(f"{(tmp_path / 'hops.yaml').read_text()}{line}\n")
+        own = ["--model", "unmask", "--model_args", "pretrained=tiny", "--tasks", "./own.yaml", "--limit", "4"]
+        assert "|hops |" in run([sys.executable, "-m", "lm_eval", *own], tmp_path)
         (path,) = (tmp_path / "results").rglob("results_*.json")
         found = json.loads(path.read_text())
         sampler = Sampler.from_pretrained("tiny", policy="threshold:0.9")

@@ -60,3 +60,12 @@ TWICE = "def twice(x):\n    return mul(2, x)\n"
 def test_blocks_are_joined_where_one_needs_another(blocks: list[str], code: str) -> None:
     completion = "So:\n" + "and\n".join(f"```python\n{block}```\n" for block in blocks)
     assert extract_code(completion, "f") == code
+
+
+@pytest.mark.parametrize(
+    "around",
+    ["{}\nThis adds one.\n", "Sure:\n{}\n\nIt's done. x = 2 + is not code", "[BEGIN]\n{}[DONE]\n", "<code>\n{}</code>"],
+)
+def test_programs_without_fences(around: str) -> None:
+    code = "def f(x):\n    return x + 1\n"
+    assert extract_code(around.format(code), "f").strip() == code.strip()

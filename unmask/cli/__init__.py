@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import io
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
 from unmask.text import printable
@@ -55,18 +57,15 @@ first steps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends with a one-line message and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
             stream.reconfigure(errors="backslashreplace")
     first = words[0] if words else ""
-    if first in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())))
-        return 0
-    if first == "--version":
-        from unmask import __version__
-
-        print(f"unmask {__version__}")
-        return 0
+    if first in ("-h", "--help", "--version"):
+        return guarded("unmask", partial(about, first))
     if first not in COMMANDS:
         close = difflib.get_close_matches(first, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)} (unmask --help)"
@@ -74,20 +73,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if first == "train" and words[1:2] in (["distill"], ["set"]):
         first, words = f"train_{words[1]}", words[1:]
-    return run(first, [word for word in words[1:] if word != "--debug"], debug="--debug" in words)
+    words, debug = [word for word in words[1:] if word != "--debug"], "--debug" in words
+    return guarded(f"unmask {first.replace('_', ' ')}", partial(run, first, words), debug)
 
 
-def run(name: str, arguments: Sequence[str], debug: bool) -> int:
-    """Run the command called ``name``; with ``debug``, errors are raised."""
+def about(flag: str) -> int:
+    """Print the version, or help."""
+    from unmask import __version__
+
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    print(f"unmask {__version__}" if flag == "--version" else HELP.format(commands=commands))
+    return 0
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run the command called ``name``."""
     from unmask.cli.memory import keep_freed_memory
     from unmask.cli.parsing import parse
 
     keep_freed_memory()
     if logging.lastResort:
         logging.lastResort.setFormatter(Printable())
+    command = getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))
+    return int(parse(command, arguments, f"unmask {name.replace('_', ' ')}").run())
+
+
+def guarded(who: str, action: Callable[[], int], debug: bool = False) -> int:
+    """The exit status of ``action``; its errors are one line of ``who`` each, with ``debug`` they are raised."""
     try:
-        command = getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))
-        return int(parse(command, arguments, f"unmask {name.replace('_', ' ')}").run())
+        status = action()
+        sys.stdout.flush()  # an error of it would come too late to be told
+        return status
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         sys.stderr.close()
         return 0
@@ -98,11 +114,13 @@ def run(name: str, arguments: Sequence[str], debug: bool) -> int:
         if debug:
             raise
         message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
         if len(message) > LONGEST:  # a value may be a whole file
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         if not isinstance(error, (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)):
             message = f"{type(error).__name__}: {message} (--debug shows where)"
-        print(f"unmask {name.replace('_', ' ')}: {printable(message)}", file=sys.stderr)
+        print(f"{who}: {printable(message)}", file=sys.stderr)
         return 2
 
 

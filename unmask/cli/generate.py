@@ -126,7 +126,7 @@ def read_lines(file: str) -> list[str]:
 
 def read_rows(file: str) -> Iterator[Any]:
     """The prompts in ``file``, texts and messages. Raises ValueError naming the line that has none."""
-    from unmask.sampling.prompts import are_messages
+    from unmask.sampling.prompts import are_messages, check_messages
 
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
@@ -136,6 +136,8 @@ def read_rows(file: str) -> Iterator[Any]:
         if len(found) != 1 or not (isinstance(found[0], str) if "prompt" in row else are_messages(found[0])):
             wanted = '"prompt", a text, or "messages", a list of objects'
             raise ValueError(f"{file}:{number} must have either {wanted}, got {line[:80]}")
+        if "messages" in row:
+            check_messages(f"{file}:{number}", found[0])
         yield found[0]
 
 

@@ -67,16 +67,17 @@ class Models(Command):
 
 
 class Policies(Command):
-    """All rules with their parameters, the options that follow any policy, and the packaged learned policies; or what a
-    policy's folder holds.
+    """All rules with their parameters, the options that follow any policy, and the packaged learned policies; or what
+    one policy does.
 
     examples:
       unmask policies
+      unmask policies threshold:0.9,hold-eos
       unmask policies runs/quickstart/policy
     """
 
-    name: Annotated[str | None, Positional, arg(metavar="[FOLDER]")] = None
-    """Local folder, packaged name or hub id of a learned policy."""
+    name: Annotated[str | None, Positional, arg(metavar="[POLICY]")] = None
+    """A rule, with its numbers and options or without, or local folder, packaged name or hub id of a learned policy."""
     json: Flag = False
     """Print JSON."""
 
@@ -98,7 +99,7 @@ class Policies(Command):
             return 0
         for title, rows in parts.items():
             section(title, rows)
-        print("unmask policies FOLDER says what a learned policy is.")
+        print("unmask policies POLICY says what a rule with its options does, and what a folder holds.")
         return 0
 
 
@@ -125,13 +126,36 @@ def collect() -> dict[str, Any]:
     }
 
 
-def describe_policy(name: str) -> dict[str, Any]:
+def describe_policy(spec: str) -> dict[str, Any]:
+    """What a policy is by its name, and what its options do."""
+    from unmask.policies.heuristics import HEURISTICS, Heuristic
+    from unmask.policies.options import ABOUT, split_options
+    from unmask.policies.registry import bare_policy, written_out
+
+    base, options = split_options(written_out(spec))
+    name, colon, _ = base.partition(":")
+    if (rule := HEURISTICS.get(name)) is None:
+        about = describe_learned(base)
+    else:
+        about = {"rule": rule.usage(), "commits": rule.describe()}
+        if colon and isinstance(policy := bare_policy(base), Heuristic):
+            about |= {p.name: f"{value:g}" for p, value in zip(rule.parameters, policy.values, strict=True)}
+        else:
+            about |= {"numbers": rule.ranges(), "for instance": rule.example()}
+    given = options.text.split(",") if options.text else []
+    explained = {entry.partition("=")[0]: text for entry, text in ABOUT.items()}
+    return about | {entry: explained.get(entry.partition("=")[0], "see edit") for entry in given}
+
+
+def describe_learned(name: str) -> dict[str, Any]:
     """Kind, size, configuration and training of a learned policy, by what each is."""
     from unmask.policies.files import resolve
-    from unmask.policies.registry import load_policy
+    from unmask.policies.pretrained import Pretrained
+    from unmask.policies.registry import bare_policy
     from unmask.training.record import read_training
 
-    policy, folder = load_policy(name), resolve(name)
+    policy, folder = bare_policy(name), resolve(name)
+    assert isinstance(policy, Pretrained)
     config, size = policy.config.to_dict(), sum(p.numel() for p in policy.parameters())
     length = policy.config.trained_block_length
     blocks = f"blocks of {length}" if length else "blocks of any length" if length is None else "full diffusion"

@@ -186,9 +186,16 @@ def as_lists(value: Any) -> Any:
 
 
 def are_messages(prompt: Any) -> TypeGuard[Messages]:
-    """Whether ``prompt`` is a conversation: a list of messages, which :func:`encode_one` checks."""
+    """Whether ``prompt`` is a conversation: a list of messages, which :func:`check_messages` checks."""
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
     return is_list and all(isinstance(m, Mapping) for m in prompt)
+
+
+def check_messages(where: str, messages: Messages) -> None:
+    """TypeError naming ``where`` they are, unless each has a role and a content."""
+    for message in messages:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise TypeError(f"{where} must be messages with texts as role and content, got {message!r}")
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -204,9 +211,7 @@ def encode_one(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int
             raise TypeError(f"prompts[{index}] is a string, but the Sampler has no tokenizer; give one, or token ids")
         return text_ids(tokenizer, prompt)
     if are_messages(prompt):
-        for message in prompt:
-            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                raise TypeError(f"prompts[{index}] must be messages with texts as role and content, got {message!r}")
+        check_messages(f"prompts[{index}]", prompt)
         return chat_ids(tokenizer, prompt)
     ids = as_lists(prompt)
     if isinstance(ids, (list, tuple, range)) and all(hasattr(i, "__index__") and not isinstance(i, bool) for i in ids):

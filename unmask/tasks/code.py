@@ -26,6 +26,8 @@ PYTHON = re.compile(r"\s*(?:\{?\.?(?:python|py)[\d.]*\b.*)?", re.IGNORECASE)
 """Info strings of blocks that may hold the program: empty, or beginning with the language."""
 START = re.compile(r"^(?:(?:from|import|async|def|class)\b|@|\w+ *=)", re.MULTILINE)
 """Possible beginnings of a program after prose."""
+MARKS = re.compile(r"^[ \t]*(?:\[/?(?:BEGIN|DONE|PYTHON)\]|(?:</?(?:pre|code|python)>)+)[ \t]*$", re.MULTILINE)
+"""Lines that enclose a program where prompts with examples have taught it."""
 DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 """Statements that define names and may be copied from other blocks."""
 
@@ -94,6 +96,7 @@ def extract_code(completion: str, name: str) -> str:
     its margin, after the definitions that it uses from other blocks; the text before the first fence, if it is indented
     (the rest of a function) or, without its prose, defines ``name``; the last block; that text.
     """
+    completion = MARKS.sub("", completion)
     if defines(completion, name) and compiles(completion):
         return completion
     found = [block for _, info, block in BLOCK.findall(completion) if PYTHON.fullmatch(info) and block.strip()]
@@ -134,9 +137,25 @@ def global_names(code: str) -> tuple[set[str], set[str]]:
 
 
 def without_prose(text: str) -> str:
-    """``text`` from the first line from which on it is a program; all of it if there is none."""
-    starts = (match.start() for match in START.finditer(text))
-    return next((text[start:] for start in (0, *starts) if compiles(text[start:])), text)
+    """``text`` from the first line from which on it is a program, else the first program in it; all of it if there is
+    none."""
+    starts = [match.start() for match in START.finditer(text)]
+    whole = (text[start:] for start in (0, *starts) if compiles(text[start:]))
+    return next(whole, None) or next(filter(None, (beginning(text[start:]) for start in starts)), text)
+
+
+def beginning(text: str) -> str:
+    """The lines of ``text`` before those that make it no program."""
+    while text:
+        try:
+            compile(text, "<completion>", "exec", dont_inherit=True)
+            break
+        except SyntaxError as error:
+            lines = text.splitlines(keepends=True)
+            text = "".join(lines[: min(error.lineno or 1, len(lines)) - 1])
+        except (ValueError, RecursionError, MemoryError):
+            return ""
+    return text
 
 
 def continued(start: str, code: str) -> str:

@@ -102,9 +102,8 @@ class UnmaskLM(TemplateLM):
         # The length of a buffer is the request's; the one here is for requests that do not say.
         self.sampler.config = self.sampler.config.updated(settings)
         self._tokenizer_name, self._device = str(tokenizer or pretrained), model.device
-        self.steps: list[float] = []
-        self.forwards: list[float] = []
-        self.tokens_per_forward: list[float] = []
+        self.costs: dict[int, list[tuple[float, ...]]] = {self._rank: []}
+        """Steps, tokens per forward and, if known, forwards of every generation, by the process that made it."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -147,7 +146,7 @@ class UnmaskLM(TemplateLM):
         prompts = [self.cut(ids, settings["max_new_tokens"]) for ids, settings in zip(whole, wanted, strict=True)]
         if count := sum(a != b for a, b in zip(whole, prompts, strict=True)):
             logger.warning("%d of %d prompts were cut from the left to fit the model", count, len(prompts))
-        sequences = sequence_numbers(requests)
+        sequences, extra = sequence_numbers(requests)
         texts: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), desc="Unmasking", disable=disable_tqdm) as progress:
             for indices in self.chunks(prompts, wanted):
@@ -155,9 +154,9 @@ class UnmaskLM(TemplateLM):
                 keys = torch.tensor([sequences[i] for i in indices])
                 state = self.sampler.prepare([prompts[i] for i in indices], None, config, keys)
                 result = self.sampler.result(state, config, self.sampler.steps(state, config))
-                self.steps += map(float, result.steps.tolist())
-                self.forwards += [] if result.forwards is None else map(float, result.forwards.tolist())
-                self.tokens_per_forward += result.tokens_per_forward.tolist()
+                columns = (result.steps, result.tokens_per_forward, result.forwards)
+                rows = list(zip(*(column.tolist() for column in columns if column is not None), strict=True))
+                self.costs[self._rank] += [rows[n] for n, i in enumerate(indices) if not extra[i]]
                 for i, text in zip(indices, result.texts or [], strict=True):
                     texts[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
@@ -174,13 +173,13 @@ class UnmaskLM(TemplateLM):
         return torch.cat([value.cpu().reshape(-1) for value in gather(tensor)])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes on process ``dst``, None on the others."""
-        objects = gather(obj)
-        return objects if self._rank == dst else None
+        """The objects of all processes on process ``dst``, None on the others; what they spent comes along."""
+        objects, costs = zip(*gather((obj, self.costs[self._rank])), strict=True)
+        self.costs |= dict(enumerate(costs))
+        return list(objects) if self._rank == dst else None
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        gather(None)
+        """Nothing: processes wait where results are gathered, and one without requests does not come here."""
 
     def request_settings(self, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Fields of SamplerConfig that a request asks for; ValueError for what has no meaning here."""
@@ -267,11 +266,11 @@ class UnmaskLM(TemplateLM):
         info: dict[str, Any] = {
             "policy": self.sampler.policy.spec,
             "block_length": self.sampler.config.block_length or "full",
-            "generations": len(self.steps),
+            "generations": sum(map(len, self.costs.values())),
         }
-        for name, values in (("nfe", self.steps), ("forwards", self.forwards), ("tpf", self.tokens_per_forward)):
-            if values:
-                info |= {name: mean(values), f"{name}_se": standard_error(values)}
+        columns = zip(*(row for rows in self.costs.values() for row in rows), strict=True)
+        for name, values in zip(("nfe", "tpf", "forwards"), columns, strict=False):
+            info |= {name: mean(values), f"{name}_se": standard_error(values)}
         return info
 
 
@@ -280,12 +279,16 @@ def positive(name: str, value: Any) -> int:
     return int(checked(name, int(value) if str(value).isdecimal() else value, PositiveInt))
 
 
-def sequence_numbers(requests: Sequence[Any]) -> list[int]:
-    """What keys each request's draws: its document's number, apart for repeats of it, whichever requests there are."""
+def sequence_numbers(requests: Sequence[Any]) -> tuple[list[int], list[bool]]:
+    """What keys each request's draws: its document's number, apart for repeats of it, whichever requests there are; and
+    whether it is one too many, by which the harness gives all processes the same number."""
     seen: Counter[tuple[int, str]] = Counter()
-    numbers = []
+    times: Counter[int] = Counter()
+    numbers, extra = [], []
     for request in requests:
         key = (request.doc_id or 0, request.args[0])
         numbers.append(key[0] + (seen[key] << 24))  # the generator reads 32 bits
+        extra.append(times[id(request)] >= (getattr(request, "repeats", None) or 1))
         seen[key] += 1
-    return numbers
+        times[id(request)] += 1
+    return numbers, extra
