@@ -23,8 +23,10 @@ from pathlib import Path
 
 from curves import frontier, report
 
+from unmask.evaluation.metrics import mean
 from unmask.evaluation.paired import settings_of
 from unmask.evaluation.results import read_csv
+from unmask.policies.card import table
 
 TASKS = ("letters", "grid", "latin", "line", "story", "parcel", "gaps", "form", "quiz")
 PARTS = ("tune", "rules", "policies", "report")
@@ -117,7 +119,7 @@ class Study:
                 jobs.append((f"{task}-{s}", s, chosen, *self.test(task)))
         self.all(jobs)
         first = SETTINGS[0]
-        draws = ("--seeds", str(self.args.seeds[0]), "--samples", "16", "--pass-at", "16")
+        draws = ("--seeds", str(self.args.seeds[0]), "--samples", "16", "--problems", str(min(self.args.problems, 100)))
         self.all(
             [(f"oracle-{t}", first, ORACLE, *self.test(t), *draws) for t in self.args.tasks if first in self.settings]
         )
@@ -136,6 +138,19 @@ class Study:
             how = "Full diffusion" if s.blocks == "full" else f"Blocks of {s.blocks}"
             print(f"### {how}, L = {s.length}, T = {s.temperature:g}\n")
             print(report({t: read_csv(self.folder / f"{t}-{s}.csv") for t in self.args.tasks}), "\n")
+        if SETTINGS[0] in self.settings:
+            print(f"### Headroom\n\n{self.headroom()}")
+
+    def headroom(self) -> str:
+        """What one glance solves, and the share of problems that any of 16 random orders solves."""
+        cells = []
+        for task in self.args.tasks:
+            rows = read_csv(self.folder / f"{task}-{SETTINGS[0]}.csv")
+            glance = mean([row.accuracy for row in rows if row.policy == GLANCE])
+            oracle = {row.policy: row for row in read_csv(self.folder / f"oracle-{task}.csv")}
+            any_of = [f"{1 - oracle[name].solved.get('0', 0) / oracle[name].problems:.3f}" for name in ORACLE]
+            cells.append([f"`{task}`", f"{glance:.3f}", *any_of])
+        return table(["task", "one glance", *(f"best of 16 `{name}`" for name in ORACLE)], cells)
 
 
 def main() -> int:

@@ -281,7 +281,7 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert {"hold-eos", *(f"{name}=" for name in ("window", "decay", "spacing", "edit"))} == {
         name.partition("=")[0] + "=" * ("=" in name) for name in options
     }
-    assert about["packaged learned"].keys() == {"tiny", "tiny-blocks"}
+    assert about["packaged learned"].keys() == {"little", "tiny", "tiny-blocks"}
     assert main(["policies"]) == 0
     assert all(name in capsys.readouterr().out for name in ("tiny-blocks",))
     assert main(["policies", "tiny"]) == 0

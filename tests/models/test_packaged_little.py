@@ -33,7 +33,7 @@ def test_it_solves_its_tasks(sampler: Sampler, name: str) -> None:
 def test_an_answer_that_a_person_can_check(sampler: Sampler) -> None:
     asked = "Ann has 7 pears. She buys 5 more. She gives 3 to Tom. How many pears does Ann have now?"
     assert sampler.generate(asked).texts == ["7 + 5 = 12. 12 - 3 = 9. Answer: 9."]
-    assert sampler.policy.spec == "threshold:0.9,hold-eos"
+    assert sampler.policy.spec == "little,hold-eos"
     assert sampler.config.max_new_tokens == 64
     assert sampler.config.block_length is None
 
