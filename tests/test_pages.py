@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.remove(ROOT / "docs" / "walk.md")  # written by a script, mistakes in it are meant
 REAL = "GSAI-ML|JetLM"
 SMALL_RUN = "iterations=2 imitation_steps=1 per_device_train_batch_size=8 num_generations=4 eval_problems=8"
+SMALL_SET_RUN = "iterations=2 num_prompts=4 calibration_prompts=0"
 
 
 def commands(text: str) -> list[str]:
@@ -80,7 +81,8 @@ def test_commands_of_pages_run(page: str, tmp_path: Path) -> None:
     assert lines
     for line in lines:
         words = shlex.split(line.replace("heuristics", "threshold:0.9"))  # 106 rows
-        words += SMALL_RUN.split() if "train" in words else []
+        if "train" in words:
+            words += (SMALL_SET_RUN if "set" in words else SMALL_RUN).split()
         words += ["--problems", "2"] if "evaluate" in words else []
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -114,17 +116,17 @@ def test_python_of_the_readme_says_what_it_does(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("policy", "answer", "forwards"),
+    ("policy", "alpha", "answer"),
     [
-        ("threshold:0.0", "duck, crab, bird, deer, crab, bird, mole.", 1),
-        ("threshold:0.9,hold-eos", "duck, crab, bird, dog, cow, bat, moose.", 9),
+        ("entropy-bound:1,hold-eos", None, "puma, seal, swan, swan, ant, lamb, lion."),
+        ("little,hold-eos", 1.0, "puma, seal, swan, sheep, ant, lamb, lion."),
     ],
 )
-def test_the_picture_of_the_readme(policy: str, answer: str, forwards: int) -> None:
-    """docs/order.png: at one glance the crab and the bird come twice, in nine forwards they do not."""
+def test_the_picture_of_the_readme(policy: str, alpha: float | None, answer: str) -> None:
+    """docs/order.png: in four forwards the rule names the swan twice, the set policy does not."""
     sampler = unmask.Sampler.from_pretrained("little", policy=policy)
-    out = sampler.generate("Name animals that begin with d, c, b, d, c, b, m.", max_new_tokens=32)
-    assert (out.texts, out.steps.tolist()) == ([answer], [forwards])
+    out = sampler.generate("Name animals that begin with p, s, s, s, a, l, l.", max_new_tokens=32, alpha=alpha)
+    assert (out.texts, out.steps.tolist()) == ([answer], [4])
 
 
 @pytest.mark.slow
@@ -139,4 +141,4 @@ def test_the_recorded_walk_is_what_its_script_says() -> None:
         for text in ((ROOT / "docs" / "walk.md").read_text(encoding="utf-8"), done.stdout)
     )
     assert page == now
-    assert "lamb, fish, hare." in now
+    assert "lynx, fish, hare." in now

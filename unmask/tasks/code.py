@@ -107,7 +107,7 @@ def extract_code(completion: str, name: str) -> str:
     before = FENCE.split(completion, maxsplit=1)[0]
     if re.match(r"(?:[ \t]*\n)*[ \t]+\S", before):
         return before
-    before = without_prose(before)
+    before = without_prose(before, name)
     return found[-1] if found and not defines(before, name) else before
 
 
@@ -136,12 +136,13 @@ def global_names(code: str) -> tuple[set[str], set[str]]:
     return defined, used
 
 
-def without_prose(text: str) -> str:
-    """``text`` from the first line from which on it is a program, else the first program in it; all of it if there is
-    none."""
+def without_prose(text: str, name: str) -> str:
+    """``text`` from the first line from which on it is a program, else the first program in it that defines ``name``;
+    all of it if there is none, such as the rest of a function."""
     starts = [match.start() for match in START.finditer(text)]
     whole = (text[start:] for start in (0, *starts) if compiles(text[start:]))
-    return next(whole, None) or next(filter(None, (beginning(text[start:]) for start in starts)), text)
+    parts = (beginning(text[start:]) for start in starts)
+    return next(whole, None) or next((part for part in parts if defines(part, name)), text)
 
 
 def beginning(text: str) -> str:
