@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.metrics import aup, mean
@@ -145,3 +146,32 @@ def report(rows: Mapping[str, Sequence[Evaluation]]) -> str:
         cells = [row(task, settings, label) for task, settings in by_task.items()]
         tables.append(f"{code(label)}\n\n{table(COLUMNS, cells)}")
     return "\n\n".join(tables)
+
+
+def draw(rows: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
+    """A figure with a panel for each task: every setting of the rules, the best of them, and the learned policies."""
+    from matplotlib import pyplot
+
+    columns = 3
+    figure, panels = pyplot.subplots(
+        -(-len(rows) // columns), columns, figsize=(9, 5.4), layout="constrained", squeeze=False
+    )
+    for panel, (task, found) in zip(panels.flat, rows.items(), strict=False):
+        settings = settings_of(found)
+        rules = [s for s in settings if not s[0].learned]
+        panel.plot([nfe_of(s) for s in rules], [accuracy_of(s) for s in rules], ".", color="0.75")
+        best = frontier(rules)
+        panel.plot(
+            [nfe_of(s) for s in best], [accuracy_of(s) for s in best], "-", color="0.35", label="best rules of the task"
+        )
+        for label in dict.fromkeys(s[0].policy for s in settings if s[0].learned):
+            curve = sorted((s for s in settings if s[0].policy == label), key=nfe_of)
+            panel.plot(
+                [nfe_of(s) for s in curve], [accuracy_of(s) for s in curve], "o-", ms=3.5, label=f"set policy {label}"
+            )
+        panel.set(title=task, xlim=(0, 9), xlabel="forwards per answer", ylabel="accuracy")
+        panel.grid(alpha=0.3)
+    for panel in list(panels.flat)[len(rows) :]:
+        panel.set_axis_off()
+    panels.flat[0].legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=120)

@@ -3,7 +3,7 @@
     python examples/study.py tune      every rule on validation problems; the best of each task go on
     python examples/study.py rules     those rules, one glance and an oracle, on test problems
     python examples/study.py policies  the set policy at its risks on the same problems
-    python examples/study.py report    tables of paired differences, in Markdown
+    python examples/study.py report    tables of paired differences, in Markdown, and figures
 
 Without a name all parts run. What is there already, an evaluated row, is not made again, so a study that was stopped
 goes on. Everything goes through the command line, so each line printed can be run by hand.
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from curves import frontier, report
+from curves import draw, frontier, report
 
 from unmask.evaluation.metrics import mean
 from unmask.evaluation.paired import settings_of
@@ -136,8 +136,9 @@ class Study:
     def report(self) -> None:
         for s in self.settings:
             how = "Full diffusion" if s.blocks == "full" else f"Blocks of {s.blocks}"
-            print(f"### {how}, L = {s.length}, T = {s.temperature:g}\n")
-            print(report({t: read_csv(self.folder / f"{t}-{s}.csv") for t in self.args.tasks}), "\n")
+            rows = {task: read_csv(self.folder / f"{task}-{s}.csv") for task in self.args.tasks}
+            print(f"### {how}, L = {s.length}, T = {s.temperature:g}\n\n{report(rows)}\n")
+            draw({task: rows[task] for task in self.args.tasks[:6]}, self.folder / f"{s}.png")
         if SETTINGS[0] in self.settings:
             print(f"### Headroom\n\n{self.headroom()}")
 
