@@ -58,6 +58,8 @@ class Point:
 def difference(first: Point, second: Point) -> tuple[float, float]:
     """Mean of first minus second over the problems, and its standard error, clustered by prompt."""
     one, other = first.grades(), second.grades()
+    if {key: value[1] for key, value in one.items()} != {key: value[1] for key, value in other.items()}:
+        raise ValueError(f"{first.first[0].policy} and {second.first[0].policy} decoded other problems")
     values = [one[key][0] - other[key][0] for key in one]
     return mean(values), clustered_error(values, [one[key][1] for key in one])
 
