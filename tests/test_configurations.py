@@ -54,6 +54,13 @@ class Pair(Config):
         ("stop_at_eos", "no", "stop_at_eos must be true or false, got 'no'"),
         ("cuda_graphs", 1, "cuda_graphs must be true or false, got 1"),
         ("blok_length", 8, "unknown SamplerConfig fields ['blok_length']; did you mean block_length?"),
+        (
+            "do_sample",
+            True,
+            "unknown SamplerConfig fields ['do_sample']; for do_sample use temperature, above 0 to draw tokens",
+        ),
+        ("gen_length", 8, "unknown SamplerConfig fields ['gen_length']; for gen_length use max_new_tokens"),
+        ("alg_temp", 0.9, "unknown SamplerConfig fields ['alg_temp']; for alg_temp use policy_temperature"),
     ],
 )
 def test_what_a_sampler_does_not_take(field: str, value: Any, message: str) -> None:
@@ -84,7 +91,7 @@ def test_what_a_sampler_takes() -> None:
         ({"low": 0, "span": "wide"}, "span must be an integer or a list, got 'wide'"),
         ({"low": 0, "span": [3, 1]}, "span must be an integer or a pair (low, high) with 0 <= low <= high, got (3, 1)"),
         ({"low": 0, "names": ["a", 2]}, "names must be a text, got 2"),
-        ({"low": 0, "largest": 3}, "unknown Pair fields ['largest']; largest is now called high"),
+        ({"low": 0, "largest": 3}, "unknown Pair fields ['largest']; for largest use high"),
         ({"low": 0, "hihg": 3, 5: 1}, "unknown Pair fields ['5', 'hihg']; did you mean high?"),
         ({"low": 0, "other": 3}, "unknown Pair fields ['other']; known are low, high, span, names"),
     ],

@@ -64,7 +64,7 @@ class Config:
     """
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
-    """Names of earlier versions and what took their place, for the message."""
+    """Names of earlier versions or other libraries and what takes their place here, for the message."""
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -135,7 +135,7 @@ def check_known(names: Iterable[str], known: Iterable[str], what: str, renamed: 
     known = list(known)
     if unknown := sorted({str(name) for name in names} - set(known)):
         close = {old: difflib.get_close_matches(old, known, n=1) for old in unknown}
-        hints = [f"{old} is now called {renamed[old]}" for old in unknown if old in renamed]
+        hints = [f"for {old} use {renamed[old]}" for old in unknown if old in renamed]
         hints += [f"did you mean {new[0]}?" for old, new in close.items() if new and old not in renamed]
         raise UnknownName(f"unknown {what} {unknown}; {', '.join(hints) or 'known are ' + ', '.join(known)}")
 

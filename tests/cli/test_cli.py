@@ -188,7 +188,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["train", "quickstart", "alpha=-1"], "unmask train: command line: alpha must be at least 0 or a list, got -1"),
         (["train", "quickstart", "--alpha", "x"], "command line: alpha must be a number or a list, got 'x'"),
         (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),
-        (["train", "quickstart", "max_steps=1"], "max_steps is now called iterations"),
+        (["train", "quickstart", "max_steps=1"], "for max_steps use iterations"),
         (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
         (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: little, quickstart"),
         (["train", "set", "quickstart", "sure=1"], "unknown SetTrainerConfig fields ['sure']"),

@@ -28,6 +28,17 @@ GENERATION_CONFIG = "generation_config.json"
 class SamplerConfig(Config):
     """Settings of one generation. They are frozen; :meth:`updated` derives variants."""
 
+    RENAMED = {
+        "gen_length": "max_new_tokens",
+        "max_length": "max_new_tokens, which does not count the prompt",
+        "do_sample": "temperature, above 0 to draw tokens",
+        **dict.fromkeys(("alg", "remasking", "factor", "threshold"), "a Sampler with a policy, such as threshold:0.9"),
+        "steps": "a Sampler with a policy, such as confidence:32 for 32 steps, or target_nfe",
+        "alg_temp": "policy_temperature",
+        "stop_strings": "stop",
+        "eos_token_id": "stop_ids",
+    }
+
     max_new_tokens: PositiveInt = 256
     """L, the length of the buffer, in tokens."""
     block_length: BlockLength = 32
