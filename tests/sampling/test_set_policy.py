@@ -174,6 +174,11 @@ def test_a_large_vocabulary_is_read_through_the_models_embedding() -> None:
     policy.attach(model)
     has = (inputs.tokens == token).any(dim=1)
     assert ((policy(inputs, none) != before).any(dim=1) == has).all()
+    every = torch.arange(len(policy.table()))
+    assert policy.table().equal(policy.embed(every))
+    with torch.no_grad():
+        policy.tokens.weight.mul_(2)
+    assert policy.table().equal(policy.embed(every))
     with pytest.raises(ValueError, match=r"shape \(23, 32\), the model's is \(23, 16\)"):
         policy.attach(random_model(hidden=16))
 

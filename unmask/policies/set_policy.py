@@ -35,6 +35,8 @@ from unmask.policies.pretrained import Pretrained
 
 PERIODS = (2.2, 64.0)
 """Shortest and longest period, in positions, of the sinusoids that tell a place in the buffer."""
+TABLE_ROWS = 8192
+"""Rows of the model's embedding that are projected at a time."""
 
 
 @dataclass
@@ -123,7 +125,7 @@ class SetPolicy(Pretrained):
         self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
         self._table: Tensor | None = None
-        self._packing = Packing()
+        self._packing, self._table_packing = Packing(), Packing()
         self._packed_parts = [part for part in self.modules() if part is not self.tokens and part._parameters]
 
     @property
@@ -157,9 +159,26 @@ class SetPolicy(Pretrained):
         """(..., D): the embedding of ``tokens``, or the projection of the model's."""
         if isinstance(self.tokens, nn.Embedding):
             return F.embedding(tokens, self.tokens.weight)
+        return self._projected(F.embedding(tokens, self._model_table()))
+
+    def table(self) -> Tensor:
+        """(V, D): what :meth:`embed` gives for every token, kept until a weight changes."""
+        if isinstance(self.tokens, nn.Embedding):
+            return self.tokens.weight
+        rows = self._model_table()
+        packed = self._table_packing(
+            [self.tokens.weight, rows], lambda: [self._projected(some) for some in rows.split(TABLE_ROWS)]
+        )
+        return packed.view(len(rows), -1).to(self.state.weight.dtype)
+
+    def _model_table(self) -> Tensor:
         if self._table is None:
             raise ValueError("the set policy reads the model's embedding: call attach(model), as a Sampler does")
-        known = F.embedding(tokens, self._table).to(self.state.weight.dtype)
+        return self._table
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        """(..., D): the projection of rows (..., E) of the model's embedding."""
+        known = rows.to(self.state.weight.dtype)
         return F.linear(F.layer_norm(known, known.shape[-1:]), self.tokens.weight)
 
     @property
@@ -198,13 +217,7 @@ class SetPolicy(Pretrained):
     def decide(self, observation: Observation) -> Decision:
         o, c, proposals = observation, self.config, proposed(observation)
         risk = o.token_confidence.new_full((len(o.mask),), c.default_risk) if o.alpha is None else o.alpha.float()
-        table = self.tokens.weight
-        if not isinstance(self.tokens, nn.Embedding):
-            tokens = torch.where(proposals.region, o.candidates, proposals.tokens).clamp_min(0)
-            table = self.embed(tokens).flatten(0, 1)
-            number = torch.arange(len(table), device=table.device).view_as(tokens)
-            proposals = proposals._replace(tokens=number, candidates=number)
-        rest = (table, proposals, o.allowed, risk, c.sure, c.max_runs)
+        rest = (self.table(), proposals, o.allowed, risk, c.sure, c.max_runs)
         if self._kernel_takes():
             select, score = ops.select_set(self.packed_weights(), *rest)
         else:
@@ -212,8 +225,8 @@ class SetPolicy(Pretrained):
         return Decision(select=select, score=score)
 
     def captured_state(self) -> tuple[int, ...]:
-        packed = self.packed_weights().packed if self._kernel_takes() else None
-        return (*tensor_addresses(self), *(0 if t is None else t.data_ptr() for t in (self._table, packed)))
+        packed = [self.packed_weights().packed] if self._kernel_takes() else []
+        return (*tensor_addresses(self), *(t.data_ptr() for t in (self.table(), *packed)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model's embedding, which a Sampler gives again."""
