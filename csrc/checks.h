@@ -81,13 +81,16 @@ class Arguments {
  public:
   explicit Arguments(const Tensor& like_) : like(like_) { kept.reserve(16); }
 
-  template <typename T>
-  void check_tensor(const Tensor& t, const char* name, Shape shape) const {
-    check(t.scalar_type() == kDTypeOf<T>, "TypeError: ", name, ": expected ", dtype_name(kDTypeOf<T>), ", got ",
+  void check_tensor(const Tensor& t, ScalarType dtype, const char* name, Shape shape) const {
+    check(t.scalar_type() == dtype, "TypeError: ", name, ": expected ", dtype_name(dtype), ", got ",
           dtype_name(t.scalar_type()));
     check(t.sizes() == shape, "ValueError: ", name, ": expected shape ", shape, ", got ", t.sizes());
     check(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
           "ValueError: ", name, ": expected device ", Device{like}, ", got ", Device{t});
+  }
+  template <typename T>
+  void check_tensor(const Tensor& t, const char* name, Shape shape) const {
+    check_tensor(t, kDTypeOf<T>, name, shape);
   }
 
   // The elements, contiguous: of a copy only if the tensor's are not.
@@ -101,6 +104,17 @@ class Arguments {
   template <typename T>
   const T* read(const OptionalTensor& t, const char* name, Shape shape) {
     return t.has_value() ? read<T>(*t, name, shape) : nullptr;
+  }
+
+  // The elements of a tensor that is written in place.
+  void* write(const Tensor& t, ScalarType dtype, const char* name, Shape shape) const {
+    check_tensor(t, dtype, name, shape);
+    check_value(t.is_contiguous(), name, t.strides(), "a contiguous tensor, as it is written in place");
+    return t.mutable_data_ptr();
+  }
+  template <typename T>
+  T* write(const Tensor& t, const char* name, Shape shape) const {
+    return static_cast<T*>(write(t, kDTypeOf<T>, name, shape));
   }
 
   // The seed of draws, of shape () or (1,); null where nothing is drawn.

@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/policy_forward_plan.h"
+#include "ops/calm.h"
 #include "ops/random.h"
 #include "ops/select_set_row.h"
 #include "ops/topk_confidence.h"
@@ -51,6 +52,10 @@ static Function* pick(Function* for_portable, Function* for_avx2, Function* for_
 
 void topk_confidence(const TopkConfidenceParams& params, int64_t begin, int64_t end) {
   pick(portable::topk_confidence, avx2::topk_confidence, avx512::topk_confidence)(params, begin, end);
+}
+
+float divergence_and_copy(const CalmParams& params, int64_t place) {
+  return pick(portable::divergence_and_copy, avx2::divergence_and_copy, avx512::divergence_and_copy)(params, place);
 }
 
 void policy_forward(const PolicyForwardParams& params, int64_t begin, int64_t end, const PolicyScratch& scratch,

@@ -79,9 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& region, const OptionalTe
   params.phase = in.read<int64_t>(phase, "phase", {batch});
   if (counts) {
     params.steps = in.read<int64_t>(steps, "steps", {batch});
-    in.check_tensor<int64_t>(*memory, "memory", {batch, 2});
-    check_value(memory->is_contiguous(), "memory", memory->strides(), "a contiguous tensor, as it is written in place");
-    params.memory = write<int64_t>(*memory);
+    params.memory = in.write<int64_t>(*memory, "memory", {batch, 2});
   }
   const Tensor select = allocate({batch, length}, ScalarType::Bool, region);
   const Tensor order = allocate({batch, length}, ScalarType::Float, region);

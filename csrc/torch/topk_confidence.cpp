@@ -8,20 +8,12 @@
 #include <numeric>
 #include <tuple>
 
-#include "checks.h"
+#include "torch/logits.h"
 
 namespace unmask {
 namespace {
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-DType kernel_dtype(const Tensor& logits) {
-  const ScalarType dtype = logits.scalar_type();
-  check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-        "TypeError: logits: expected float32, bfloat16 or float16, got ", dtype_name(dtype));
-  if (dtype == ScalarType::Float) return DType::kFloat32;
-  return dtype == ScalarType::Half ? DType::kFloat16 : DType::kBFloat16;
-}
 
 // Describes the leading dimensions of `logits` as (outer, inner) with one stride each; false if that takes a copy.
 bool collapse(const Tensor& logits, TopkConfidenceParams* params) {

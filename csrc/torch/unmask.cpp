@@ -10,14 +10,6 @@
 namespace unmask {
 namespace {
 
-// One of the state tensors that are written in place.
-template <typename T>
-T* in_place(const Arguments& in, const Tensor& t, const char* name, Shape shape) {
-  in.check_tensor<T>(t, name, shape);
-  check_value(t.is_contiguous(), name, t.strides(), "a contiguous tensor, as it is written in place");
-  return write<T>(t);
-}
-
 void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t block_length, int64_t max_steps,
                  int64_t mode, const std::vector<int64_t>& eos, const std::optional<int64_t>& max_post) {
   const int64_t room = width - params->length;
@@ -65,9 +57,9 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
               tokens.strides(), "contiguous rows that do not overlap, as they are written in place");
   params.tokens = write<int64_t>(tokens);
   params.canvas_stride = tokens.stride(0);
-  params.mask = in_place<uint8_t>(in, mask, "mask", {batch, length});
-  params.allowed = in_place<uint8_t>(in, allowed, "allowed", {batch, length});
-  params.rows = in_place<int64_t>(in, rows, "rows", {batch, kRowColumns});
+  params.mask = in.write<uint8_t>(mask, "mask", {batch, length});
+  params.allowed = in.write<uint8_t>(allowed, "allowed", {batch, length});
+  params.rows = in.write<int64_t>(rows, "rows", {batch, kRowColumns});
   params.candidates = in.read<int64_t>(candidates, "candidates", {batch, length});
   set_numbers(&params, width, start, block_length, max_steps, mode, eos, max_post);
   set_odds(&params, temperature, scale, stop_logit);

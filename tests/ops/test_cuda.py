@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from calm_cases import random_problem
 from policy_cases import inputs, pack, random_network, worst_error
 from set_cases import Problem, compare
 from torch import Tensor
 from unmask_cases import assert_same, moved, random_state
 
-from unmask.ops import State, policy_forward, topk_confidence, unmask_
+from unmask.ops import State, calm_, policy_forward, topk_confidence, unmask_
 
 pytestmark = [
     pytest.mark.cuda,
@@ -110,6 +112,8 @@ def calls() -> dict[str, Callable[[], Any]]:
     narrow, wide = (pack(random_network(128, 2, 512, k), "cuda") for k in (1, 50))
     mask, confidence, time = (t.cuda() for t in inputs(4, 64, 1))
     many = inputs(4, 64, 50)[1].cuda()
+    problem = random_problem(random.Random(0), torch.Generator().manual_seed(0), VOCAB)
+    drifting = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in problem.items()}
     small, long = (Problem.random((64, 2, 256), 2, 5, length, 5).to("cuda") for length in (24, 300))
     return {
         "topk": lambda: topk_confidence(logits, 1),
@@ -119,6 +123,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "policy 50": lambda: (policy_forward(wide, mask, many, time),),
         "set": small.run,
         "set of a long buffer": long.run,
+        "calm": lambda: calm_(**{**drifting, **{n: drifting[n].clone() for n in ("previous", "calm_for")}}),
     }
 
 

@@ -1,6 +1,7 @@
 """The ops, compiled for CPU and CUDA and in plain torch for what is left, with their result types."""
 
 from unmask.ops import reference  # registers the ops in plain torch
+from unmask.ops.calm_ import calm_
 from unmask.ops.choose import Choice, Proposed, choose
 from unmask.ops.library import build_info
 from unmask.ops.policy_forward import PolicyWeights, policy_forward
@@ -12,5 +13,6 @@ from unmask.ops.unmask_ import unmask_
 
 __all__ = [
     "Choice", "PolicyWeights", "Prepared", "Proposals", "Proposed", "SetWeights", "State", "TopkConfidence",
-    "build_info", "choose", "policy_forward", "prepare", "reference", "select_set", "topk_confidence", "unmask_",
+    "build_info", "calm_", "choose", "policy_forward", "prepare", "reference", "select_set",
+    "topk_confidence", "unmask_",
 ]  # fmt: skip

@@ -32,6 +32,8 @@ _SCHEMAS = (
     "Tensor? tokens, Tensor? editable, Tensor? steps, Tensor? phase, Tensor(a!)? memory, int rule, int score, "
     "float[] numbers, int block_length, int horizon, int[] stops, int window, float decay, int spacing, "
     "bool hold_eos, float edit) -> (Tensor select, Tensor score, Tensor revise)",
+    "calm_(Tensor logits, Tensor(a!) previous, Tensor(b!) calm_for, Tensor steps, Tensor? positions, int excluded, "
+    "float bound, int needed) -> (Tensor calm, Tensor divergence)",
     "prepare(Tensor rows, Tensor mask, Tensor allowed, Tensor? editable, Tensor? seed, int start, int canvas_width, "
     "int block_length, int horizon, bool everywhere) -> (Tensor steps, Tensor time, Tensor positions, Tensor places, "
     "Tensor sources, Tensor revisable, Tensor read, Tensor uniform)",

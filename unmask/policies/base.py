@@ -45,7 +45,7 @@ class Observation:
     entropy: Tensor | None = None
     """(B, L) float32 in nats; present if the policy's ``needs`` has "entropy"."""
     logits: Tensor | None = None
-    """(B, S, V) of the active block, -inf for the mask token; present only if ``needs`` has "logits" (costly)."""
+    """(B, S, V) of the active block, with the mask token's; present only if ``needs`` has "logits" (costly)."""
     positions: Tensor | None = None
     """(B, S) int64, the buffer positions of ``logits``; past the end, the last repeats. None: all L, in order."""
     uniform: Tensor | None = None
@@ -66,6 +66,8 @@ class Observation:
     """(B, L) bool: committed positions that may be revised in this step; None unless the policy ``edits``."""
     stop_ids: tuple[int, ...] = ()
     """Ids that end a completion."""
+    mask_token_id: int = -1
+    """The id that no position gets, whatever its logit; -1: there is none."""
     bias: Tensor | None = None
     """(B, L) float32, added to the logits of the positions in a learned policy that selects; None: nothing."""
     shift: Tensor | None = None

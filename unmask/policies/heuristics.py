@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unmask.ops import Choice, Proposed, choose
+from unmask.ops import Choice, Proposed, calm_, choose
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy
 
 
@@ -269,28 +269,18 @@ class Klass(Heuristic):
         return self.values[:1]
 
     def picked(self, o: Observation) -> Tensor:
-        stable = self._stable_for(o) >= self.history
-        return stable if o.positions is None else torch.zeros_like(o.allowed).scatter(1, o.positions, stable)
-
-    def _stable_for(self, o: Observation) -> Tensor:
-        """(B, S) int64: for how many steps in a row the divergence has been below the bound."""
         logits, memory = required(o, "logits"), o.memory
-        where = torch.zeros_like(o.steps)[:, None] if o.positions is None else o.positions
         if "klass.logits" not in memory or memory["klass.logits"].shape != logits.shape:
-            memory["klass.logits"] = logits.clone()
-            memory["klass.stable"] = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-            memory["klass.positions"] = torch.full_like(where, -1)
-        known = (memory["klass.positions"] == where).all(dim=1, keepdim=True) & (o.steps > 0)[:, None]
-        moved = divergence(logits, memory["klass.logits"])
-        stable = torch.where(known & (moved < self.values[1]), memory["klass.stable"] + 1, 0)
-        for name, value in (("logits", logits), ("stable", stable), ("positions", where)):
-            memory[f"klass.{name}"].copy_(value)
-        return stable
-
-
-def divergence(logits: Tensor, previous: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(previous)) over the last dimension, in nats, in float32; 0 log 0 = 0."""
-    log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    log_q = torch.log_softmax(previous, dim=-1, dtype=torch.float32)
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
+            memory["klass.logits"] = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            memory["klass.calm_for"] = torch.zeros_like(o.allowed, dtype=torch.int32)
+        calm, _ = calm_(
+            logits,
+            memory["klass.logits"],
+            memory["klass.calm_for"],
+            o.steps,
+            o.positions,
+            excluded=o.mask_token_id,
+            bound=self.values[1],
+            needed=self.history,
+        )
+        return calm

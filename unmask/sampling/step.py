@@ -134,16 +134,15 @@ def mask_id(state: State) -> Tensor:
 
 
 def of_block(logits: Tensor, state: State, positions: Tensor | None) -> Statistics:
-    """The logits of each row's active block (N, BL, V), -inf for the mask token, and their buffer positions."""
-    mask = mask_id(state)
+    """The logits of each row's active block (N, BL, V), and their buffer positions."""
     if state.block_length >= state.length:
-        return {"logits": logits.index_fill(-1, mask, float("-inf"))}
+        return {"logits": logits}
     block = state.positions()
     if positions is None or positions.shape != block.shape:  # of more than the block, in order and without gaps
         first = 0 if positions is None else positions[:, :1]
         rows = torch.arange(len(block), device=block.device)[:, None]
         logits = logits[rows, block - first]
-    return {"logits": logits.index_fill(-1, mask, float("-inf")), "positions": block}
+    return {"logits": logits, "positions": block}
 
 
 def prepared(state: State, policy: UnmaskingPolicy) -> ops.Prepared:
@@ -193,6 +192,7 @@ def observation(values: Statistics, state: State, policy: UnmaskingPolicy, confi
         tokens=keep(state.buffer),
         editable=ready.editable,
         stop_ids=state.end_ids,
+        mask_token_id=state.mask_token_id,
         sampled=config.temperature > 0,
         marks_ends=policy.marks_ends,
         **values,
