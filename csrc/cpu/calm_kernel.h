@@ -31,20 +31,20 @@ static float compare_rows(const CalmParams& p, const typename Type::Element* x, 
   const float top_x = horizontal_max(largest_of(top_v)), top_y = horizontal_max(largest_of(top_w));
   double sum_x = 0.0, sum_y = 0.0, weighted = 0.0;
   for (int64_t block = 0; block < p.vocab; block += kBlock) {
-    vf block_x = {}, block_y = {}, block_weighted = {};
+    vf block_x[4] = {}, block_y[4] = {}, block_weighted[4] = {};
     for (int64_t i = block; i < p.vocab && i < block + kBlock; i += kChunk) {
       Type::load4(chunk_of<Type>(p, x, i, copy), v);
       Type::load4(chunk_of<Type>(p, y, i, copy), w);
       for (int n = 0; n < 4; ++n) {
         const vf e = exp2_fast((v[n] - top_x) * kLog2E);
-        block_x += e;
-        block_y += exp2_fast((w[n] - top_y) * kLog2E);
-        block_weighted += e > 0.0f ? e * (v[n] - w[n]) : splat(0.0f);
+        block_x[n] += e;
+        block_y[n] += exp2_fast((w[n] - top_y) * kLog2E);
+        block_weighted[n] += e > 0.0f ? e * (v[n] - w[n]) : splat(0.0f);
       }
     }
-    sum_x += horizontal_sum(block_x);
-    sum_y += horizontal_sum(block_y);
-    weighted += horizontal_sum(block_weighted);
+    sum_x += horizontal_sum(add_up(block_x));
+    sum_y += horizontal_sum(add_up(block_y));
+    weighted += horizontal_sum(add_up(block_weighted));
   }
   __builtin_memcpy(y, x, static_cast<size_t>(p.vocab) * sizeof(*x));
   const double shift = static_cast<double>(top_x) - static_cast<double>(top_y);

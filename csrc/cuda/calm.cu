@@ -10,7 +10,7 @@ namespace {
 constexpr int kAtOnce = 8;  // elements of each row that a thread has under way
 
 struct CalmBlock {
-  static constexpr int64_t threads = 512;
+  static constexpr int64_t threads = 1024;  // few places must keep the memory busy, too
   int64_t thread = threadIdx.x;
 };
 
@@ -71,10 +71,10 @@ UNMASK_DEVICE float divergence_and_copy(const CalmParams& p, int64_t place) {
     for (int n = 0; n < kAtOnce; ++n) moved.add(x[n], y[n]);
   }
   moved.reduce();
-  __shared__ Moved of_warps[CalmBlock::threads / 32];
+  __shared__ Moved of_warps[32];
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = moved;
   __syncthreads();
-  moved = threadIdx.x % 32 < CalmBlock::threads / 32 ? of_warps[threadIdx.x % 32] : Moved();
+  moved = of_warps[threadIdx.x % 32];
   moved.reduce();
   const float divergence = moved.weighted / moved.sum_x - (moved.top_x - moved.top_y) - logf(moved.sum_x / moved.sum_y);
   return divergence < 0.0f ? 0.0f : divergence;
@@ -90,15 +90,10 @@ __global__ void __launch_bounds__(CalmBlock::threads) calm_kernel(const __grid_c
 }  // namespace
 
 int calm(const CalmParams& params, int64_t places, void* stream) {
-  if (places == 0) return cudaSuccess;
-  if (places > INT32_MAX) return cudaErrorInvalidValue;
-  DeviceInfo device;
-  const cudaError_t error = query_device(&device);
-  if (error != cudaSuccess) return error;
   const auto kernel = params.dtype == DType::kFloat32    ? calm_kernel<Float32>
                       : params.dtype == DType::kBFloat16 ? calm_kernel<BFloat16>
                                                          : calm_kernel<Float16>;
-  return launch(kernel, {static_cast<unsigned>(places), CalmBlock::threads, 0, stream, 1, device.clusters}, params);
+  return launch_blocks(kernel, places, CalmBlock::threads, 0, stream, params);
 }
 
 }  // namespace unmask::cuda

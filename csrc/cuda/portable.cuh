@@ -3,7 +3,6 @@
 #pragma once
 #include <cuda_runtime.h>
 #include <stdint.h>
-#include <string.h>
 
 #include <atomic>
 #include <map>
@@ -89,6 +88,19 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cons
   }
   if (shape.cooperative) attribute(cudaLaunchAttributeCooperative).cooperative = 1;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// Launches `blocks` blocks that may start early and call wait_for_launches(), with `bytes` of dynamic shared memory each.
+template <typename Params>
+cudaError_t launch_blocks(void (*kernel)(Params), int64_t blocks, unsigned threads, int64_t bytes, void* stream,
+                          const Params& params) {
+  if (blocks == 0) return cudaSuccess;
+  DeviceInfo device;
+  const cudaError_t error = query_device(&device);
+  if (error != cudaSuccess) return error;
+  if (bytes > device.shared_bytes || blocks > INT32_MAX) return cudaErrorInvalidValue;
+  return launch(kernel, {static_cast<unsigned>(blocks), threads, static_cast<int>(bytes), stream, 1, device.clusters},
+                params);
 }
 
 // How many blocks of such a launch, without clusters, the current device runs at once; at least one. Asking takes
@@ -238,15 +250,11 @@ UNMASK_DEVICE T* cluster_map(T* p, unsigned rank) {
 // A float as an unsigned integer of the same order (both zeros must be +0; NaN sorts outside the infinities). No
 // number maps to 0, which therefore stands for "nothing".
 UNMASK_DEVICE uint32_t ordered_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
+  const uint32_t bits = __float_as_uint(x);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 UNMASK_DEVICE float from_ordered_bits(uint32_t ordered) {
-  const uint32_t bits = ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
+  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
 
 // Larger is better: the value first, then the lower id.

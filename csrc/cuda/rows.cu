@@ -77,18 +77,10 @@ __global__ void __launch_bounds__(RowBlock::threads) row_kernel(const __grid_con
   do_row(params, RowBlock());
 }
 
-// With `bytes` of shared memory for `rest`.
+// A block per row, with `bytes` of shared memory for `rest`.
 template <typename Params>
 int launch_rows(const Params& params, int64_t bytes, void* stream) {
-  if (params.batch == 0) return cudaSuccess;
-  DeviceInfo device;
-  const cudaError_t error = query_device(&device);
-  if (error != cudaSuccess) return error;
-  bytes += RowBlock::kRest;
-  if (bytes > device.shared_bytes || params.batch > INT32_MAX) return cudaErrorInvalidValue;
-  const LaunchShape shape{
-      static_cast<unsigned>(params.batch), RowBlock::threads, static_cast<int>(bytes), stream, 1, device.clusters};
-  return launch(row_kernel<Params>, shape, params);
+  return launch_blocks(row_kernel<Params>, params.batch, RowBlock::threads, RowBlock::kRest + bytes, stream, params);
 }
 
 }  // namespace

@@ -86,9 +86,8 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
       unpack<Format>(bits, x);
       const float largest = vector_max(x);
       sums.add_vector<kEntropy>(x, largest, &exponent);
-      float candidate = largest;
-      if (!kWhole && check_excluded) candidate = largest_candidate(row, bits, at).value;
-      best.consider(candidate, at);
+      const Candidate top = !kWhole && check_excluded ? largest_candidate(row, bits, at) : Candidate{largest, 0};
+      if (kWhole || (top.id != kNowhere && at < row.end)) best.consider(top.value, at);
       if (kSample) sample_vector(row, bits, at, largest, j == 0, &sampler);
       // The next batch's, so that kTopkBatch loads stay under way; not sooner, so that it can take its place.
       if (kWhole) {
@@ -112,7 +111,6 @@ __global__ void __launch_bounds__(kTopkThreads, kSample ? 2 : 4) topk_kernel(con
   }
 
   uint4 bits = {0, 0, 0, 0};
-  best.settle(row, row.begin + static_cast<uint32_t>(thread), work.plan.num_batches * kTopkBatch);
   const bool found = best.vector != kNowhere;
   if (found && p.k == 1) bits = row.load_first(row.at(best.vector), best.vector);
   reduce_sums<kEntropy>(32, &sums);  // while the vector is on its way

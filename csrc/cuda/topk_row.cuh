@@ -228,38 +228,18 @@ UNMASK_DEVICE Candidate largest_candidate(const Row<Format>& row, const uint4& r
   return largest_candidate<Format>(raw, row.id(vector, 0), row.p);
 }
 
-// The first of the vectors `vector`, `vector` + kTopkThreads, ... (`count` of them, before `end`) that has a candidate.
-template <typename Format>
-UNMASK_DEVICE_COLD uint32_t first_with_candidate(uint32_t vector, uint32_t end, int count, uint32_t shift,
-                                                 const TopkConfidenceParams& p) {
-  for (; count > 0 && vector < end; --count, vector += kTopkThreads) {
-    for (int i = 0; i < Format::kWidth; ++i) {
-      const uint32_t id = vector * Format::kWidth - shift + static_cast<uint32_t>(i);
-      if (id < p.vocab && !p.excluded(id)) return vector;
-    }
-  }
-  return kNowhere;
-}
-
 // The best candidate among some of a thread's vectors: its value and the first vector that holds it. The vector itself
 // would take four registers and as many moves; it is read again instead.
 struct Best {
-  float value = -INFINITY;
+  float value = NAN;  // nothing yet
   uint32_t vector = kNowhere;
 
-  // `candidate` is the largest of vector `at`. A value of -inf is not noticed here, see settle().
+  // `candidate` is the largest of vector `at`, which has candidates.
   UNMASK_DEVICE void consider(float candidate, uint32_t at) {
-    if (candidate > value) {
+    if (!(candidate <= value)) {
       value = candidate;
       vector = at;
     }
-  }
-
-  // After the last of `count` vectors from `from` on: nothing but -inf among them is a candidate too.
-  template <typename Format>
-  UNMASK_DEVICE void settle(const Row<Format>& row, uint32_t from, int count) {
-    if (vector != kNowhere || from >= row.end) return;
-    vector = first_with_candidate<Format>(from, row.end, count, row.shift, row.p);
   }
 };
 

@@ -1,8 +1,6 @@
 // unmask::calm_: from tensors to CalmParams.
 #include "ops/calm.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "torch/logits.h"
@@ -55,8 +53,4 @@ std::tuple<Tensor, Tensor> calm(const Tensor& logits, const Tensor& previous, co
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("calm_", TORCH_BOX(&unmask::calm<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("calm_", TORCH_BOX(&unmask::calm<true>)); }
-#endif
+UNMASK_REGISTER(calm_, unmask::calm)

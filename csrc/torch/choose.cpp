@@ -1,8 +1,6 @@
 // unmask::choose: from tensors to ChooseParams.
 #include "ops/choose.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 
@@ -101,8 +99,4 @@ std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& region, const OptionalTe
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("choose", TORCH_BOX(&unmask::choose<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("choose", TORCH_BOX(&unmask::choose<true>)); }
-#endif
+UNMASK_REGISTER(choose, unmask::choose)

@@ -1,8 +1,6 @@
 // unmask::policy_forward: from tensors to PolicyForwardParams.
 #include "ops/policy_forward.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "torch/policy_sizes.h"
 
 namespace unmask {
@@ -45,8 +43,4 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("policy_forward", TORCH_BOX(&unmask::policy_forward<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("policy_forward", TORCH_BOX(&unmask::policy_forward<true>)); }
-#endif
+UNMASK_REGISTER(policy_forward, unmask::policy_forward)

@@ -1,8 +1,6 @@
 // unmask::prepare: from tensors to PrepareParams.
 #include "ops/prepare.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "checks.h"
@@ -68,8 +66,4 @@ Outputs prepare(const Tensor& rows, const Tensor& mask, const Tensor& allowed, c
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("prepare", TORCH_BOX(&unmask::prepare<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("prepare", TORCH_BOX(&unmask::prepare<true>)); }
-#endif
+UNMASK_REGISTER(prepare, unmask::prepare)

@@ -1,8 +1,6 @@
 // unmask::select_set: from tensors to SelectSetParams.
 #include "ops/select_set.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "torch/policy_sizes.h"
@@ -65,8 +63,4 @@ std::tuple<Tensor, Tensor> select_set(const Tensor& packed, int64_t hidden, int6
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("select_set", TORCH_BOX(&unmask::select_set<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("select_set", TORCH_BOX(&unmask::select_set<true>)); }
-#endif
+UNMASK_REGISTER(select_set, unmask::select_set)

@@ -1,8 +1,6 @@
 // unmask::topk_confidence: from tensors to TopkConfidenceParams.
 #include "ops/topk_confidence.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <functional>
 #include <numeric>
@@ -121,8 +119,4 @@ Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& r
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<true>)); }
-#endif
+UNMASK_REGISTER(topk_confidence, unmask::topk_confidence)

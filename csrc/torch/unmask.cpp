@@ -1,8 +1,6 @@
 // unmask::unmask_: from tensors to UnmaskParams.
 #include "ops/unmask.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 
 #include "checks.h"
@@ -89,8 +87,4 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
 }  // namespace
 }  // namespace unmask
 
-STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("unmask_", TORCH_BOX(&unmask::unmask_<false>)); }
-
-#ifdef UNMASK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("unmask_", TORCH_BOX(&unmask::unmask_<true>)); }
-#endif
+UNMASK_REGISTER(unmask_, unmask::unmask_)

@@ -20,7 +20,7 @@ import json, torch
 from policy_cases import inputs, pack, random_network
 from set_cases import Problem
 from unmask_cases import random_state, run
-from unmask.ops import build_info, policy_forward, topk_confidence
+from unmask.ops import build_info, calm_, policy_forward, topk_confidence
 torch.manual_seed(0)
 ids, floats = [], []
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -35,6 +35,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             ids += [r.token.flatten().tolist(), r.sample.tolist()]
             for value in (r.confidence, r.sample_confidence, r.logsumexp, r.entropy):
                 floats += value.nan_to_num(-7).flatten().tolist()
+before, ones = torch.randn(6, 5, 4097) * 3, torch.ones(6, 5, dtype=torch.int32)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for change in (0.0, 0.02, 1.0):
+        now, kept = ((before + x).to(dtype) for x in (4 + change * torch.randn(before.shape), 0.0))  # far apart
+        calm, divergence = calm_(now, kept, ones.clone(), ones[:, 0].long(), excluded=9, bound=0.01, needed=1)
+        ids.append(calm.tolist())
+        floats += divergence.flatten().tolist()
 for size in ((128, 2, 512), (48, 2, 80), (16, 8, 16)):
     for k in (1, 2, 8, 50):
         for length in (1, 17, 48, 130):
