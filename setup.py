@@ -172,6 +172,8 @@ def extension() -> dict[str, Any]:
         warn_of_newer_toolkit(nvcc_version(home))
         # torch leaves this None when it was itself built without CUDA.
         cpp_extension.CUDA_HOME = str(home)
+        # torch refuses toolkits of another major version. The kernels bring their own runtime, so the driver decides.
+        cpp_extension._check_cuda_version = lambda *_: None
         cxx += ["-DUNMASK_WITH_CUDA", f'-DUNMASK_CUDA_ARCHS="{" ".join(archs)}"']
         threads = f"--threads={len(archs)}"  # architectures at a time
         compile_args["nvcc"] = [standard, *BUILD["nvcc_flags"], threads, "-Xcompiler=-fPIC", *gencode(archs)]

@@ -173,13 +173,3 @@ inline Tensor workspace(int64_t bytes, const Tensor& reference) {
 }
 
 }  // namespace unmask
-
-// Makes function<kCuda> what torch.ops.unmask.<op> computes with, in a file of its own.
-#define UNMASK_REGISTER_FOR(key, op, ...) \
-  STABLE_TORCH_LIBRARY_IMPL(unmask, key, m) { m.impl(#op, TORCH_BOX(&__VA_ARGS__)); }
-#ifdef UNMASK_WITH_CUDA
-#define UNMASK_REGISTER(op, function) \
-  UNMASK_REGISTER_FOR(CPU, op, function<false>) UNMASK_REGISTER_FOR(CUDA, op, function<true>)
-#else
-#define UNMASK_REGISTER(op, function) UNMASK_REGISTER_FOR(CPU, op, function<false>)
-#endif

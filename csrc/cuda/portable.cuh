@@ -138,12 +138,6 @@ UNMASK_DEVICE float exp2_fast(float x) {
   return y;
 }
 
-UNMASK_DEVICE float half_to_float(uint16_t bits) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-  return x;
-}
-
 // 16 bytes that will not be read again soon: past L1.
 UNMASK_DEVICE uint4 load_streaming(const void* p) {
   uint4 v;

@@ -194,8 +194,6 @@ Plan make_plan(const TopkConfidenceParams& p, const DeviceInfo& device, Kernel k
   return best;
 }
 
-int64_t counter_bytes(const TopkConfidenceParams& p) { return (p.num_rows * 8 + 15) / 16 * 16; }
-
 cudaError_t plan_work(const TopkConfidenceParams& p, Plan* plan) {
   DeviceInfo device;
   const cudaError_t error = query_device(&device);
@@ -208,7 +206,7 @@ cudaError_t plan_work(const TopkConfidenceParams& p, Plan* plan) {
 int64_t topk_confidence_workspace(const TopkConfidenceParams& params) {
   Plan plan;
   if (plan_work(params, &plan) != cudaSuccess || plan.log2_parts == 0 || plan.cluster) return 0;
-  return counter_bytes(params) + params.num_rows * plan.parts() * static_cast<int64_t>(sizeof(Partial));
+  return params.num_rows * static_cast<int64_t>(plan.parts() * sizeof(Partial) + sizeof(*Work::finished));
 }
 
 int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* stream) {
@@ -218,9 +216,9 @@ int topk_confidence(const TopkConfidenceParams& params, void* workspace, void* s
   if (error != cudaSuccess) return error;
   if (params.num_rows * work.plan.parts() > INT32_MAX) return cudaErrorInvalidValue;
   if (work.plan.log2_parts > 0 && !work.plan.cluster) {
-    work.finished = static_cast<unsigned long long*>(workspace);
+    work.partials = static_cast<Partial*>(workspace);
+    work.finished = reinterpret_cast<unsigned long long*>(work.partials + params.num_rows * work.plan.parts());
     work.launch = launch_number();
-    work.partials = reinterpret_cast<Partial*>(static_cast<unsigned char*>(workspace) + counter_bytes(params));
   }
   return launch(kernel_for(params), launch_shape(params, work.plan, stream), work);
 }

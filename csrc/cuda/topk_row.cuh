@@ -3,6 +3,7 @@
 // Vectors are aligned in memory, so the first and the last one may stick out of the row: id(v, i) = v * W - shift + i
 // for element i of vector v (W elements each), and elements with an id outside [0, V) read as -inf.
 #pragma once
+#include <cuda_fp16.h>
 #include <float.h>
 
 #include "../ops/random.h"
@@ -37,7 +38,7 @@ struct Float16 {
   using Element = uint16_t;
   static constexpr int kWidth = 8;
   static constexpr uint32_t kMinusInfinity = 0xfc00u;
-  static UNMASK_DEVICE float value(Element bits) { return half_to_float(bits); }
+  static UNMASK_DEVICE float value(Element bits) { return __half2float(__ushort_as_half(bits)); }
 };
 
 template <typename Format>
@@ -107,8 +108,7 @@ struct Row {
   }
   // The vector `vector`, which is at `p`: vector 0 may begin before the row.
   UNMASK_DEVICE uint4 load_first(const Element* p, uint32_t vector) const {
-    if (vector < whole_end && (vector != 0 || shift == 0)) return load_whole(p, 0);
-    return load_ragged<Format>(first, vector < end ? id(vector, 0) : vocab, vocab);
+    return load(p, vector, 0, vector < whole_end && (vector != 0 || shift == 0));
   }
   UNMASK_DEVICE bool is_candidate(uint32_t id) const { return id < vocab && !p.excluded(id); }
   // Whether an excluded id is within vectors [from, from + kTile). The same answer in every thread.

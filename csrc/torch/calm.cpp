@@ -53,4 +53,8 @@ std::tuple<Tensor, Tensor> calm(const Tensor& logits, const Tensor& previous, co
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(calm_, unmask::calm)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("calm_", TORCH_BOX(&unmask::calm<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("calm_", TORCH_BOX(&unmask::calm<true>)); }
+#endif

@@ -99,4 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& region, const OptionalTe
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(choose, unmask::choose)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("choose", TORCH_BOX(&unmask::choose<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("choose", TORCH_BOX(&unmask::choose<true>)); }
+#endif

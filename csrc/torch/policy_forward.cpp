@@ -43,4 +43,8 @@ Tensor policy_forward(const Tensor& packed, int64_t hidden, int64_t heads, int64
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(policy_forward, unmask::policy_forward)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("policy_forward", TORCH_BOX(&unmask::policy_forward<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("policy_forward", TORCH_BOX(&unmask::policy_forward<true>)); }
+#endif

@@ -66,4 +66,8 @@ Outputs prepare(const Tensor& rows, const Tensor& mask, const Tensor& allowed, c
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(prepare, unmask::prepare)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("prepare", TORCH_BOX(&unmask::prepare<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("prepare", TORCH_BOX(&unmask::prepare<true>)); }
+#endif

@@ -63,4 +63,8 @@ std::tuple<Tensor, Tensor> select_set(const Tensor& packed, int64_t hidden, int6
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(select_set, unmask::select_set)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("select_set", TORCH_BOX(&unmask::select_set<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("select_set", TORCH_BOX(&unmask::select_set<true>)); }
+#endif

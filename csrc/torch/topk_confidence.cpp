@@ -119,4 +119,8 @@ Outputs topk_confidence(const Tensor& logits, int64_t k, const OptionalTensor& r
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(topk_confidence, unmask::topk_confidence)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("topk_confidence", TORCH_BOX(&unmask::topk_confidence<true>)); }
+#endif

@@ -87,4 +87,8 @@ Tensor unmask_(const Tensor& tokens, const Tensor& mask, const Tensor& allowed, 
 }  // namespace
 }  // namespace unmask
 
-UNMASK_REGISTER(unmask_, unmask::unmask_)
+STABLE_TORCH_LIBRARY_IMPL(unmask, CPU, m) { m.impl("unmask_", TORCH_BOX(&unmask::unmask_<false>)); }
+
+#ifdef UNMASK_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(unmask, CUDA, m) { m.impl("unmask_", TORCH_BOX(&unmask::unmask_<true>)); }
+#endif

@@ -1,7 +1,8 @@
-"""Random problems of every op on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer; not among the tests.
+"""Random problems of every op on the CPU, under sanitizers; not among the tests.
 
-    python tests/fuzz/sweeping.py --cases 10000                 # builds into build/fuzz; some minutes an op
+    python tests/fuzz/sweeping.py --cases 10000                 # of addresses and undefined behaviour; minutes an op
     python tests/fuzz/sweeping.py choose unmask --cases 300
+    python tests/fuzz/sweeping.py --threads --cases 300         # of races, each op in three threads
 
 The problems and their comparison with plain torch are those of tests/ptx/sweep_<op>.py, which import this file when
 they run here. Alignment is checked too: a row of bfloat16 at an odd offset must not be read through a wider type.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+FLAGS = "-fsanitize={} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 ISAS = ("avx512", "avx2", "portable")
 
 
@@ -68,15 +69,18 @@ def sweep(run: Callable[[Case], None]) -> None:
     raise SystemExit(bad > 0)
 
 
-def build() -> Path:
+def build(threads: bool) -> Path:
     """A copy of the package whose compiled part has the sanitizers."""
-    folder = ROOT / "build" / "fuzz"
+    folder = ROOT / "build" / ("threads" if threads else "fuzz")
+    flags = FLAGS.format("thread" if threads else "address,undefined")
+    cxx = f"{flags} -include {ROOT}/tests/fuzz/threads.h" if threads else flags
+    shutil.rmtree(folder / "csrc", ignore_errors=True)  # of files that are no more
     for name in ("csrc", "unmask", "tools"):
         ignored = shutil.ignore_patterns("_C*.so", "__pycache__")
         shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder / name)
-    environment = {**os.environ, "UNMASK_CUDA": "0", "CFLAGS": FLAGS, "CXXFLAGS": FLAGS, "LDFLAGS": FLAGS}
+    environment = {**os.environ, "UNMASK_CUDA": "0", "CFLAGS": flags, "CXXFLAGS": cxx, "LDFLAGS": flags}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=environment, check=True)
     return folder
@@ -88,15 +92,16 @@ def main() -> None:
     parser.add_argument("ops", nargs="*", default=known, help=f"of {', '.join(known)}; all unless given")
     parser.add_argument("--cases", type=int, default=1000, help="of each op, shared by the instruction sets")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", action="store_true", help="ThreadSanitizer in place of the other two")
     options = parser.parse_args()
     if wrong := set(options.ops) - set(known):
         raise SystemExit(f"expected ops among {', '.join(known)}, got {', '.join(sorted(wrong))}")
-    folder = build()
+    folder = build(options.threads)
     libraries = [
         subprocess.run(
             ["gcc", f"-print-file-name={name}.so"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        for name in ("libasan", "libubsan")
+        for name in (["libtsan"] if options.threads else ["libasan", "libubsan"])
     ]
     path = ":".join(map(str, (folder, Path(__file__).parent, ROOT / "tests" / "ops")))
     environment = {
@@ -104,6 +109,7 @@ def main() -> None:
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch keep what they allocate
         "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
         "PYTHONPATH": path,
         "FUZZ_CASES": str(-(-options.cases // len(ISAS))),
     }
