@@ -150,16 +150,16 @@ UNMASK_DEVICE void send(const Partial& from, int k, Partial* to) {
 // `partials` and `finished` are the row's.
 UNMASK_DEVICE bool meet_in_workspace(Partial* partials, const Meeting& finished, unsigned part, int k, Shared* shared) {
   send(shared->inbox[0], k, partials + part);
-  fence();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // the thread that arrives must fence, too, for what the others have written and will read
     finished.open();
+    fence();
     shared->last = finished.arrive() == finished.blocks ? 1 : 0;
+    fence();
     if (shared->last) atomicExch(finished.word, 0ull);
   }
   __syncthreads();
   if (!shared->last) return false;
-  fence();
   for (unsigned i = 0; i < finished.blocks; ++i) send(partials[i], k, shared->inbox + i);
   __syncthreads();
   return true;
