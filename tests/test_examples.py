@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,18 +67,26 @@ def test_curves_by_hand(study: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_from_rules_to_its_report(tmp_path: Path) -> None:
+def test_a_study_from_rules_to_its_report(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands run one after the other in this process."""
+
+    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "unmask"]
+        return subprocess.CompletedProcess(command, main(command[3:]))
+
     policy = SetPolicyConfig(vocab_size=471, hidden_size=16, num_heads=2, ffn_size=16)
     SetPolicy(policy).save_pretrained(tmp_path / "policy")
     mine = f"--folder {tmp_path / 'rows'} --policies mine={tmp_path / 'policy'},hold-eos --risks 0.1"
     options = f"{mine} --tasks quiz --settings full-64-0 --problems 2 --validation-problems 2 --workers 1".split()
-    command = [sys.executable, str(SCRIPT), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    assert study.main() == 0
     rows = read_csv(tmp_path / "rows" / "quiz-full-64-0.csv")
     assert {row.seed for row in rows} == {101, 102}
     assert [row.policy for row in rows if row.learned] == ["mine", "mine"]
-    table = done.stdout.split("### Full diffusion, L = 64, T = 0")[1]
+    table = capsys.readouterr().out.split("### Full diffusion, L = 64, T = 0")[1]
     assert "`mine`" in table
     assert "| `quiz` | `threshold:" in table
 

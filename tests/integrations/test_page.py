@@ -15,38 +15,48 @@ import pytest
 
 import unmask
 from unmask import Sampler
+from unmask.cli import main
 from unmask.evaluation import evaluate
 from unmask.tasks import Hops
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 
 
-def run(command: list[str], folder: Path) -> str:
+def run_harness(arguments: list[str], folder: Path) -> str:
+    """The harness's own command line, in a process: it keeps its registries for good."""
     path = os.pathsep.join(filter(None, (str(Path(unmask.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    offline = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    variables = {**os.environ, **offline, "PYTHONPATH": path}
+    variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": path}
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.mark.slow
-def test_every_block_runs(tmp_path: Path) -> None:
+def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
     has_harness = importlib.util.find_spec("lm_eval") is not None
     outputs = {}
     for language, text in re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
         if language == "python":
-            outputs[text] = run([sys.executable, "-c", text], tmp_path)
+            exec(compile(text, str(PAGE), "exec"), {"__name__": "__main__"})
+            outputs[text] = capsys.readouterr().out
         elif language == "yaml":
             (tmp_path / "hops.yaml").write_text(text)
         else:
             assert language == "sh"
             for line in text.splitlines():
                 program, *arguments = shlex.split(line)
-                command = {"python": [sys.executable], "unmask": [sys.executable, "-m", "unmask"]}[program]
-                if has_harness or "lm_eval" not in line:
-                    outputs[line] = run([*command, *arguments], tmp_path)
+                if program == "unmask":
+                    assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
+                elif has_harness:
+                    assert (program, "lm_eval" in line) == ("python", True)
+                    run_harness(arguments, tmp_path)
     (streamed,) = [output for text, output in outputs.items() if "TextStreamer" in text]
     assert re.fullmatch(r"[a-zA-Z]+#[A-Z]\n", streamed)
     card = (tmp_path / "policy" / "README.md").read_text()
@@ -56,7 +66,7 @@ def test_every_block_runs(tmp_path: Path) -> None:
         (line,) = re.findall("^ {4}(metadata: .*!function.*)$", PAGE.read_text(), re.MULTILINE)
         (tmp_path / "own.yaml").write_text(f"{(tmp_path / 'hops.yaml').read_text()}{line}\n")
         own = ["--model", "unmask", "--model_args", "pretrained=tiny", "--tasks", "./own.yaml", "--limit", "4"]
-        assert "|hops |" in run([sys.executable, "-m", "lm_eval", *own], tmp_path)
+        assert "|hops |" in run_harness(["-m", "lm_eval", *own], tmp_path)
         (path,) = (tmp_path / "results").rglob("results_*.json")
         found = json.loads(path.read_text())
         sampler = Sampler.from_pretrained("tiny", policy="threshold:0.9")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_python
 
 from unmask import Policy, PolicyConfig, Sampler
 from unmask.policies.card import policy_card
@@ -46,7 +45,9 @@ def test_metadata_is_what_the_hub_reads() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-blocks"])
-def test_the_snippet_runs_on_the_packaged_model(name: str, tmp_path: Path) -> None:
+def test_the_snippet_runs_on_the_packaged_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = Policy.from_pretrained(name)
     policy.save_pretrained(tmp_path / "user" / "name", policy.card("user/name", base_model="tiny"))
     assert sorted(p.name for p in (tmp_path / "user" / "name").iterdir()) == [
@@ -55,21 +56,21 @@ def test_the_snippet_runs_on_the_packaged_model(name: str, tmp_path: Path) -> No
         "model.safetensors",
     ]
     card = (tmp_path / "user" / "name" / "README.md").read_text()
-    # There, user/name is a folder; a fresh process draws a seed of its own.
-    program = f"import os, torch; os.chdir({str(tmp_path)!r}); torch.manual_seed(3)\n{snippet(card)}"
-    done = run_python(program)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)  # there, user/name is a folder
+    torch.manual_seed(3)
+    exec(snippet(card), {})
     torch.manual_seed(3)
     expected = Sampler.from_pretrained("tiny", policy=name).generate("cEaCfBeGgD:a=")
-    assert done.stdout == f"{expected.texts[0]} {int(expected.steps[0])}\n"  # type: ignore[index]
+    assert capsys.readouterr().out == f"{expected.texts[0]} {int(expected.steps[0])}\n"  # type: ignore[index]
 
 
-def test_the_snippet_without_a_base_model_runs(tmp_path: Path) -> None:
+def test_the_snippet_without_a_base_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Policy(PolicyConfig(hidden_size=16, num_heads=1)).save_pretrained(tmp_path / "user" / "name")
-    code = snippet(policy_card(PolicyConfig(), "user/name"))
-    done = run_python(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
-    assert done.returncode == 0, done.stderr
-    assert "hidden_size=16" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    exec(snippet(policy_card(PolicyConfig(), "user/name")), {})
+    assert "hidden_size=16" in capsys.readouterr().out
 
 
 def test_what_the_policy_is() -> None:
