@@ -11,7 +11,19 @@ import sys
 import torch
 
 from unmask import Policy, PolicyConfig, Sampler
-from unmask.ops import Choice, Proposals, Proposed, State, choose, policy_forward, select_set, topk_confidence, unmask_
+from unmask.ops import (
+    Choice,
+    Proposals,
+    Proposed,
+    State,
+    calm_,
+    choose,
+    policy_forward,
+    prepare,
+    select_set,
+    topk_confidence,
+    unmask_,
+)
 from unmask.ops.unmask_ import MODES
 from unmask.policies import SetPolicy, SetPolicyConfig
 
@@ -101,6 +113,42 @@ def rules() -> None:
                 assert torch.equal(here, there), rule
 
 
+def calm(devices: tuple[str, ...] = ("cpu", "cuda")) -> None:
+    """Two steps of three rows, one of which has just started, of part of the buffer."""
+    for vocab, dtype in ((111, torch.float32), (4099, torch.bfloat16), (20000, torch.float16)):
+        found = []
+        for device in devices:
+            generator = torch.Generator().manual_seed(0)
+            positions = torch.arange(3, 7).expand(3, 4).to(device)
+            before, calm_for = (
+                torch.empty(3, 4, vocab, dtype=dtype, device=device),
+                torch.zeros(3, 9, dtype=torch.int32),
+            )
+            calm_for = calm_for.to(device)
+            for step in (0, 1):
+                logits = torch.randn(3, 4, vocab, generator=generator).to(device, dtype)
+                steps = torch.tensor([0, step, 2 * step], device=device)
+                now, moved = calm_(logits, before, calm_for, steps, positions, excluded=2, bound=1.0, needed=1)
+            found.append([t.cpu() for t in (now, calm_for, before, moved)])
+        (*here, p), (*there, q) = found
+        assert all(map(torch.equal, here, there))
+        torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-5)
+
+
+def prepared(devices: tuple[str, ...] = ("cpu", "cuda")) -> None:
+    """Rows in different blocks, short last ones among them."""
+    for batch, length, block in ((2, 24, 8), (70, 300, 32)):
+        found = []
+        for device in devices:
+            generator = torch.Generator().manual_seed(1)
+            canvas = torch.randint(10, 90, (batch, 3 + length), generator=generator)
+            canvas[:, 3:][torch.rand(batch, length, generator=generator) < 0.4] = 99
+            state = State.create(canvas.to(device), 3, 99, block)
+            found.append(prepare(state, horizon=length, edits=True, everywhere=False, seed=state.seed))
+        for here, there in zip(*found, strict=True):
+            assert (here is None and there is None) or torch.equal(here, there.cpu())
+
+
 def unmask() -> None:
     """Three steps of five rows, some of whose positions are filled, on both devices."""
     mask_id, start, length = 99, 3, 40
@@ -143,6 +191,8 @@ def main() -> None:
         policy()
         sets()
         rules()
+        calm()
+        prepared()
         unmask()
     torch.cuda.synchronize()
     print("all equal")
