@@ -3,4 +3,4 @@
 # with "-n 0" the tests run in one process.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" "[dev]"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$venv/bin/pytest" -n auto --dist loadfile "$@"
+exec "$venv/bin/pytest" -n logical --dist loadfile "$@"
