@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,9 @@ from unmask.training.progress import line
 HOPS = ("evaluate", "--model", "tiny", "--task", "hops")
 
 
-def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, **stdin: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unmask", *arguments]
-    if stdin is None:
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, input=stdin, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **stdin)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +87,7 @@ def test_generate_reads_pipes_and_files(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "prompts.txt").write_text("cEaCfBeGgD:a=\n\nbCaBcDdEgF:a=\n")
     words = ("generate", "--model", "tiny", "--json", "--seed", "1")
     assert main([*words, "--file", str(tmp_path / "prompts.txt")]) == 0
-    by_file, by_pipe = capsys.readouterr().out, run(*words, cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
+    by_file, by_pipe = capsys.readouterr().out, run(*words, cwd=tmp_path, input="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
     assert by_pipe.returncode == 0, by_pipe.stderr
     assert by_pipe.stdout == by_file
     assert len(by_file.splitlines()) == 2
@@ -157,7 +156,7 @@ def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path, capsy
 
 
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
-    done = run("generate", cwd=tmp_path, stdin=None)
+    done = run("generate", cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("forwards") == 6
     assert "\x1b" not in done.stdout, "no escape codes outside a terminal"
