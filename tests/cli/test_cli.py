@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a subprocess, from another folder."""
+"""The command line as a user meets it: in a subprocess where pipes and terminals matter, else by ``main``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,9 @@ from unmask.training.progress import line
 HOPS = ("evaluate", "--model", "tiny", "--task", "hops")
 
 
-def run(*arguments: str, cwd: Path, stdin: str | None = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path, **stdin: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "unmask", *arguments]
-    if stdin is None:
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, input=stdin, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **stdin)
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +40,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(unmask.__file__).parent.parent))
 
 
-def test_generate_json_has_a_row_per_prompt(tmp_path: Path) -> None:
-    done = run("generate", "--model", "tiny", "--json", "cEaCfBeGgD:a=", "bCaBcDdEgF:a=", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_generate_json_has_a_row_per_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--model", "tiny", "--json", "cEaCfBeGgD:a=", "bCaBcDdEgF:a="]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt"] for row in rows] == ["cEaCfBeGgD:a=", "bCaBcDdEgF:a="]
     for row in rows:
         assert row["finished"]
@@ -85,15 +83,14 @@ def test_what_nobody_expected_is_one_line_too(
         main(["generate", "--debug"])
 
 
-def test_generate_reads_pipes_and_files(tmp_path: Path) -> None:
+def test_generate_reads_pipes_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("cEaCfBeGgD:a=\n\nbCaBcDdEgF:a=\n")
-    by_file = run("generate", "--model", "tiny", "--json", "--seed", "1", "--file", "prompts.txt", cwd=tmp_path)
-    by_pipe = run(
-        "generate", "--model", "tiny", "--json", "--seed", "1", cwd=tmp_path, stdin="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n"
-    )
-    assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr + by_pipe.stderr
-    assert by_file.stdout == by_pipe.stdout
-    assert len(by_file.stdout.splitlines()) == 2
+    words = ("generate", "--model", "tiny", "--json", "--seed", "1")
+    assert main([*words, "--file", str(tmp_path / "prompts.txt")]) == 0
+    by_file, by_pipe = capsys.readouterr().out, run(*words, cwd=tmp_path, input="cEaCfBeGgD:a=\nbCaBcDdEgF:a=\n")
+    assert by_pipe.returncode == 0, by_pipe.stderr
+    assert by_pipe.stdout == by_file
+    assert len(by_file.splitlines()) == 2
 
 
 def test_options_reach_the_sampler() -> None:
@@ -114,19 +111,18 @@ def test_options_reach_the_sampler() -> None:
         assert given(parse(Generate, ["--stop", word], "").decoding, SamplerConfig) == {"stop": stop}
 
 
-def test_generate_samples_and_stops(tmp_path: Path) -> None:
+def test_generate_samples_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
     words = "generate cEaCfBeG:a= --model tiny --json --seed 1 --temperature 3 --top-p 0.95"
-    done = run(*words.split(), "--num-return-sequences", "3", "--stop", "#", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main([*words.split(), "--num-return-sequences", "3", "--stop", "#"]) == 0
     settings = {"temperature": 3.0, "top_p": 0.95, "num_return_sequences": 3, "stop": "#", "seed": 1}
     expected = Sampler.from_pretrained("tiny").generate("cEaCfBeG:a=", **settings)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["completion"], row["steps"]) for row in rows] == [
         *zip(expected.texts or [], expected.steps, strict=True)
     ]
     assert len({row["completion"] for row in rows}) > 1
-    refused = run("generate", "a", "--policy", "top-k:1", "--num-return-sequences", "2", cwd=tmp_path)
-    assert "num_return_sequences=2 would all be the same" in refused.stderr
+    assert main(["generate", "a", "--policy", "top-k:1", "--num-return-sequences", "2"]) == 2
+    assert "num_return_sequences=2 would all be the same" in capsys.readouterr().err
 
 
 def test_generate_reads_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +156,7 @@ def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path, capsy
 
 
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
-    done = run("generate", cwd=tmp_path, stdin=None)
+    done = run("generate", cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("forwards") == 6
     assert "\x1b" not in done.stdout, "no escape codes outside a terminal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache as cached
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def golden(name: str) -> dict[str, Any]:
     return dict(json.loads((GOLDEN / name / "golden_generate.json").read_text()))
 
 
+@cached
 def loaded(name: str, eos: int | None = None, **overrides: Any) -> Transformer:
     model = load_model(GOLDEN / name, eos_token_id=eos, **overrides)
     assert isinstance(model, Transformer)
