@@ -276,7 +276,7 @@ def test_equivalence_works_in_threads_and_is_not_held_up(monkeypatch: pytest.Mon
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda pair: equivalent(*pair[:2]), pairs))
     assert found == [same for *_, same in pairs]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
 
 
 def test_unknown_and_missing_gradings(monkeypatch: pytest.MonkeyPatch) -> None:
