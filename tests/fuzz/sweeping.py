@@ -73,14 +73,14 @@ def build(threads: bool) -> Path:
     """A copy of the package whose compiled part has the sanitizers."""
     folder = ROOT / "build" / ("threads" if threads else "fuzz")
     flags = FLAGS.format("thread" if threads else "address,undefined")
-    cxx = f"{flags} -include {ROOT}/tests/fuzz/threads.h" if threads else flags
+    compiled = f"{flags} -include {ROOT}/tests/fuzz/threads.h" if threads else flags
     shutil.rmtree(folder / "csrc", ignore_errors=True)  # of files that are no more
     for name in ("csrc", "unmask", "tools"):
         ignored = shutil.ignore_patterns("_C*.so", "__pycache__")
         shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder / name)
-    environment = {**os.environ, "UNMASK_CUDA": "0", "CFLAGS": flags, "CXXFLAGS": cxx, "LDFLAGS": flags}
+    environment = {**os.environ, "UNMASK_CUDA": "0", "CFLAGS": compiled, "LDFLAGS": flags}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, env=environment, check=True)
     return folder
