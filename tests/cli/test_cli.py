@@ -186,7 +186,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),
         (["train", "quickstart", "max_steps=1"], "for max_steps use iterations"),
         (["train"], "which configuration? Give a YAML file or one of: dream-blocks"),
-        (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: little, quickstart"),
+        (["train", "set"], "unmask train set: which configuration? Give a YAML file or one of: little, little-"),
         (["train", "set", "quickstart", "sure=1"], "unknown SetTrainerConfig fields ['sure']"),
         (["train", "distill"], "unmask train distill: which configuration? Give a YAML file or one of: quickstart"),
         (["generate", "aBbC:a=", "--model", "nowhere/at-all"], "nowhere/at-all"),
