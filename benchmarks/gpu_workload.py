@@ -120,11 +120,8 @@ def calm(devices: tuple[str, ...] = ("cpu", "cuda")) -> None:
         for device in devices:
             generator = torch.Generator().manual_seed(0)
             positions = torch.arange(3, 7).expand(3, 4).to(device)
-            before, calm_for = (
-                torch.empty(3, 4, vocab, dtype=dtype, device=device),
-                torch.zeros(3, 9, dtype=torch.int32),
-            )
-            calm_for = calm_for.to(device)
+            before = torch.empty(3, 4, vocab, dtype=dtype, device=device)
+            calm_for = torch.zeros(3, 9, dtype=torch.int32, device=device)
             for step in (0, 1):
                 logits = torch.randn(3, 4, vocab, generator=generator).to(device, dtype)
                 steps = torch.tensor([0, step, 2 * step], device=device)

@@ -154,6 +154,7 @@ class SetPolicy(Pretrained):
                 f"the set policy reads an embedding of shape {(c.vocab_size, c.embedding_size)}, the model's is {shape}"
             )
         self._table = table.detach().to(self.state.weight.device)
+        self._table_packing = Packing()  # another model's embedding may lie where a former one's did
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(..., D): the embedding of ``tokens``, or the projection of the model's."""
