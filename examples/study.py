@@ -94,17 +94,16 @@ class Study:
                 done.result()
 
     def tune(self) -> None:
-        """Every rule on validation problems, token temperature 0, L = 64."""
+        """Every rule on validation problems, in each setting."""
         count = str(self.args.validation_problems)
         options = ("--task-options", "split=validation", "--problems", count, "--seeds", "0")
-        settings = [Setting(blocks, 64, 0.0) for blocks in {s.blocks: 0 for s in self.settings}]
         self.all(
-            [(f"tune-{t}-{s.blocks}", s, rules(), "--task", t, *options) for s in settings for t in self.args.tasks]
+            [(f"tune-{t}-{s}", s, rules(), "--task", t, *options) for s in self.settings for t in self.args.tasks]
         )
 
-    def tuned(self, task: str, blocks: str) -> list[str]:
-        """The rules that no other one beats in accuracy and forwards on validation problems."""
-        found = frontier(settings_of(read_csv(self.folder / f"tune-{task}-{blocks}.csv")))
+    def tuned(self, task: str, setting: Setting) -> list[str]:
+        """The rules that no other one beats in accuracy and forwards on validation problems of this setting."""
+        found = frontier(settings_of(read_csv(self.folder / f"tune-{task}-{setting}.csv")))
         return [setting[0].policy for setting in found]
 
     def test(self, task: str) -> tuple[str, ...]:
@@ -115,7 +114,7 @@ class Study:
         jobs: list[tuple] = []
         for s in self.settings:
             for task in self.args.tasks:
-                chosen = dict.fromkeys([*self.tuned(task, s.blocks), "threshold:0.9,hold-eos", GLANCE])
+                chosen = dict.fromkeys([*self.tuned(task, s), "threshold:0.9,hold-eos", GLANCE])
                 jobs.append((f"{task}-{s}", s, chosen, *self.test(task)))
         self.all(jobs)
         first = SETTINGS[0]
