@@ -34,7 +34,7 @@ def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
         row = asdict(evaluation)
         for name, form in FORMATS.items():
             row[name] = format(row[name], form)
-        row["seconds"] = f"{evaluation.seconds:.1f}"
+        row["seconds"] = f"{evaluation.seconds:.3f}"
         row["measures"] = json.dumps({k: round(v, 4) for k, v in evaluation.measures.items()})
         row["solved"] = json.dumps(evaluation.solved)
         writer.writerow(row)
