@@ -8,7 +8,7 @@ from typing import Any
 SUITES = {  # and the modules that they are in
     **dict.fromkeys(("topk_confidence", "policy_forward", "lm_head"), "operations"),
     "select_set": "sets",
-    "choose": "rules",
+    **dict.fromkeys(("choose", "calm_"), "rules"),
     "step": "step",
     **dict.fromkeys(("blocks", "quantization"), "blocks"),
     **dict.fromkeys(("generation", "rollouts", "graphs"), "decoding"),
