@@ -80,6 +80,7 @@ def test_extraction(text: str, expected: str | None) -> None:
         (".5", "0.5"),
         ("29", "€29"),
         ("29", "29 £"),
+        ("29", r"29\text{ (A)}"),
         ("29", r"29^\circ"),
         ("-5", "(-5)"),
         ("5", r"\left(5\right)"),
@@ -95,6 +96,9 @@ def test_extraction(text: str, expected: str | None) -> None:
         ("1/2", r"\displaystyle \frac{\text{1}}2"),
         ("3.5", "3½"),
         ("1000", "1 000"),
+        ("1200", r"1.2 \times 10^{3}"),
+        ("0.012", r"1.2\cdot10^{-2}"),
+        ("-1200", "-1.2e3"),
     ],
 )
 def test_same_answers(first: str, second: str) -> None:
@@ -114,6 +118,8 @@ def test_same_answers(first: str, second: str) -> None:
         ("1/2", "2"),
         ("1/0", "0"),
         ("0.3333", "1/3"),
+        ("1200", r"1.2\times10^4"),
+        ("12", "1.2e3"),
         ("x", "y"),
         (r"\leftarrow", "arrow"),
         ("10000000000000001", "10000000000000000"),
@@ -135,7 +141,8 @@ def test_different_answers(first: str, second: str) -> None:
 def test_numbers_are_exact() -> None:
     assert number(normalise("0.1")) == Fraction(1, 10)
     assert number("9" * 40) == 10**40 - 1
-    assert number("1e5") is None
+    assert number("1e5") == 10**5
+    assert number("1e1000") is None
     assert number("1" * 1000) is None
 
 

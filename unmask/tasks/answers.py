@@ -50,6 +50,10 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 """What may stand before an answer: that it is one, that it is rounded, its letter among several."""
+POWER = re.compile(
+    r"([-+]?\d+(?:\.\d+)?)(?:(?:\\times|\\cdot|[×*·])10\^(?:\{([-+]?\d{1,3})\}|(\d))|[eE]([-+]?\d{1,3}))"
+)
+"""Of a normalised answer: a number in scientific notation."""
 WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 BASE = re.compile(
     r"\(?\b(\d+|\d[\dA-F]*(?=\)?_\{?1[1-6]))\)?(?:_\{*|\(?(?:in)?base_?\{?)+"
@@ -112,7 +116,7 @@ def bare(answer: str) -> str:
     text = SWITCHES.sub("", text).strip()
     if led := LEAD.match(text):
         text = text[led.end() :] or text
-    return re.sub(r"(?:[\s.,;:]|\\\\)+$", "", text)
+    return re.sub(r"(?<=[\d}%])\s+\( *[A-J] *\)$", "", re.sub(r"(?:[\s.,;:]|\\\\)+$", "", text))
 
 
 def normalise(answer: str) -> str:
@@ -136,7 +140,10 @@ def base_of(found: re.Match[str]) -> int:
 
 
 def number(normalised: str) -> Fraction | None:
-    r"""The exact value of an integer, a decimal, ``a/b``, ``\frac{a}{b}`` or ``c\frac{a}{b}``; None for all else."""
+    r"""The exact value of an integer, a decimal, ``a/b``, ``\frac{a}{b}``, ``c\frac{a}{b}`` or ``a\times10^n``, else
+    None."""
+    if power := POWER.fullmatch(normalised):
+        return Fraction(power[1]) * Fraction(10) ** int(power[2] or power[3] or power[4])
     if mixed := MIXED.fullmatch(normalised):
         part = number(mixed[3])
         return None if part is None else Fraction(f"{mixed[1]}1") * (int(mixed[2]) + part)
