@@ -112,24 +112,52 @@ def gain_at(curve: Sequence[Setting], rules: Sequence[Setting], accuracy: float)
     return difference(point, rule) if rule and point else None
 
 
-def row(task: str, settings: Sequence[Setting], label: str) -> list[str]:
-    """Cells of one task for the policy ``label``."""
+@dataclass(frozen=True)
+class Against:
+    """One learned policy against the best rules of a task; forwards and AUP are pairs of theirs and its own."""
+
+    best: Setting
+    """The most accurate rule."""
+    forwards: tuple[float, float] | None
+    """At the best rule's accuracy less one point; None where the policy does not reach it."""
+    fifth: tuple[float, float] | None
+    """Its gain, and the standard error, where the rules have lost a fifth of their accuracy."""
+    half: tuple[float, float] | None
+    """The same where they have .5."""
+    worst: tuple[float, float, Setting] | None
+    """Its lowest difference to any rule at the rule's forwards, the standard error, and that rule."""
+    aup: tuple[float, float]
+
+
+def against(settings: Sequence[Setting], label: str) -> Against:
+    """The policy ``label`` against the rules among ``settings``."""
     learned = sorted((s for s in settings if s[0].policy == label), key=nfe_of)
     rules = frontier([s for s in settings if not s[0].learned])
-    top = rules[-1]
-    best = max(map(accuracy_of, [*learned, *rules]))
-    level = accuracy_of(top) - 0.01
-    theirs, ours = at_accuracy(rules, level), at_accuracy(learned, level)
-    fewer = f"{theirs.nfe:.2f} / {ours.nfe:.2f} = {theirs.nfe / ours.nfe:.2f}" if theirs and ours else "not reached"
-    worst = lowest(learned, rules)
+    best, top = rules[-1], max(map(accuracy_of, [*learned, *rules]))
+    theirs, ours = (at_accuracy(curve, accuracy_of(best) - 0.01) for curve in (rules, learned))
+    return Against(
+        best=best,
+        forwards=(theirs.nfe, ours.nfe) if theirs and ours else None,
+        fifth=gain_at(learned, rules, 0.8 * accuracy_of(best)),
+        half=gain_at(learned, rules, 0.5),
+        worst=lowest(learned, rules),
+        aup=(area(rules, top), area(learned, top)),
+    )
+
+
+def row(task: str, a: Against) -> list[str]:
+    """Cells of one task."""
+    fewer = (
+        "{:.2f} / {:.2f} = {:.2f}".format(*a.forwards, a.forwards[0] / a.forwards[1]) if a.forwards else "not reached"
+    )
     return [
         f"`{task}`",
-        f"{code(top[0].policy)} {accuracy_of(top):.3f} @ {nfe_of(top):.2f}",
+        f"{code(a.best[0].policy)} {accuracy_of(a.best):.3f} @ {nfe_of(a.best):.2f}",
         fewer,
-        signed(gain_at(learned, rules, 0.8 * accuracy_of(top))),
-        signed(gain_at(learned, rules, 0.5)),
-        f"{signed(worst[:2])} ({code(worst[2][0].policy)})" if worst else "",
-        f"{area(rules, best):.1f} / {area(learned, best):.1f}",
+        signed(a.fifth),
+        signed(a.half),
+        f"{signed(a.worst[:2])} ({code(a.worst[2][0].policy)})" if a.worst else "",
+        f"{a.aup[0]:.1f} / {a.aup[1]:.1f}",
     ]
 
 
@@ -139,15 +167,43 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def report(rows: Mapping[str, Sequence[Evaluation]]) -> str:
-    """Markdown: a table for every learned policy, with a row for each task of ``rows``."""
+def compared(rows: Mapping[str, Sequence[Evaluation]]) -> dict[str, dict[str, Against]]:
+    """Every learned policy against the rules of each task of ``rows``, by label and task."""
     by_task = {task: settings_of(found) for task, found in rows.items()}
     labels = dict.fromkeys(s[0].policy for settings in by_task.values() for s in settings if s[0].learned)
+    return {label: {task: against(found, label) for task, found in by_task.items()} for label in labels}
+
+
+def report(rows: Mapping[str, Sequence[Evaluation]]) -> str:
+    """Markdown: a table for every learned policy, with a row for each task of ``rows``."""
     tables = []
-    for label in labels:
-        cells = [row(task, settings, label) for task, settings in by_task.items()]
-        tables.append(f"{code(label)}\n\n{table(COLUMNS, cells)}")
+    for label, tasks in compared(rows).items():
+        tables.append(f"{code(label)}\n\n{table(COLUMNS, [row(*item) for item in tasks.items()])}")
     return "\n\n".join(tables)
+
+
+def summary(setting: str, tasks: Mapping[str, Against]) -> list[str]:
+    """Cells of one setting over all its tasks, as :data:`SUMMARY` names them."""
+
+    def between(values: Sequence[float], form: str) -> str:
+        return f"{min(values):{form}} to {max(values):{form}}" if values else ""
+
+    below = {t: a.worst for t, a in tasks.items() if a.worst and a.worst[0] < -2 * a.worst[1]}
+    ratios = [a.forwards[0] / a.forwards[1] for a in tasks.values() if a.forwards]
+    return [
+        setting,
+        f"{mean([a.aup[1] / a.aup[0] for a in tasks.values()]):.2f}",
+        between([a.fifth[0] for a in tasks.values() if a.fifth], "+.2f"),
+        between([a.half[0] for a in tasks.values() if a.half], "+.2f"),
+        f"{between(ratios, '.2f')} ({len(ratios)} of {len(tasks)})",
+        ", ".join(f"`{task}` {signed(worst[:2])}" for task, worst in below.items()) or "none",
+    ]
+
+
+SUMMARY = [
+    "setting", "AUP, times the rules'", "gain where rules have lost a fifth", "gain where rules have .5",
+    "times fewer forwards at the best rule's accuracy - .01 (tasks that reach it)", "below a rule by 2 standard errors",
+]  # fmt: skip
 
 
 def draw(rows: Mapping[str, Sequence[Evaluation]], path: Path) -> None:

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from curves import draw, frontier, report
+from curves import SUMMARY, compared, draw, frontier, report, summary
 
 from unmask.evaluation.metrics import mean
 from unmask.evaluation.paired import settings_of
@@ -87,7 +88,7 @@ class Study:
         if done.returncode:
             raise SystemExit(f"evaluation into {rows} failed with status {done.returncode}")
 
-    def all(self, jobs: Sequence[tuple]) -> None:
+    def all(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         """Calls :meth:`evaluate` for each job, side by side."""
         with ThreadPoolExecutor(self.args.workers) as pool:
             for done in [pool.submit(self.evaluate, *job) for job in jobs]:
@@ -97,9 +98,7 @@ class Study:
         """Every rule on validation problems, in each setting."""
         count = str(self.args.validation_problems)
         options = ("--task-options", "split=validation", "--problems", count, "--seeds", "0")
-        self.all(
-            [(f"tune-{t}-{s}", s, rules(), "--task", t, *options) for s in self.settings for t in self.args.tasks]
-        )
+        self.all([(f"tune-{t}-{s}", s, rules(), "--task", t, *options) for s in self.settings for t in self.args.tasks])
 
     def tuned(self, task: str, setting: Setting) -> list[str]:
         """The rules that no other one beats in accuracy and forwards on validation problems of this setting."""
@@ -111,7 +110,7 @@ class Study:
         return ("--task", task, "--problems", str(self.args.problems), "--seeds", *map(str, self.args.seeds))
 
     def rules(self) -> None:
-        jobs: list[tuple] = []
+        jobs: list[tuple[Any, ...]] = []
         for s in self.settings:
             for task in self.args.tasks:
                 chosen = dict.fromkeys([*self.tuned(task, s), "threshold:0.9,hold-eos", GLANCE])
@@ -133,11 +132,17 @@ class Study:
         self.all(jobs)
 
     def report(self) -> None:
+        cells: dict[str, list[list[str]]] = {}
         for s in self.settings:
             how = "Full diffusion" if s.blocks == "full" else f"Blocks of {s.blocks}"
+            name = f"{how}, L = {s.length}, T = {s.temperature:g}"
             rows = {task: read_csv(self.folder / f"{task}-{s}.csv") for task in self.args.tasks}
-            print(f"### {how}, L = {s.length}, T = {s.temperature:g}\n\n{report(rows)}\n")
+            print(f"### {name}\n\n{report(rows)}\n")
             draw({task: rows[task] for task in self.args.tasks[:6]}, self.folder / f"{s}.png")
+            for label, tasks in compared(rows).items():
+                cells.setdefault(label, []).append(summary(name, tasks))
+        for label, found in cells.items():
+            print(f"### {label} in all settings\n\n{table(SUMMARY, found)}\n")
         if SETTINGS[0] in self.settings:
             print(f"### Headroom\n\n{self.headroom()}")
 

@@ -61,9 +61,16 @@ def test_curves_by_hand(study: ModuleType) -> None:
     ours = setting("set", "1@3 1@3 1@3 0@3")
     gain, _, where = curves.lowest([ours], [fast, good])
     assert (gain, where) == (0, good)
-    cells = curves.row("line", [fast, good, ours], "set")
+    found = curves.against([fast, good, ours], "set")
+    cells = curves.row("line", found)
     assert cells[:3] == ["`line`", "`rule` 0.750 @ 4.00", "3.96 / 3.00 = 1.32"]
     assert cells[3].startswith("+0.150 ±")
+    weak = curves.against([fast, good, setting("set", "1@4 0@4 0@4 0@4")], "set")
+    assert (weak.forwards, weak.worst[0]) == (None, -0.5)
+    cells = curves.summary("here", {"line": found, "gaps": weak})
+    assert cells[0] == "here"
+    assert cells[2:5] == ["+0.15 to +0.15", "+0.25 to +0.25", "1.32 to 1.32 (1 of 2)"]
+    assert cells[5].startswith("`gaps` -0.500 ±")
 
 
 @pytest.mark.slow
