@@ -62,6 +62,11 @@ class Setting:
     length: int
     temperature: float
 
+    @property
+    def first(self) -> bool:
+        """Whether every rule is tried here."""
+        return self.length == 64 and not self.temperature
+
     def __str__(self) -> str:
         return f"{self.blocks}-{self.length}-{self.temperature:g}"
 
@@ -95,15 +100,27 @@ class Study:
                 done.result()
 
     def tune(self) -> None:
-        """Every rule on validation problems, in each setting."""
+        """Every rule on validation problems at L = 64, T = 0; elsewhere those that were the best of a task there."""
         count = str(self.args.validation_problems)
         options = ("--task-options", "split=validation", "--problems", count, "--seeds", "0")
-        self.all([(f"tune-{t}-{s}", s, rules(), "--task", t, *options) for s in self.settings for t in self.args.tasks])
+        for some in ([s for s in self.settings if s.first], [s for s in self.settings if not s.first]):
+            tried = [(s, self.candidates(s)) for s in some]
+            self.all([(f"tune-{t}-{s}", s, them, "--task", t, *options) for s, them in tried for t in self.args.tasks])
+
+    def candidates(self, setting: Setting) -> list[str]:
+        """The rules to try in ``setting``."""
+        known = [(t, s) for s in SETTINGS if s.first for t in self.args.tasks if self.tuning(t, s).exists()]
+        if setting.first or not known:
+            return rules()
+        return list(dict.fromkeys(["threshold:0.9,hold-eos", *(rule for pair in known for rule in self.tuned(*pair))]))
+
+    def tuning(self, task: str, setting: Setting) -> Path:
+        """The file of the rules on validation problems."""
+        return self.folder / f"tune-{task}-{setting}.csv"
 
     def tuned(self, task: str, setting: Setting) -> list[str]:
         """The rules that no other one beats in accuracy and forwards on validation problems of this setting."""
-        found = frontier(settings_of(read_csv(self.folder / f"tune-{task}-{setting}.csv")))
-        return [setting[0].policy for setting in found]
+        return [found[0].policy for found in frontier(settings_of(read_csv(self.tuning(task, setting))))]
 
     def test(self, task: str) -> tuple[str, ...]:
         """Options that name the test problems."""
