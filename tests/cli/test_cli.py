@@ -173,8 +173,12 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         ),
         (
             ["generate", "a", "--blok-length", "8"],
-            "Unrecognized options: --blok-length, 8; did you mean --block-length?",
+            "unknown option --blok-length; did you mean --block-length?",
         ),
+        (["generate", "a", "--gen_length=8"], "unknown option --gen-length; use max_new_tokens"),
+        (["evaluate", "--policy", "top-k:1"], "unknown option --policy; did you mean --policies?"),
+        (["push", "--dry-rn", "folder", "user/name"], "unknown option --dry-rn; did you mean --dry-run?"),
+        (["calibrate", "threshold:0.9"], "threshold:0.9 is a rule"),
         (["generate", "a", "--dtype", "int8"], "dtype must be 'float32', 'bfloat16' or 'float16', got 'int8'"),
         (["generate", "a", "--policy"], "Missing value for argument '--policy'"),
         (["trian"], "unmask: unknown command 'trian'; did you mean train?"),
@@ -281,6 +285,10 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert about["packaged learned"].keys() == {"little", "tiny", "tiny-blocks"}
     assert main(["policies"]) == 0
     assert all(name in capsys.readouterr().out for name in ("tiny-blocks",))
+    assert main(["policies", "little"]) == 0
+    assert "calibration      max_new_tokens=64, full diffusion, temperature=0, hold-eos: NFE 1.99 to 7.27\n" in (
+        capsys.readouterr().out
+    )
     assert main(["policies", "tiny"]) == 0
     printed = capsys.readouterr().out
     assert "unmask-policy, 92,097 parameters, full diffusion" in printed
@@ -347,7 +355,7 @@ def test_settings_may_stand_on_both_sides_of_options(capsys: pytest.CaptureFixtu
     assert main(["train", "quickstart", "seed=3", "--threads", "1", "alpha=-1"]) == 2
     assert "alpha must be at least 0 or a list, got -1" in capsys.readouterr().err
     assert main(["train", "quickstart", "--threads", "1", "--oops"]) == 2
-    assert "Unrecognized options: --oops" in capsys.readouterr().err
+    assert "unknown option --oops" in capsys.readouterr().err
 
 
 def test_lines_of_the_training_log() -> None:

@@ -184,7 +184,7 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         (["--samples", "0", "--temperature", "1"], "samples must be at least 1, got 0"),
         (["--problems", "-3"], "problems must be at least 1, got -3"),
-        (["--block-length", "4"], "Unrecognized options: --block-length, 4"),
+        (["--block-length", "4"], "unknown option --block-length"),
         (["--alphas", "1"], "--alphas was given, but none of the policies is conditioned on alpha"),
         (["--samples", "3", "--pass-at", "1", "4"], "--pass-at 4 needs between 1 and --samples 3 samples"),
         (["--task", "hops", "sum"], "unknown task 'sum'"),

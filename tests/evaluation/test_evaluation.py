@@ -75,7 +75,7 @@ def test_forwards_that_only_revise_are_told_apart() -> None:
     assert "| 5.50 ± 0.50 | 7.25 | 2.00 ± 0.12 |" in lines[2]
     assert "| 5.50 ± 0.50 |  | 2.00 ± 0.12 |" in lines[3]
     sampler = Sampler.from_pretrained("tiny", "threshold:0.6,edit=0.6", config=SamplerConfig(24, 8, seed=0))
-    row, result = evaluate(sampler, Hops(), 5), sampler.generate([p.prompt for p in Hops().problems(5, 0)])
+    row, result = evaluate(sampler, "hops", 5), sampler.generate([p.prompt for p in Hops().problems(5, 0)])
     assert result.forwards is not None
     assert row.forwards == pytest.approx(result.forwards.double().mean().item())
     assert row.forwards > row.nfe == result.steps.double().mean()

@@ -369,7 +369,7 @@ def test_names_with_options_round_trip() -> None:
         ("threshold:0.9,window=0", "window must be a whole number >= 1, got 0"),
         ("threshold:0.9,decay=-1", "decay must be a number >= 0, got -1"),
         ("threshold:0.9,spacing=x", "spacing=x is not a number"),
-        ("threshold:0.9,hold_eos", "'hold_eos' is not a number.*hold-eos, window=N"),
+        ("threshold:0.9,hold_eos", r"'hold_eos' is no option. Did you mean hold-eos\? Write threshold:.*window=N"),
         ("threshold:0.9,window=2,window=3", "window is given twice"),
         ("threshold:0.9,post=3", "post is for edit=T2T"),
         ("threshold:0.9,edit=0.5,scope=row", "scope must be block or all, got 'row'"),

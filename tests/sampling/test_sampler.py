@@ -268,6 +268,7 @@ def test_bad_input_is_refused(call: object, error: type[Exception], message: str
         (("tiny",), "model must be a model as load_model gives it, got str, .*from_pretrained takes a name"),
         ((None,), "model must be a model .* got NoneType"),
         ((random_model(), None, 5), "policy must be a name or an object with the policy interface, got 5"),
+        ((random_model(), None, Policy), "policy must be a name or an object .* got <class .*Policy"),
         ((random_model(), None, None, {}), "config must be a SamplerConfig, got dict"),
         ((random_model().double(),), "model computes in float64"),
     ],

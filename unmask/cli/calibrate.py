@@ -57,12 +57,12 @@ class Calibrate(Command):
         from unmask.sampling.prompts import with_chat_template
         from unmask.training.supervised import read_prompts
 
-        folder = self.output or Path(split_options(self.policy)[0])
-        if self.output is None and not folder.is_dir():
-            raise ValueError(f"--output is needed, a folder for the calibrated policy, as {self.policy} is none")
         policy = make_policy(self.policy)
         if policy.dial is None:
             raise ValueError(f"{self.policy} is a rule: it has a number of its own and no dial to calibrate")
+        folder = self.output or Path(split_options(self.policy)[0])
+        if self.output is None and not folder.is_dir():
+            raise ValueError(f"--output is needed, a folder for the calibrated policy, as {self.policy} is none")
         make_folder(folder)
         check_writable(folder / "config.json")
         instructions = True

@@ -156,8 +156,9 @@ def describe_learned(name: str) -> dict[str, Any]:
 
     policy, folder = bare_policy(name), resolve(name)
     assert isinstance(policy, Pretrained)
-    config, size = policy.config.to_dict(), sum(p.numel() for p in policy.parameters())
-    length = policy.config.trained_block_length
+    size, length = sum(p.numel() for p in policy.parameters()), policy.config.trained_block_length
+    config = policy.config.to_dict() | {"trained_block_length": None}
+    config["calibration"] = "\n".join(curve.summary for curve in policy.config.calibration) or None
     blocks = f"blocks of {length}" if length else "blocks of any length" if length is None else "full diffusion"
     kind = f"{policy.model_type}, {size:,} parameters, {blocks}"
     about = {"folder": str(folder), "policy": kind}

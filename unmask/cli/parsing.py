@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import (
     TYPE_CHECKING,
@@ -26,6 +27,7 @@ from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from unmask.config import Config
+from unmask.sampling.config import SamplerConfig
 from unmask.training.config_files import parse_pairs, parse_value
 
 
@@ -118,8 +120,8 @@ def given(options: Any, kind: type[Config]) -> dict[str, Any]:
 def parse(kind: type[Kind], arguments: Sequence[str], prog: str) -> Kind:
     """The ``kind`` that ``arguments`` spell. Raises ValueError for what they may not say, SystemExit after --help."""
 
-    def ask(**settings: Any) -> Any:
-        return tyro.cli(kind, args=arguments, prog=prog, config=STYLE, registry=REGISTRY, **settings)
+    def ask(args: Sequence[str] = arguments, **settings: Any) -> Any:
+        return tyro.cli(kind, args=args, prog=prog, config=STYLE, registry=REGISTRY, **settings)
 
     said = io.StringIO()
     try:
@@ -131,7 +133,23 @@ def parse(kind: type[Kind], arguments: Sequence[str], prog: str) -> Kind:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(reason(stop, said.getvalue())) from None
+        raise ValueError(unknown_option(ask, arguments) or reason(stop, said.getvalue())) from None
+
+
+def unknown_option(ask: Callable[..., Any], arguments: Sequence[str]) -> str:
+    """What to say of the first option in ``arguments`` that is none by the help of ``ask``; "" if all are known."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        ask(args=["--help"])
+    known = re.findall(r"^[│| ]*(--[\w-]+)", said.getvalue(), re.MULTILINE)
+    for word in arguments:
+        option = word.partition("=")[0].replace("_", "-")
+        if re.match(r"--\w", option) and option.replace("--no-", "--", 1) not in [*known, "--help"]:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            renamed = {**SamplerConfig.RENAMED, "policy": ""} if "--max-new-tokens" in known else {}
+            place = renamed.get(option[2:].replace("-", "_"))
+            return f"unknown option {option}{f'; use {place}' if place else hint}"
+    return ""
 
 
 def reason(stop: SystemExit, printed: str) -> str:
@@ -142,6 +160,4 @@ def reason(stop: SystemExit, printed: str) -> str:
             return str(cause)
         cause = cause.__context__
     rows = [row.strip("│| ") for row in printed.splitlines()[1:]]
-    text = " ".join(row for row in rows if row.strip("─-╰╯+")).partition(" For full helptext")[0]
-    close = re.search(r" (?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+)", text)
-    return f"{text[: close.start()]}; did you mean {close[1]}?" if close else text
+    return " ".join(row for row in rows if row.strip("─-╰╯+")).partition(" For full helptext")[0]

@@ -29,6 +29,7 @@ from unmask.sampling.infill import complete
 from unmask.sampling.prompts import describe_prompts
 from unmask.sampling.result import GenerationResult
 from unmask.sampling.sampler import Sampler
+from unmask.tasks import make_task
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.execution import pass_at_k
 from unmask.text import read_text
@@ -133,7 +134,7 @@ class Evaluation:
 
 def evaluate(
     sampler: Sampler,
-    task: Task,
+    task: Task | str,
     num_problems: int,
     problem_seed: int = 0,
     names: dict[str, str] | None = None,
@@ -142,7 +143,7 @@ def evaluate(
     on_finished: Callable[[int], None] = lambda finished: None,
     **overrides: Any,
 ) -> Evaluation:
-    """Decode ``num_problems`` problems of ``task`` (drawn with ``problem_seed``) and grade the completions.
+    """Decode ``num_problems`` problems of ``task`` (or its name; drawn with ``problem_seed``) and grade the completions.
 
     ``names`` gives the row's "model", "policy", "template" and further "settings"; ``overrides`` replace fields of the
     sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With
@@ -152,6 +153,7 @@ def evaluate(
     positive, or if all samples of a problem would be the same.
     """
     require(num_problems >= 1, f"num_problems must be positive, got {num_problems}")
+    task = make_task(task) if isinstance(task, str) else task
     config = sampler.config.updated(overrides)
     check_samples(samples, config, sampler)
     if config.seed is None:
@@ -267,7 +269,7 @@ def groups(values: Sequence[float], size: int) -> list[Sequence[float]]:
 
 def identity(
     sampler: Sampler,
-    task: Task,
+    task: Task | str,
     num_problems: int,
     problem_seed: int,
     names: Mapping[str, str] | None = None,

@@ -48,7 +48,11 @@ class Curve(Config):
         )
 
     def __repr__(self) -> str:
-        return f"Curve({self.setting}: NFE {self.falling[-1]:.2f} to {self.nfe[0]:.2f})"
+        return f"Curve({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        return f"{self.setting}: NFE {self.falling[-1]:.2f} to {self.nfe[0]:.2f}"
 
     @property
     def setting(self) -> str:

@@ -148,7 +148,7 @@ def _own_config(values: dict[str, Any], kind: type[Any]) -> Any:
     values = dict(values)
     found, version = values.pop("model_type", None), values.pop("format_version", None)
     if found != kind.model_type:
-        raise ValueError(f"model_type must be {kind.model_type!r}, got {found!r}")
+        raise ValueError(f"model_type must be {kind.model_type!r}, got {found!r}; load_policy reads every kind")
     if version != FORMAT_VERSION:
         raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version!r}")
     return kind.config_type.from_dict(values)

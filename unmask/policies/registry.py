@@ -32,7 +32,7 @@ def as_policy(policy: object) -> UnmaskingPolicy:
         return policy
     if isinstance(policy, str):
         return make_policy(policy)
-    if not callable(getattr(policy, "decide", None)):
+    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
         raise TypeError(f"policy must be a name or an object with the policy interface, got {policy!r}")
     return Adapted(policy)
 
@@ -112,9 +112,11 @@ def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
         try:
             values.append(float(text))
         except ValueError:
+            close = difflib.get_close_matches(text.strip(), USAGE.split(", "), n=1)
+            hint = f"is no option. Did you mean {close[0]}?" if close else "is not a number."
             raise ValueError(
-                f"policy {spec!r}: {text!r} is not a number; write {rule.usage()}, for instance {rule.example()}, and "
-                f"any of {USAGE} behind it"
+                f"policy {spec!r}: {text!r} {hint} Write {rule.usage()}, for instance {rule.example()}, and any of "
+                f"{USAGE} behind it"
             ) from None
     return values
 
