@@ -92,13 +92,16 @@ def test_commands_of_pages_run(
         assert main(words[1:]) == 0, f"{line}: {capsys.readouterr().err}"
 
 
-def test_programs_of_the_index_run() -> None:
-    names: dict[str, object] = {}
-    for block in re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.DOTALL
-    ):
-        exec(block, names)
-    assert names["sampler"]
+@pytest.mark.parametrize("page", ["index.md", "policies.md"])
+def test_programs_of_pages_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, {})
+    if page == "policies.md":
+        assert main(["compare", "rows.csv", "--against", "FromTheLeft"]) == 0
+    assert re.search(r"Kim|\| `threshold:0.8,hold-eos` \| .* \| `FromTheLeft` ", capsys.readouterr().out)
 
 
 def test_python_of_the_readme_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

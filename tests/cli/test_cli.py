@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,7 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert "calibration      max_new_tokens=64, full diffusion, temperature=0, hold-eos: NFE 1.99 to 7.27\n" in (
         capsys.readouterr().out
     )
+    assert warnings.formatwarning(UserWarning("blocks\x1b"), UserWarning, "a.py", 1) == "warning: blocks\\x1b\n"
     assert main(["policies", "tiny"]) == 0
     printed = capsys.readouterr().out
     assert "unmask-policy, 92,097 parameters, full diffusion" in printed

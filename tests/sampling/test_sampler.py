@@ -86,9 +86,9 @@ def test_an_object_that_decides_is_a_policy() -> None:
     sampler = Sampler(random_model(), policy=First(), config=SamplerConfig(6, 3, stop_at_eos=False))  # type: ignore[arg-type]
     assert [e.positions[0] for e in sampler.stream([[1]])] == [[i] for i in range(6)]
     assert sampler.policy.spec == "First"
-    for decision in (Decision(), Decision(torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6))):
+    for decision in (Decision(), Decision(torch.ones(1, 6, dtype=torch.bool), torch.zeros(1, 6)), torch.ones(1, 6)):
         sampler.policy.decide = lambda observation, decision=decision: decision  # type: ignore[method-assign, misc]
-        with pytest.raises(TypeError, match="exactly one of select and logits"):
+        with pytest.raises(TypeError, match="exactly one of select and logits|must return a Decision.*, got Tensor"):
             sampler.generate([[1]])
 
 

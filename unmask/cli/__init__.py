@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -16,7 +17,7 @@ from unmask.text import printable
 COMMANDS = {
     "generate": "complete prompts and watch the buffer fill in",
     "trace": "write a page that plays a decoding step by step",
-    "train": "learn an unmasking policy by reinforcement learning",
+    "train": "learn a policy by rewards, or without (train set, train distill)",
     "chat": "talk with a model and watch its answers fill in",
     "evaluate": "accuracy against forwards, policy by policy",
     "compare": "paired differences between evaluated policies",
@@ -92,6 +93,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     from unmask.cli.parsing import parse
 
     keep_freed_memory()
+    warnings.formatwarning = lambda message, *place, **line: f"warning: {printable(str(message))}\n"
     if logging.lastResort:
         logging.lastResort.setFormatter(Printable())
     command = getattr(import_module(f"unmask.cli.{MODULES.get(name, name)}"), name.title().replace("_", ""))

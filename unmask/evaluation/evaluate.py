@@ -143,7 +143,7 @@ def evaluate(
     on_finished: Callable[[int], None] = lambda finished: None,
     **overrides: Any,
 ) -> Evaluation:
-    """Decode ``num_problems`` problems of ``task`` (or its name; drawn with ``problem_seed``) and grade the completions.
+    """Decode ``num_problems`` problems of ``task`` (or its name), drawn with ``problem_seed``, and grade completions.
 
     ``names`` gives the row's "model", "policy", "template" and further "settings"; ``overrides`` replace fields of the
     sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With

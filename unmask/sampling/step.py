@@ -41,9 +41,11 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
     """Draw an action from the decision's logits, if it has logits, and commit it to ``state`` in place.
 
     Returns the rank (N, L) int32 of every position: 0 where a token was committed, or for ``actions="dpls"`` the order
-    of the draw; :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1. Raises TypeError for a decision
-    without exactly one of ``select`` and ``logits``.
+    of the draw; :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1. Raises TypeError for what is no
+    :class:`Decision`, and for one without exactly one of ``select`` and ``logits``.
     """
+    if not isinstance(decision, Decision):
+        raise TypeError(f"the policy's decide must return a Decision(select=...), got {type(decision).__name__}")
     action = decision.logits if decision.select is None else decision.select
     if action is None or (decision.select is not None and decision.logits is not None):
         raise TypeError("the policy's decide must set exactly one of select and logits")
