@@ -269,7 +269,7 @@ def groups(values: Sequence[float], size: int) -> list[Sequence[float]]:
 
 def identity(
     sampler: Sampler,
-    task: Task | str,
+    task: Task,
     num_problems: int,
     problem_seed: int,
     names: Mapping[str, str] | None = None,
