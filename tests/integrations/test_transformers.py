@@ -112,6 +112,7 @@ def test_both_forms_decode_as_the_sampler(model: Any, form: str, settings: dict[
         ({"do_sample": False, "top_p": 0.9}, "top_p=0.9 has no effect without do_sample=True, got do_sample=False"),
         ({"num_beams": None, "use_cache": True, "pad_token_id": 3, "logits_processor": []}, {}),
         ({"num_beams": 4}, r"num_beams=4 has no meaning"),
+        ({"gen_length": 8}, r"gen_length=8 has no meaning.*; use max_new_tokens$"),
         ({"blok_length": 8}, r"blok_length=8 has no meaning.*block_length"),
         ({"temperature": 0.7}, r"temperature=0.7 has no effect without do_sample=True, got do_sample=None"),
         ({"max_length": 10}, r"max_length must be an integer above the 10 tokens of the prompt, .* got 10"),

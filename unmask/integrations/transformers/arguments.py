@@ -48,9 +48,10 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
     given = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
     for name, value in given.items():
         if name not in MEANT and not asks_for_nothing(name, value):
+            known = f"the arguments are {', '.join(MEANT)} and the fields of SamplerConfig: {', '.join(SETTINGS)}"
+            hint = f"use {SamplerConfig.RENAMED[name]}" if name in SamplerConfig.RENAMED else known
             raise ValueError(
-                f"{name}={shortened(value)} has no meaning when a masked diffusion model is decoded; the arguments are "
-                f"{', '.join(MEANT)} and the fields of SamplerConfig: {', '.join(SETTINGS)}"
+                f"{name}={shortened(value)} has no meaning when a masked diffusion model is decoded; {hint}"
             )
     if "max_new_tokens" in given:
         settings["max_new_tokens"] = given["max_new_tokens"]  # SamplerConfig checks it
