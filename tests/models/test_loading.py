@@ -330,6 +330,8 @@ def test_hub_failures_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(ConnectionError, match=r"'some/model' is neither a packaged model .*Cannot find .*offline\?"):
         load_model("some/model")
+    with pytest.raises(ConnectionError, match=r"nor a local folder \(did you mean little\?\)"):
+        load_model("litle")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
         load_model("some/model")

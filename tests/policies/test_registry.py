@@ -20,6 +20,8 @@ def test_names_round_trip(spec: str) -> None:
 
 WRONG = [
     ("treshold:0.9", "Did you mean threshold:0.9.*entropy-bound:GAMMA"),
+    ("litle", "Did you mean little"),
+    ("little,hold_eos", "Did you mean hold-eos"),
     ("greedy", "unknown policy 'greedy'.*Known are random:STEPS"),
     ("", "unknown policy ''"),
     ("threshold", r"threshold takes threshold:LAMBDA\[,LEAST\], for instance threshold:0.9"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def find_folder(name_or_path: str | Path, revision: str | None, patterns: tuple[
 
 def download(name: str, revision: str | None, patterns: tuple[str, ...], packaged: tuple[str, ...] = ()) -> Path:
     """The local copy of a hub repository's top-level files, downloaded if it is not in the cache."""
+    close = difflib.get_close_matches(name, packaged, n=1)
     known = f"{name!r} is neither a packaged model ({', '.join(packaged) or 'none'}) nor a local folder"
+    known += f" (did you mean {close[0]}?)" if close else ""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError

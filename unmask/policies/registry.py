@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,8 +113,8 @@ def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
         try:
             values.append(float(text))
         except ValueError:
-            close = difflib.get_close_matches(text.strip(), USAGE.split(", "), n=1)
-            hint = f"is no option. Did you mean {close[0]}?" if close else "is not a number."
+            meant = _meant(text.strip(), USAGE.split(", "))
+            hint = f"is no option.{meant}" if meant else "is not a number."
             raise ValueError(
                 f"policy {spec!r}: {text!r} {hint} Write {rule.usage()}, for instance {rule.example()}, and any of "
                 f"{USAGE} behind it"
@@ -121,9 +122,15 @@ def _parse(rule: type[Heuristic], spec: str, numbers: str) -> list[float]:
     return values
 
 
+def _meant(word: str, known: Iterable[str]) -> str:
+    """The question whether the nearest of ``known`` was meant; "" if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {HEURISTICS[close[0]].example() if close[0] in HEURISTICS else close[0]}?" if close else ""
+
+
 def _unknown(spec: str, name: str) -> str:
-    close = difflib.get_close_matches(name, HEURISTICS, n=1)
-    hint = f" Did you mean {HEURISTICS[close[0]].example()}?" if close else ""
+    _, _, option = spec.partition(",")
+    hint = _meant(option, USAGE.split(", ")) if option else _meant(name, [*HEURISTICS, *files.packaged_policies()])
     known = ", ".join([*(rule.usage() for rule in HEURISTICS.values()), "edit:M2T,T2T[,POST]"])
     return (
         f"unknown policy {spec!r}.{hint} Known are {known}, and the folder, packaged name or hub id (user/name) of a "
