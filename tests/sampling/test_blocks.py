@@ -154,6 +154,13 @@ def prompts(lengths: tuple[int, ...] = (7, 1, 16, 4, 9, 12, 3, 8)) -> list[list[
     return [torch.randint(0, EOS, (n,), generator=generator).tolist() for n in lengths]
 
 
+def random_policy(**config: Any) -> Policy:
+    policy = Policy(PolicyConfig(**config)).requires_grad_(False)
+    for p in policy.parameters():
+        p += 0.1 * torch.randn_like(p)
+    return policy
+
+
 def same(a: GenerationResult, b: GenerationResult) -> bool:
     return torch.equal(a.completions, b.completions) and torch.equal(a.steps, b.steps)
 
@@ -189,15 +196,19 @@ def test_cached_equals_uncached_alone_and_in_any_batch(
         assert same(sampler.result(alone, config, sampler.steps(alone, config)), part(plain, row))
 
 
+@pytest.mark.parametrize("context", ["block", "full"])
 @pytest.mark.parametrize("actions", ["greedy", "bernoulli-argmax", "dpls"])
-def test_learned_policies_of_the_block(model: Transformer, actions: str) -> None:
+def test_learned_policies(model: Transformer, actions: str, context: Any) -> None:
+    """What the other prompts need of the buffer does not matter to one that sees all of it."""
     torch.manual_seed(3)
-    sampler = Sampler(model, policy=Policy(PolicyConfig(context="block", num_confidences=3)))
+    sampler = Sampler(model, policy=random_policy(context=context, num_confidences=3))
+    given = prompts((1, 7, 16, 4, 9, 12, 3, 8))
     settings = {"max_new_tokens": 19, "block_length": 4, "actions": actions, "seed": 5}
-    plain = sampler.generate(prompts(), cache="none", **settings)
+    plain = sampler.generate(given, cache="none", **settings)
     assert not (plain.completions == MASK).any()
     for how in ({}, {"max_batch_size": 3}):
-        assert same(sampler.generate(prompts(), **settings, **how), plain), how
+        assert same(sampler.generate(given, **settings, **how), plain), how
+    assert same(sampler.generate(given[:1], **settings), part(plain, 0))
 
 
 def test_recordings_replay_learned_policies(model: Transformer) -> None:

@@ -15,17 +15,18 @@ from unmask.sampling.forward import model_attention
 def room_for(model: Any, config: SamplerConfig, ids: Tensor, attention: Tensor | None) -> tuple[int, Tensor | None]:
     """The buffer's length behind prompts ``ids`` (B, P), and where each row's last block ends (B,) in the canvas.
 
-    A model that sees whole blocks decodes the last one whole; what lies behind ``max_new_tokens`` is cut later. None:
-    rows end with the buffer.
+    A model that sees whole blocks decodes the last one whole; what lies behind ``max_new_tokens`` is cut later. The
+    buffer is as long as any prompt may need, because policies see all of it: rows must not depend on each other's
+    prompts. None: rows end with the buffer.
     """
     length, block, start = config.max_new_tokens, config.block_length or 1, ids.shape[1]
     if model_attention(model) == "bidirectional":
         return length, None
-    real = torch.zeros(len(ids), dtype=torch.int64)
-    if model_attention(model) == "block-causal":
-        real += start if attention is None else attention.sum(1).cpu()
-    ends = start - real + (real + length + block - 1) // block * block
-    return int(ends.amax()) - start if len(ends) else length, ends
+    if model_attention(model) != "block-causal":
+        room = -(-length // block) * block
+        return room, torch.full((len(ids),), start + room)
+    real = torch.full((len(ids),), start) if attention is None else attention.sum(1).cpu()
+    return length + block - 1, start - real + (real + length + block - 1) // block * block
 
 
 def blocks_of(
