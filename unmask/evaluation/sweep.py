@@ -104,9 +104,18 @@ def further(config: SamplerConfig, asked: Mapping[str, Any]) -> str:
 
 
 def named_policies(names: Iterable[str]) -> list[tuple[str, UnmaskingPolicy]]:
-    """Labels and policies of ``names``: LABEL=POLICY names one, "heuristics" is most rules at several settings."""
-    every = [one for name in names for one in (HEURISTICS if name == "heuristics" else (name,))]
-    return [(label, make_policy(place)) for label, place in map(split_label, every)]
+    """Labels and policies of ``names``: LABEL=POLICY names one, "heuristics" is most rules at several settings.
+
+    Raises ValueError for a label of two policies: a row is known by it, and would be taken for the other's.
+    """
+    every = [split_label(one) for name in names for one in (HEURISTICS if name == "heuristics" else (name,))]
+    places: dict[str, str] = {}
+    for label, place in every:
+        if places.setdefault(label, place) != place:
+            raise ValueError(
+                f"policies: {label!r} is the label of {places[label]!r} and of {place!r}; give each its own"
+            )
+    return [(label, make_policy(place)) for label, place in every]
 
 
 def split_label(text: str) -> tuple[str, str]:

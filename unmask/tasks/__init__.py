@@ -66,9 +66,19 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
 
 
 def fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``options`` of the task called ``name``; ValueError names one that is of another type than its field."""
+    """The ``options`` of the task called ``name``.
+
+    ValueError names one that is of another type than its field, or a least number above the most.
+    """
     hints = get_type_hints(TASKS[name])
-    return {option: checked(f"{name}: {option}", value, hints[option]) for option, value in options.items()}
+    fitted = {option: checked(f"{name}: {option}", value, hints[option]) for option, value in options.items()}
+    known = {f.name: f.default for f in fields(TASKS[name])} | fitted  # type: ignore[arg-type]
+    for low, least in known.items():
+        high = f"max_{low.removeprefix('min_')}" if low.startswith("min_") else low
+        most = known.get(high, least)
+        if isinstance(least, int) and isinstance(most, int) and least > most:
+            raise ValueError(f"{name}: {low}={least} is more than {high}={most}")
+    return fitted
 
 
 def imported(name: str) -> type[Task]:
