@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ PROMPT = "cEaCfBeGgD:a="
 BOTH = pytest.mark.parametrize("kind", KINDS)
 
 
-def make_trainer(folder: Path, kind: str = "set", **changes: Any) -> SupervisedTrainer:
-    model, tokenizer = tiny()
+def make_trainer(folder: Path, kind: str = "set", model: Any = None, **changes: Any) -> SupervisedTrainer:
+    packaged, tokenizer = tiny()
     trainer, config = KINDS[kind]
     settings = config.from_dict({**SUPERVISED, "output_dir": str(folder), **changes})
-    made: SupervisedTrainer = trainer(settings, model=model, tokenizer=tokenizer)
+    made: SupervisedTrainer = trainer(settings, model=model or packaged, tokenizer=tokenizer)
     return made
 
 
@@ -159,6 +160,14 @@ def test_it_learns(kind: str, tmp_path: Path) -> None:
     values = [trainer.step() for _ in range(5)]
     share = {"set": 0.85, "distill": 0.95}[kind]  # a policy of single positions does not see tokens
     assert values[-1]["loss"] < share * values[-1]["model_loss"]
+
+
+@BOTH
+def test_undefined_logits_end_a_run(kind: str, tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny()[0])
+    model.lm_head.weight.data[5] = torch.nan
+    with pytest.raises(FloatingPointError, match="logits were undefined"):
+        make_trainer(tmp_path, kind, model).train()
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:

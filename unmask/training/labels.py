@@ -223,6 +223,7 @@ class Collector:
             row |= {"said": torch.where(o.allowed, o.candidates, before), **vars(self.kind.of(o))}
             live = record.took & row["valid"].any(dim=1)
             kept.append({name: value[live] for name, value in row.items()})
+        whole.raise_if_undefined()
         states = {name: torch.cat([row[name] for row in kept]) for name in kept[0]}
         if self.config.labels == "agreement":
             final = decoded(self.careful, parts_of(self.careful, ids, config)[0].state, config) if own else whole.buffer
