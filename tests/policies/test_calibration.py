@@ -148,8 +148,8 @@ def test_calibrating_from_the_command_line(
     shown = capsys.readouterr().out
     assert f"{found.at(float(target)):g}" in shown.splitlines()[2]
     for words, message in (
-        (["calibrate", "threshold:0.9"], "--output is needed"),
-        (["calibrate", "threshold:0.9", "--output", str(tmp_path)], "is a rule"),
+        (["calibrate", "tiny"], "--output is needed"),
+        (["calibrate", "threshold:0.9"], "is a rule"),
         (["evaluate", "--policies", "threshold:0.9", "--targets", "5"], "none of the policies is learned"),
     ):
         assert main(words) == 2

@@ -94,6 +94,21 @@ def test_decide_agrees_with_the_module(fields: dict, alpha: float | None, length
     assert torch.allclose(logits[o.allowed], replay(policy, o)[o.allowed], atol=2e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"alpha_conditioned": True}, {"hidden_size": 40, "ffn_size": 24}])
+@pytest.mark.parametrize(("length", "block_length"), [(96, 32), (25, 8), (9, 8)])
+def test_a_row_alone_has_the_same_logits_to_the_bit(fields: dict, length: int, block_length: int) -> None:
+    """Also where the last block is shorter, which the op does not compute."""
+    policy = random_policy(context="block", **fields)
+    o = observe(64, length, block_length, alpha=0.5 if policy.conditioned else None)
+    condition = None if o.alpha is None else policy.condition(o.alpha[:1]).expand(64, -1)
+    whole = policy.decide(replace(o, condition=condition)).logits
+    for b in range(0, 63, 5):
+        row = {name: value[b : b + 1] if isinstance(value, Tensor) else value for name, value in vars(o).items()}
+        row["condition"] = None if condition is None else condition[:1]
+        alone = policy.decide(Observation(**row)).logits
+        assert torch.equal(alone[0], whole[b]), b
+
+
 @pytest.mark.parametrize(("length", "block_length"), [(96, 32), (40, 16)])
 def test_block_context_is_the_network_on_the_block_alone(length: int, block_length: int) -> None:
     policy = random_policy(context="block")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask import ops
+from unmask.ops.reference.checks import wide_dtype
+from unmask.ops.reference.policy_forward import network
 from unmask.policies.base import Decision, Observation, tensor_addresses
 from unmask.policies.config import PolicyConfig
 from unmask.policies.network import PolicyNetwork
@@ -93,19 +95,15 @@ class Policy(PolicyNetwork, Pretrained):
     def _logits(self, o: Observation) -> Tensor:
         if o.marks_ends != self.marks_ends:
             raise ValueError(f"the policy needs observation.marks_ends={self.marks_ends}, got {o.marks_ends}")
-        confidence = o.drawn
-        whole = self.config.context == "full" or (o.phase is None and o.block_length >= o.length)
-        # The keys outside of a shorter first or last block must be hidden.
-        ragged = not whole and (o.phase is not None or o.length % o.block_length != 0)
-        if ragged or not self._kernel_takes():
-            logits = self(o.mask, confidence, o.time, o.alpha, o.allowed, o.block_length, o.phase)
-            return logits.float().masked_fill(~o.allowed, float("-inf"))
         condition = o.condition if o.condition is not None or o.alpha is None else self.condition(o.alpha)
-        if whole:
-            return self._fused(o.mask, confidence, o.time, condition, o.allowed)
-        block = _Block(o.allowed, o.block_length)
-        logits = self._fused(block.cut(o.mask), block.cut(confidence), o.time, condition, block.cut(o.allowed))
-        return block.spread(logits)
+        given, valid, block = (o.mask, o.drawn, o.allowed), None, None
+        if self.config.context != "full" and (o.phase is not None or o.block_length < o.length):
+            block = _Block(o.allowed, o.block_length, o.phase)
+            given = (block.cut(o.mask), block.cut(o.drawn), block.cut(o.allowed))
+            if o.phase is not None or o.length % o.block_length:
+                valid = block.inside  # the keys outside of a shorter first or last block must be hidden
+        logits = self._computed(*given, o.time, condition, valid)
+        return logits if block is None else block.spread(logits)
 
     @torch.no_grad()
     def condition(self, alpha: Tensor) -> Tensor | None:
@@ -113,19 +111,40 @@ class Policy(PolicyNetwork, Pretrained):
         condition = self.alpha_condition(alpha.shape[0], alpha)
         return None if condition is None else torch.cat(condition, dim=1).float()
 
-    def _fused(
-        self, mask: Tensor, confidence: Tensor, time: Tensor, condition: Tensor | None, allowed: Tensor
+    def _computed(
+        self,
+        mask: Tensor,
+        confidence: Tensor,
+        allowed: Tensor,
+        time: Tensor,
+        condition: Tensor | None,
+        valid: Tensor | None,
     ) -> Tensor:
-        time = self.clock(mask, time)
-        if self.config.zero_mask:
-            mask = torch.zeros_like(mask)
-        weights = self.packed_weights()
+        """Logits (B, L) float32 of a buffer or block, -inf where not ``allowed``.
+
+        The op does not know of ``valid`` keys. Plain torch computes in float64, as rounding to float32 hides that its
+        sums depend on the batch's size.
+        """
+        time = self.clock(mask, time, valid)
+        mask = torch.zeros_like(mask) if self.config.zero_mask else mask
         added = shift = None
         if condition is None:
             self.alpha_condition(mask.shape[0], None)  # raises if the policy is conditioned
         else:
             added, shift = condition.split((self.config.hidden_size, 1), dim=1)
-        logits = ops.policy_forward(weights, mask, confidence.float(), time, allowed, added)
+        if valid is None and self._kernel_takes():
+            logits = ops.policy_forward(self.packed_weights(), mask, confidence.float(), time, allowed, added)
+        else:
+            wide = wide_dtype(mask.device)
+            weights = [weight.to(wide) for weight in self.kernel_parameters()]
+            numbers = (
+                confidence.to(wide),
+                time.to(wide),
+                self.rotary.to(wide),
+                None if added is None else added.to(wide),
+            )
+            logits = network(weights, self.config.num_heads, mask, *numbers, valid).float()
+            logits = logits.masked_fill(~allowed, float("-inf"))
         if self.config.steepness:
             logits = logits + self.rule_logits(confidence)
         return logits if shift is None else logits + shift

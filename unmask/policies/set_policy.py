@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask import ops
+from unmask.ops.reference.checks import wide_dtype
 from unmask.ops.reference.policy_forward import rotary_frequencies
 from unmask.ops.reference.select_set import (
     MOST_LAYERS,
@@ -218,12 +219,14 @@ class SetPolicy(Pretrained):
     def decide(self, observation: Observation) -> Decision:
         o, c, proposals = observation, self.config, proposed(observation)
         risk = o.token_confidence.new_full((len(o.mask),), c.default_risk) if o.alpha is None else o.alpha.float()
-        rest = (self.table(), proposals, o.allowed, risk, c.sure, c.max_runs)
+        given, limits = (self.table(), proposals, o.allowed), (c.sure, c.max_runs)
         if self._kernel_takes():
-            select, score = ops.select_set(self.packed_weights(), *rest)
+            select, score = ops.select_set(self.packed_weights(), *given, risk, *limits)
         else:
-            select, score = selected(self.weights, self.frequencies, *rest)
-        return Decision(select=select, score=score)
+            wide = wide_dtype(risk.device)  # see unmask.ops.reference.select_set
+            weights = [w.to(wide) for w in self.weights]
+            select, score = selected(weights, self.frequencies.to(wide), *given, risk.to(wide), *limits)
+        return Decision(select=select, score=score.float())
 
     def captured_state(self) -> tuple[int, ...]:
         packed = [self.packed_weights().packed] if self._kernel_takes() else []

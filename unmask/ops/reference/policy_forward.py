@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unmask.ops.library import fallback
 from unmask.ops.policy_forward import unsupported_sizes
-from unmask.ops.reference.checks import check_tensors
+from unmask.ops.reference.checks import check_tensors, wide_dtype
 
 
 @fallback
@@ -26,9 +26,13 @@ def policy_forward(
     time: Tensor,
     rows: Tensor | None,
     cond: Tensor | None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
+    """Arguments and result of the op, with no shortcut.
+
+    In float64 unless ``dtype`` says otherwise: rounding to float32 hides that sums depend on the batch's size.
+    """
+    wide = dtype or wide_dtype(mask.device)
     if problem := unsupported_sizes(hidden, heads, ffn, confidences):
         raise ValueError(problem)
     d = hidden
@@ -44,9 +48,9 @@ def policy_forward(
         cond=(cond, torch.float32, "BD"),
         packed=(packed, torch.float32, "N"),
     )
-    tensors = [part.view(shape) for part, shape in zip(packed.to(dtype).split(counts), shapes, strict=True)]
-    rotary, added = rotary_frequencies(d // heads).to(tensors[0]), None if cond is None else cond.to(dtype)
-    logits = network(tensors, heads, mask, confidence.to(dtype), time.to(dtype), rotary, added)
+    tensors = [part.view(shape) for part, shape in zip(packed.to(wide).split(counts), shapes, strict=True)]
+    rotary, added = rotary_frequencies(d // heads).to(tensors[0]), None if cond is None else cond.to(wide)
+    logits = network(tensors, heads, mask, confidence.to(wide), time.to(wide), rotary, added).to(dtype or torch.float32)
     return logits if rows is None else logits.masked_fill(~rows, -math.inf)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unmask.ops.library import fallback
 from unmask.ops.policy_forward import unsupported_sizes
-from unmask.ops.reference.checks import check, check_tensors
+from unmask.ops.reference.checks import check, check_tensors, wide_dtype
 from unmask.ops.reference.policy_forward import rotary_frequencies, rotate
 from unmask.ops.select_set import Proposals
 
@@ -44,9 +44,13 @@ def select_set(
     risk: Tensor,
     sure: float,
     runs: int,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Arguments and result of the op, computed in ``dtype`` with no shortcut."""
+    """Arguments and result of the op, with no shortcut.
+
+    In float64 unless ``dtype`` says otherwise: rounding to float32 hides that sums depend on the batch's size.
+    """
+    dtype = dtype or wide_dtype(mask.device)
     check(confidence.ndim == 3, "confidence", "shape (B, L, K)", tuple(confidence.shape))
     confidences = confidence.shape[-1]
     if problem := unsupported_sizes(hidden, heads, ffn, confidences):
