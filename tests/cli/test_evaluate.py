@@ -124,6 +124,12 @@ def test_a_label_means_the_same_policy(made: list[str], tmp_path: Path) -> None:
     assert [row.policy for row in rows] == ["mine"] * 3
     assert len({row.policy_sha256 for row in rows}) == 3
     assert all(len(row.policy_sha256) == 12 for row in rows)
+    for number, other in enumerate((f"{folder},hold-eos", "threshold:0.9", "factor:1,window=4"), start=4):
+        command[-3] = f"mine={other}"
+        assert main(command) == main(command) == 0
+        assert len(made) == number
+    hidden = ["policy=hold-eos", "policy=threshold:0.9", "policy=factor:1.0,window=4"]
+    assert [row.settings for row in read_csv(output)][3:] == hidden
 
 
 def test_a_policy_is_evaluated_as_it_was_trained(made: list[str], tmp_path: Path) -> None:

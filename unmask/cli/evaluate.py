@@ -130,7 +130,7 @@ class Evaluate(Command):
 
     def jobs(self, tasks: Sequence[Task], options: Mapping[str, Any]) -> list[Job]:
         """All rows the command line asks for. Whatever could be wrong with them is found here, before any work."""
-        from unmask.evaluation.sweep import ONE_BY_ONE, Job, further, named_policies, variants
+        from unmask.evaluation.sweep import ONE_BY_ONE, Job, behind, further, named_policies, variants
         from unmask.sampling.forward import shows_attention
         from unmask.sampling.prompts import with_chat_template
         from unmask.sampling.sampler import Sampler
@@ -164,7 +164,8 @@ class Evaluate(Command):
                     config = base.config.updated({**chosen, "block_length": regime})
                     sampler = Sampler(base.model, tokenizer, policy, config)
                     sampler.check_config(config)
-                    notes = " ".join([further(config, asked | loaded), *own]).strip()
+                    hidden = behind(label, self.policies, policy)
+                    notes = " ".join(filter(None, [further(config, asked | loaded), hidden, *own]))
                     about = {**names, "policy": label, "settings": notes, "template": template}
                     jobs += [Job(sampler, asking, count, seed, about, self.samples) for seed in self.seeds]
         return jobs

@@ -19,7 +19,7 @@ Setting = list[Evaluation]
 """Rows of one policy at one setting, which differ in their seed alone."""
 SETTING = ("policy", "policy_sha256", "alpha", "policy_scale", "actions", "samples", "template", "settings")
 """Fields that tell settings of one comparison apart; ``target_nfe`` is in the last."""
-OWN_SETTINGS = ("target_nfe=", "policy_temperature=")
+OWN_SETTINGS = ("policy=", "target_nfe=", "policy_temperature=")
 """Words of a row's settings that belong to its policy."""
 ABOUT = "Differences are paired by problem, ± their standard error, clustered by prompt; NFE = forwards per sequence."
 

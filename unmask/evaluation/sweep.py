@@ -15,6 +15,7 @@ from unmask.evaluation.evaluate import Evaluation, check_samples, completions_in
 from unmask.evaluation.results import read_csv, write_csv
 from unmask.files import locked
 from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.options import Options
 from unmask.policies.registry import make_policy
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import Sampler
@@ -123,6 +124,16 @@ def split_label(text: str) -> tuple[str, str]:
     label, equals, place = text.partition("=")
     named = equals and label and place and "," not in label  # behind a comma, it is an option's value
     return (label, place) if named and not Path(text).exists() else (text, text)
+
+
+def behind(label: str, names: Iterable[str], policy: UnmaskingPolicy) -> str:
+    """What the label of one of ``names`` hides of its policy, as text: a rule's name, the options of a learned one,
+    whose weights a row knows by their digest; "" where the label is the name."""
+    if dict(map(split_label, names)).get(label, label) == label:
+        return ""
+    options = getattr(policy, "options", None)
+    hidden = policy.spec if not policy.learned else options.text if isinstance(options, Options) else ""
+    return f"policy={hidden}" if hidden else ""
 
 
 def variants(
