@@ -203,6 +203,7 @@ def test_pass_at_k(made: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--temperature", "-1"], "temperature must be at least 0, got -1"),
         (["--task-options", "path"], "'path' is not NAME=VALUE"),
         (["--task", "hops", "--task-options", "max_hops=3"], "hops: min_hops=4 is more than max_hops=3"),
+        (["--task", "sums", "--task-options", "max_result=0"], "sums: max_result must be at least 1, got 0"),
         (["--policies", "A=threshold:0.9", "A=factor:1"], "'A' is the label of 'threshold:0.9' and of 'factor:1'"),
         (["--cache", "exact"], 'cache="exact" is for models whose tokens see no later block'),
         (["--chat-template"], "WordTokenizer has no chat template"),

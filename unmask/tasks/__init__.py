@@ -68,9 +68,9 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
 def fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The ``options`` of the task called ``name``.
 
-    ValueError names one that is of another type than its field, or a least number above the most.
+    ValueError names one that its field does not take, or a least number above the most.
     """
-    hints = get_type_hints(TASKS[name])
+    hints = get_type_hints(TASKS[name], include_extras=True)
     fitted = {option: checked(f"{name}: {option}", value, hints[option]) for option, value in options.items()}
     known = {f.name: f.default for f in fields(TASKS[name])} | fitted  # type: ignore[arg-type]
     for low, least in known.items():

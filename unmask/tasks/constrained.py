@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
+from unmask.config import Count, PositiveInt
 from unmask.tasks.base import Problem
 from unmask.tasks.words import ANIMALS, COLOURS, FOODS, NAMES, Content, WordedTask, items_of, listed
 
@@ -61,8 +62,8 @@ class Line(WordedTask):
         "People wait in a line: {people}. {order}.",
         "The line is {people}. {order}.",
     )
-    min_people: int = 3
-    max_people: int = 8
+    min_people: PositiveInt = 3
+    max_people: PositiveInt = 8
     order: str | None = None
     name: str = "line"
 
@@ -109,8 +110,8 @@ class Letters(WordedTask):
         "{letters}: which {kind} begin so?",
         "List different {kind} that begin with {letters}.",
     )
-    min_words: int = 2
-    max_words: int = 10
+    min_words: PositiveInt = 2
+    max_words: PositiveInt = 10
     name: str = "letters"
 
     def draw(self, rng: random.Random) -> Content:
@@ -167,10 +168,10 @@ class Latin(WordedTask):
         "Complete the square {square}. Every row and column has {symbols}.",
         "Complete the square: {square}. Use {symbols}, each once in every row and column.",
     )
-    min_size: int = 3
-    max_size: int = 4
-    min_clues: int = 0
-    max_clues: int = 5
+    min_size: PositiveInt = 3
+    max_size: PositiveInt = 4
+    min_clues: Count = 0
+    max_clues: Count = 5
     name: str = "latin"
 
     def symbols(self, rng: random.Random, size: int) -> list[str]:
@@ -209,8 +210,8 @@ class Grid(Latin):
         "Fill the sudoku {square}",
         "Complete the sudoku: {square}",
     )
-    min_size: int = 4
-    min_clues: int = 1
+    min_size: PositiveInt = 4
+    min_clues: Count = 1
     name: str = "grid"
 
     def symbols(self, rng: random.Random, size: int) -> list[str]:

@@ -14,6 +14,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from unmask.config import PositiveInt
 from unmask.tasks.base import Problem, Task
 
 NODES = "abcdefghijklmnop"
@@ -26,9 +27,9 @@ class Hops(Task):
     ``shortcut`` is the share of responses that skip the hops; it shapes training data, not grading.
     """
 
-    nodes: int = 12
-    min_hops: int = 4
-    max_hops: int = 7
+    nodes: PositiveInt = 12
+    min_hops: PositiveInt = 4
+    max_hops: PositiveInt = 7
     shortcut: float = 0.4
     name: str = "hops"
 

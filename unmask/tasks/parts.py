@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from unmask.config import PositiveInt
 from unmask.tasks.base import Problem
 from unmask.tasks.words import (
     ANIMALS,
@@ -77,8 +78,8 @@ class Quiz(Exact):
         "Questions: {questions}",
         "Answer all questions: {questions}",
     )
-    min_questions: int = 2
-    max_questions: int = 12
+    min_questions: PositiveInt = 2
+    max_questions: PositiveInt = 12
     name: str = "quiz"
 
     def draw(self, rng: random.Random) -> Content:
@@ -99,8 +100,8 @@ class Form(Exact):
         "{facts} Write down {fields}.",
         "Write down {fields}. {facts}",
     )
-    min_fields: int = 2
-    max_fields: int = 9
+    min_fields: PositiveInt = 2
+    max_fields: PositiveInt = 9
     name: str = "form"
 
     def draw(self, rng: random.Random) -> Content:
@@ -127,8 +128,8 @@ class Gaps(Exact):
         "Which numbers are missing? {series}.",
         "Series: {series}. Fill the gaps.",
     )
-    min_numbers: int = 5
-    max_numbers: int = 12
+    min_numbers: PositiveInt = 5
+    max_numbers: PositiveInt = 12
     name: str = "gaps"
 
     def draw(self, rng: random.Random) -> Content:

@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
+from unmask.config import PositiveInt
 from unmask.tasks.base import Problem
 from unmask.tasks.words import HE, NAMES, SHE, THINGS, Content, WordedTask
 
@@ -51,9 +52,9 @@ class Story(Reasoned):
         "{story} Count the {things} that {name} has.",
         "Count the {things} that {name} has in the end. {story}",
     )
-    min_steps: int = 1
-    max_steps: int = 6
-    max_result: int = 30
+    min_steps: PositiveInt = 1
+    max_steps: PositiveInt = 6
+    max_result: PositiveInt = 30
     asides: float = 0.3
     name: str = "story"
 
@@ -90,10 +91,10 @@ class Parcel(Reasoned):
         "{facts} The parcel starts with {start}. Where does it end?",
         "Who has the parcel in the end? {facts} It starts with {start}.",
     )
-    min_hops: int = 1
-    max_hops: int = 6
-    min_facts: int = 4
-    max_facts: int = 9
+    min_hops: PositiveInt = 1
+    max_hops: PositiveInt = 6
+    min_facts: PositiveInt = 4
+    max_facts: PositiveInt = 9
     name: str = "parcel"
 
     def draw(self, rng: random.Random) -> Content:

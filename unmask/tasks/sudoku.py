@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
+from unmask.config import Count
 from unmask.tasks.base import Problem, Task
 from unmask.tasks.constrained import squares
 
@@ -24,8 +25,8 @@ class Sudoku(Task):
     clues is correct.
     """
 
-    min_clues: int = 4
-    max_clues: int = 8
+    min_clues: Count = 4
+    max_clues: Count = 8
     name: str = "sudoku"
 
     def sample(self, rng: random.Random) -> Problem:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from unmask.config import PositiveInt
 from unmask.tasks.base import Problem, Task
 
 TAGS = "abcdefgh"
@@ -23,9 +24,9 @@ class Sums(Task):
     ``shortcut`` is the share of responses that skip the reasoning; it shapes training data, not grading.
     """
 
-    min_operands: int = 4
-    max_operands: int = 8
-    max_result: int = 19
+    min_operands: PositiveInt = 4
+    max_operands: PositiveInt = 8
+    max_result: PositiveInt = 19
     shortcut: float = 0.4
     name: str = "sums"
 
