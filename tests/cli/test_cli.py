@@ -159,7 +159,7 @@ def test_bad_json_lines_are_named(line: str, message: str, tmp_path: Path, capsy
 def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
     done = run("generate", cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("forwards") == 6
+    assert done.stdout.count("tokens per forward") == 6
     assert "\x1b" not in done.stdout, "no escape codes outside a terminal"
 
 
@@ -167,7 +167,7 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["generate", "aBbC:a=", "--policy", "treshold:0.9"], "treshold"),
-        (["generate", "hello!"], "which the tokenizer does not know"),
+        (["generate", "hello!"], "'hello', which the tokenizer does not know; it knows 468 words, such as 'Age'"),
         (
             ["generate", "aBbC:a=", "--max-new-tokens", "0", "--actions", "x"],
             "max_new_tokens must be at least 1, got 0",
@@ -185,7 +185,10 @@ def test_generate_without_prompts_shows_the_demo(tmp_path: Path) -> None:
         (["trian"], "unmask: unknown command 'trian'; did you mean train?"),
         ([], "unmask: no command given; commands are generate, trace, train"),
         (["push", "folder"], "REPO-ID"),
-        (["plot"], "sources must be a list of at least 1"),
+        (["plot"], "name CSV files that `unmask evaluate --output` wrote, or folders"),
+        (["compare"], "name CSV files that `unmask evaluate --output` wrote"),
+        (["chat"], "little: the WordTokenizer has no chat template"),
+        (["evaluate", "--task", "hops", "--problems", "1"], "this prompt is for the model tiny or tiny-blocks"),
         (["train", "quickstart", "alpha=-1"], "unmask train: command line: alpha must be at least 0 or a list, got -1"),
         (["train", "quickstart", "--alpha", "x"], "command line: alpha must be a number or a list, got 'x'"),
         (["train", "quickstart", "alfa=1"], "command line: unknown TrainerConfig fields ['alfa']; did you mean alpha?"),

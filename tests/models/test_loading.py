@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_dtypes(build: Build, tmp_path: Path) -> None:
     for bad in ("int8", torch.int64, "nonsense", 3):
         with pytest.raises(ValueError, match="dtype must be one of torch.float32, torch.bfloat16"):
             load_model(tmp_path, dtype=bad)
+
+
+@pytest.mark.parametrize(("dtype", "check"), [("bfloat16", "bf16"), (torch.float16, "fp16")])
+def test_a_dtype_that_the_cpu_emulates_is_warned_of(
+    dtype: torch.dtype | str, check: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"_is_mkldnn_{check}_supported"
+    if not hasattr(torch.ops.mkldnn, name):
+        pytest.skip("this torch does not tell what oneDNN computes")
+    for has_instructions in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda found=has_instructions: found)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            load_model("tiny", dtype=dtype)
+            load_model("tiny", dtype="float32")
+            load_model("tiny")
+        expected = [] if has_instructions else [f"this CPU has no instructions for {str(dtype).removeprefix('torch.')}"]
+        assert [str(one.message).partition(";")[0] for one in said] == expected
 
 
 def test_tied_checkpoint_with_a_stored_head(build: Build, tmp_path: Path) -> None:

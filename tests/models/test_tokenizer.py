@@ -29,8 +29,10 @@ def test_unknown_ids_are_named(bad: int) -> None:
 
 
 def test_unknown_characters_are_named() -> None:
-    with pytest.raises(ValueError, match="'z', which the tokenizer does not know"):
+    with pytest.raises(ValueError, match="'z', which the tokenizer does not know; it knows the characters 'ab"):
         TOKENIZER.encode("abz")
+    with pytest.raises(ValueError, match="this prompt is for the model little$"):
+        TOKENIZER.encode("Shuffle the line: Ann, Ben.")
     with pytest.raises(ValueError, match="must be distinct"):
         CharTokenizer("aba")
 

@@ -63,7 +63,9 @@ class Chat(Command):
         try:
             check_chat_template(sampler.tokenizer)
         except ValueError as error:
-            raise ValueError(f"{loading.model}: {error}") from None
+            raise ValueError(
+                f"{loading.model}: {error}; name one that answers messages, such as GSAI-ML/LLaDA-8B-Instruct"
+            ) from None
         live = sys.stdout.isatty() and not self.plain
         conversation = Conversation(sampler, overrides, self.system_prompt, self.delay if live else None, self.policy)
         if sys.stdin.isatty():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
 from tyro.conf import Positional
 
 from unmask.cli.parsing import Command
@@ -24,7 +22,7 @@ class Compare(Command):
 
     REST = "sources"
 
-    sources: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
+    sources: Positional[tuple[Path, ...]] = ()
     """CSV files."""
     against: str | None = None
     """A policy by its label in the rows. None: the best rule within the forwards, chosen on the same problems, which
@@ -37,6 +35,8 @@ class Compare(Command):
         from unmask.evaluation.paired import ABOUT, comparison_table, comparisons
         from unmask.evaluation.results import read_csv
 
+        if not self.sources:
+            raise ValueError("name CSV files that `unmask evaluate --output` wrote")
         rows = [row for path in self.sources for row in read_csv(path) if self.task in (None, row.task)]
         if not rows:
             raise ValueError(f"no rows of {self.task or 'any task'} in {', '.join(map(str, self.sources))}")

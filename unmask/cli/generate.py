@@ -176,5 +176,8 @@ def print_results(prompts: list[Any], result: Any, elapsed: float, between: str)
     columns = (result.texts, result.steps, result.tokens_per_forward, result.finished)
     for prompt, text, steps, rate, finished in zip(prompts, *columns, strict=True):
         print(printable(f"{shown(prompt)}{between}{text}"))
-        print(f"  {steps} forwards, {rate:.2f} tokens per forward" + ("" if finished else ", unfinished"))
+        print(
+            f"  {steps} forward{'s' * (steps != 1)}, {rate:.2f} tokens per forward"
+            + ("" if finished else ", unfinished")
+        )
     print(f"{len(prompts)} prompts, {int(result.filled.sum())} tokens in {elapsed:.2f} s", file=sys.stderr)

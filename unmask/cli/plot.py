@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
 from tyro.conf import Positional
 
 from unmask.cli import say
@@ -25,7 +23,7 @@ class Plot(Command):
 
     REST = "sources"
 
-    sources: Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
+    sources: Positional[tuple[Path, ...]] = ()
     """CSV files, or folders of runs."""
     output: Path | None = None
     """Figure to write. None: pareto.svg or curves.svg."""
@@ -40,6 +38,8 @@ class Plot(Command):
         from unmask.evaluation.results import read_csv
         from unmask.plots import curves, pareto
 
+        if not self.sources:
+            raise ValueError("name CSV files that `unmask evaluate --output` wrote, or folders of training runs")
         runs = [path for path in self.sources if path.is_dir() or path.suffix == ".jsonl"]
         if runs and len(runs) < len(self.sources):
             raise ValueError("give either CSV files of rows or folders of runs, not both in one figure")

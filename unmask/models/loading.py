@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -87,6 +88,7 @@ def load_model(
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
+    warn_if_slow(device, dtype)
     parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
@@ -287,3 +289,14 @@ def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and found not in COMPUTABLE:
         raise ValueError(f"dtype must be one of {', '.join(map(str, COMPUTABLE))} or its name, got {dtype!r}")
     return found
+
+
+def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Warns of a 16-bit dtype that was asked for on a CPU whose matrix products in it are emulated."""
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    check = getattr(torch.ops.mkldnn, checks[dtype], None) if device.type == "cpu" and dtype in checks else None
+    if check is not None and not check():
+        warnings.warn(
+            f"this CPU has no instructions for {str(dtype)[6:]}; float32 can be ten times as fast, in twice the memory",
+            stacklevel=3,
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.files import write_atomically
-from unmask.models.sources import read_json
+from unmask.models.sources import packaged_models, read_json
 
 SPECIAL = ("<pad>", "<eos>", "<mask>")
 FILE_NAME = "char_tokenizer.json"
@@ -46,10 +46,19 @@ class PieceTokenizer:
         try:
             return [self.ids[piece] for piece in self.pieces(text)]
         except KeyError as error:
+            others = " or ".join(packaged_readers(text))
             raise ValueError(
                 f"prompt {text!r} contains {self.joined(error.args)!r}, which the tokenizer does not know; "
-                f"it knows the {self.kind}s {self.joined(self.tokens[len(SPECIAL) :])[:200]!r}"
+                f"it knows {self.known()}" + (f"; this prompt is for the model {others}" if others else "")
             ) from None
+
+    def known(self) -> str:
+        """The vocabulary without the special tokens, as a message shows it."""
+        pieces = [self.joined([piece]) for piece in self.tokens[len(SPECIAL) :]]
+        if len(pieces) <= 100:
+            return f"the {self.kind}s {self.joined(self.tokens[len(SPECIAL) :])!r}"
+        words = [piece for piece in pieces if piece.isalpha()]
+        return f"{len(pieces)} {self.kind}s, such as {', '.join(map(repr, words[:: max(1, len(words) // 6)][:6]))}"
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; special tokens are dropped, or written by name. Raises ValueError for an unknown id."""
@@ -142,6 +151,16 @@ class WordTokenizer(PieceTokenizer):
             return None
         ours = tuple(tokens[: len(SPECIAL)]) == SPECIAL and [vocab[t] for t in tokens] == list(range(len(tokens)))
         return cls(tokens[len(SPECIAL) :]) if ours else None
+
+
+def packaged_readers(text: str) -> list[str]:
+    """Packaged models whose tokenizers know every piece of ``text``."""
+    found = []
+    for name, folder in packaged_models().items():
+        tokenizer = WordTokenizer.of_folder(folder) or CharTokenizer.from_pretrained(folder)
+        if all(piece in tokenizer.ids for piece in tokenizer.pieces(text)):
+            found.append(name)
+    return found
 
 
 def split_words(text: str) -> list[str]:
