@@ -156,6 +156,11 @@ def check(output_dir: Path, config: RunConfig) -> None:
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
     """Raise ValueError if a setting that affects training differs; settings that are not saved have their defaults."""
+    if foreign := sorted(saved.keys() - config.to_dict().keys()):
+        raise ValueError(
+            f"checkpoint {folder} is of another kind of run: {foreign[0]!r} is among its settings, which "
+            f"{type(config).__name__} lacks"
+        )
     try:
         then = learned_from(type(config).from_dict(saved).to_dict())
     except (TypeError, ValueError) as error:
