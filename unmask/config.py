@@ -22,6 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Chance = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 BlockLength = Annotated[PositiveInt | None, BeforeValidator(lambda value: None if value == "full" else value)]
 """Tokens per block; None, also written "full", is one block (full diffusion)."""
@@ -41,6 +42,7 @@ CHECKS = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, 
 WORDS = {
     "value_error": "{error}", "int_type": "an integer", "float_type": "a number", "bool_type": "true or false",
     "string_type": "a text", "tuple_type": "a list", "dict_type": "a mapping", "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
     "too_short": "a list of at least {min_length}", "too_long": "a list of at most {max_length}",
     "string_too_short": "a text that is not empty",
 }  # fmt: skip
@@ -114,7 +116,7 @@ def plain(value: Any) -> Any:
     """A number or an array of NumPy or torch as Python's, a list as a tuple; all else as it is."""
     if type(value).__module__ in ("numpy", "torch") and hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(map(plain, value)) if isinstance(value, list) else value
+    return tuple(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:

@@ -28,7 +28,7 @@ void set_numbers(UnmaskParams* params, int64_t width, int64_t start, int64_t blo
 }
 
 void set_odds(UnmaskParams* params, double temperature, double scale, double stop_logit) {
-  check_value(temperature > 0.0 && temperature <= 1e30, "temperature", temperature, "a number above 0 and up to 1e30");
+  check_value(temperature >= 1e-30 && temperature <= 1e30, "temperature", temperature, "1e-30 to 1e30");
   check_value(scale >= 0.0 && scale <= 1e30, "scale", scale, "a number from 0 to 1e30");
   check_value(stop_logit >= -1e30 && stop_logit <= 1e30, "stop_logit", stop_logit, "a number from -1e30 to 1e30");
   params->temperature = static_cast<float>(temperature);

@@ -13,10 +13,10 @@ import torch
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
 from unmask.evaluation.evaluate import Evaluation, average_measures, evaluate, weights_digest
 from unmask.evaluation.metrics import aup, mean, standard_error
-from unmask.evaluation.results import aup_table, markdown, read_csv, write_csv
-from unmask.evaluation.sweep import Job, measure
+from unmask.evaluation.results import aup_table, markdown, over_templates, read_csv, write_csv
+from unmask.evaluation.sweep import FURTHER, Job, further, measure, variants
 from unmask.policies import make_policy
-from unmask.tasks import Hops
+from unmask.tasks import Hops, make_task
 
 ROW = Evaluation(
     model="tiny",
@@ -122,7 +122,7 @@ def test_other_csv_files_are_refused(tmp_path: Path) -> None:
     [
         (",5.500,", ",many,", "nfe must be a valid number"),
         (",5.500,", ",-5,", "nfe must be at least 0, got '-5'"),
-        (",0.7500,", ",2,", "accuracy must be less than or equal to 1, got '2'"),
+        (",0.7500,", ",2,", "accuracy must be at most 1, got '2'"),
         (",0.7500,", ",nan,", "accuracy must be"),
         (",0.2500,", ",-1,", "accuracy_se must be at least 0, or nan, got '-1'"),
         (",8,32,", ",0,32,", "block_length must be at least 1"),
@@ -268,3 +268,50 @@ def test_grades_must_be_as_many_as_completions(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Hops, "grade_all", lambda self, problems, completions: [1.0])
     with pytest.raises(ValueError, match="hops: grade_all returned 1 grades for 2 completions"):
         evaluate(sampler, Hops(), 2)
+
+
+def test_what_cannot_be_evaluated_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler.from_pretrained("tiny", policy="threshold:0.9", config=SamplerConfig(max_new_tokens=24))
+    monkeypatch.setattr(Sampler, "steps", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(RuntimeError, match="grading humaneval runs programs"):
+        evaluate(sampler, "humaneval", 1)
+    with pytest.raises(ValueError, match="num_return_sequences must be 1 in an evaluation, which has samples, got 2"):
+        evaluate(sampler, "hops", 2, num_return_sequences=2, temperature=1.0)
+    (tmp_path / "c.jsonl").write_text("no json\n{}\n")
+    with pytest.raises(ValueError, match="c.jsonl"):
+        evaluate(sampler, "hops", 2, completions=str(tmp_path / "c.jsonl"))
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be positive"):
+            make_task("humaneval", allow_execution=True, allow_unsandboxed=True, timeout=seconds).check_gradable()
+
+
+def test_settings_of_decoding_are_known_to_rows() -> None:
+    """Each is in a column or in the text of settings, or does not change results."""
+    columns = {"max_new_tokens", "block_length", "actions", "alpha", "policy_scale"}
+    same = {"num_return_sequences", "record", "max_batch_size", "cuda_graphs"}
+    named = {field.name for field in dataclasses.fields(SamplerConfig)}
+    assert named == columns | same | (set(FURTHER) & named)
+    assert named - {"record", "cuda_graphs"} >= set(FURTHER) & named
+    assert further(SamplerConfig(), {"stop_at_eos": False, "revision": "main"}) == "stop_at_eos=False revision=main"
+
+
+def test_means_over_templates_are_of_all_columns() -> None:
+    rows = [
+        dataclasses.replace(ROW, template=name, nfe=n, forwards=n, tokens_per_second=10 * n, length=length)
+        for name, n, length in (("a", 4.0, 32), ("b", 6.0, 32), ("b", 8.0, 64))
+    ]
+    found = [(row.length, row.nfe, row.forwards, row.tokens_per_second) for row in over_templates(rows)]
+    assert found == [(32, 5.0, 5.0, 50.0), (64, 8.0, 8.0, 80.0)]
+
+
+def test_a_target_is_asked_at_every_alpha_and_scale() -> None:
+    shifted, dialled = make_policy("tiny"), make_policy("little")
+    assert [v["target_nfe"] for v in variants(dialled, [0.1, 1.0], [1.0], {}, [5.0, 6.0])] == [5.0, 6.0]
+    found = [
+        (v["alpha"], v.get("policy_scale", 1), v["target_nfe"]) for v in variants(shifted, [0, 20], [1, 2], {}, [6])
+    ]
+    assert found == [(0, 1, 6), (0, 2, 6), (20, 1, 6), (20, 2, 6)]
+
+
+def test_a_block_longer_than_the_buffer_is_full_diffusion() -> None:
+    assert dataclasses.replace(ROW, block_length=40).regime == "full"

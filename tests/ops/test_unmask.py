@@ -284,7 +284,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"start": -1}, ValueError, "start: expected 0 to 1, got -1"),
     ({"block_length": 0}, ValueError, "block_length: expected at least 1, got 0"),
     ({"max_steps": 0}, ValueError, "max_steps: expected at least 1, got 0"),
-    ({"temperature": 0.0}, ValueError, "temperature: expected a number above 0 and up to 1e30, got 0"),
+    ({"temperature": 0.0}, ValueError, "temperature: expected 1e-30 to 1e30, got 0"),
     ({"temperature": NAN}, ValueError, "temperature: .* got nan"),
     ({"scale": -1.0}, ValueError, "scale: expected a number from 0 to 1e30, got -1"),
     ({"stop_logit": INF}, ValueError, "stop_logit: expected a number from -1e30 to 1e30, got inf"),

@@ -286,7 +286,7 @@ def test_several_completions_of_each_prompt() -> None:
             r"top_p=0.9 says what is drawn from, but at temperature=0 nothing is drawn: set a temperature",
         ),
         ({"top_k": 5}, "top_k=5 says what is drawn from"),
-        ({"top_p": 1.5}, "top_p must be less than or equal to 1, got 1.5"),
+        ({"top_p": 1.5}, "top_p must be at most 1, got 1.5"),
         ({"top_p": 0}, "top_p must be greater than 0, got 0"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be greater than 0"),
@@ -346,7 +346,7 @@ def test_no_generation_config_is_an_error(tmp_path: Path) -> None:
         SamplerConfig.from_generation_config(tmp_path)
     with pytest.raises(TypeError, match="source must be a folder or hub id, a GenerationConfig or a mapping, got int"):
         SamplerConfig.from_generation_config(3)
-    with pytest.raises(ValueError, match="top_p must be less than or equal to 1, got 2"):
+    with pytest.raises(ValueError, match="top_p must be at most 1, got 2"):
         SamplerConfig.from_generation_config({"do_sample": True, "top_p": 2})
 
 

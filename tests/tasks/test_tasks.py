@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sys
@@ -154,3 +155,38 @@ def test_a_task_of_ones_own_by_module_and_class(tmp_path: Path, monkeypatch: pyt
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_task(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "widest"),
+    [
+        ("parcel", {"min_hops": 23, "max_hops": 23}), ("parcel", {"max_hops": 1, "min_facts": 12, "max_facts": 12}),
+        ("latin", {"min_size": 2, "max_size": 2}), ("latin", {"min_clues": 16, "max_clues": 16}),
+        ("grid", {"min_clues": 16, "max_clues": 16}), ("line", {"min_people": 2, "max_people": 2, "order": "shuffle"}),
+        ("line", {"min_people": 23, "max_people": 23}), ("hops", {"nodes": 16, "max_hops": 15}),
+        ("sums", {"max_operands": 9, "max_result": 1}),
+        ("sudoku", {"min_clues": 0, "max_clues": 16}), ("form", {"min_fields": 9}),
+        ("letters", {"min_words": 12, "max_words": 12}),
+        ("gaps", {"min_numbers": 2, "max_numbers": 60}), ("story", {"max_result": 3, "shortcut": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_task_makes_problems_up_to_its_bounds(name: str, widest: dict) -> None:
+    assert len({problem.prompt for problem in make_task(name, **widest).problems(60, 0)}) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "beyond"),
+    [
+        ("parcel", {"max_hops": 24}), ("parcel", {"max_facts": 13}), ("latin", {"max_size": 5}),
+        ("latin", {"min_size": 1}), ("grid", {"min_size": 3}), ("line", {"min_people": 1}),
+        ("line", {"max_people": 24}),
+        ("hops", {"max_hops": 12}), ("hops", {"nodes": 17}), ("sums", {"max_operands": 10}),
+        ("sudoku", {"max_clues": 17}),
+        ("form", {"max_fields": 10}),
+        ("letters", {"max_words": 13}), ("gaps", {"min_numbers": 1}), ("story", {"max_result": 2}),
+        ("hops", {"shortcut": 5.0}), ("story", {"asides": math.nan}), ("story", {"max_steps": 101}),
+    ],
+)  # fmt: skip
+def test_a_task_refuses_what_it_cannot_make(name: str, beyond: dict) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {next(iter(beyond))}.* must be"):
+        make_task(name, **beyond)

@@ -11,6 +11,7 @@ import pytest
 from unmask.training.config import REWARD_RULES, TrainerConfig, packaged_configs
 from unmask.training.config_files import parse_pairs, parse_value
 from unmask.training.rewards import REWARDS
+from unmask.training.supervised_config import SetTrainerConfig
 
 SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "per_device_train_batch_size": 4}
 
@@ -38,7 +39,7 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"expert": "threshold:0.9", "expert_block_length": 6}, "=6 does not divide block_length=8"),
         ({"expert": "threshold:0.9", "expert_block_length": "full"}, "=full does not divide block_length=8"),
         ({"expert": "threshold:0.9,window=0"}, "expert: .*window must be a whole number >= 1"),
-        ({"init_policy": "tiny,hold-eos"}, "has options, under which the likelihood of an action is not known"),
+        ({"init_policy": "tiny,hold-eos"}, "has options: train without them"),
         ({"policy": {"hiden_size": 3}}, r"policy: unknown PolicyConfig fields \['hiden_size'\]; did you mean hidden"),
         ({"policy": "tiny"}, "policy must be a mapping, got 'tiny'"),
         ({"init_policy": "tiny", "policy": {"hidden_size": 64}}, "has its own shape, .*; set policy to {}"),
@@ -74,10 +75,12 @@ def test_every_expert_counts_in_a_group() -> None:
 
 def test_defaults_that_follow_other_settings() -> None:
     blocks = TrainerConfig.from_dict({**SMALL, "policy_temperature": 0.5, "expert": "factor:1"})
-    assert blocks.expert_config().block_length == blocks.expert_block_length == 8
+    assert blocks.expert_config().block_length == 8
+    assert blocks.updated({"block_length": 16}).expert_config().block_length == 16
+    assert blocks.updated({"policy_temperature": 1.0}).eval_config().policy_temperature == 1.0
     assert (blocks.eval_config().actions, blocks.eval_config().policy_temperature) == ("bernoulli-argmax", 0.5)
     full = TrainerConfig.from_dict({"block_length": None, "actions": "dpls", "rollout_batch_size": 16})
-    assert full.expert_block_length == 32
+    assert full.expert_config().block_length == 32
     whole = TrainerConfig.from_dict({**full.to_dict(), "expert_block_length": "full"})
     assert whole.expert_config().block_length is None
     assert (full.eval_config().actions, full.eval_config().max_batch_size) == ("dpls", 16)
@@ -196,3 +199,33 @@ def test_learning_rate_schedule() -> None:
     assert config.learning_rate_at(109) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
     constant = TrainerConfig(iterations=110, warmup_steps=10, learning_rate=1.0, lr_scheduler_type="constant")
     assert constant.learning_rate_at(109) == 1.0
+
+
+def test_curves_that_could_not_be_used_are_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="top_k=5 has no curve of forwards: set calibration_prompts to 0"):
+        TrainerConfig.from_dict({**SMALL, "temperature": 0.5, "top_k": 5, "calibration_prompts": 2})
+
+
+def test_texts_and_keys_of_settings(tmp_path: Path) -> None:
+    pairs = ["system_prompt=# Be brief", "init_policy=123", "prompts=null"]
+    read = parse_pairs(pairs, SetTrainerConfig)
+    assert read == {"system_prompt": "# Be brief", "init_policy": "123", "prompts": None}
+    (tmp_path / "twice.yaml").write_text("alpha: 3\nalpha: 10\n")
+    with pytest.raises(ValueError, match="alpha is set twice"):
+        TrainerConfig.from_yaml(tmp_path / "twice.yaml")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "itself.yaml").write_text("extends: x/../itself.yaml\n")
+    with pytest.raises(ValueError, match="extends itself"):
+        TrainerConfig.from_yaml(tmp_path / "itself.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_policy": "little,hold-eos"}, "has options: train without them"),
+        ({"careful": "threshold:abc"}, "careful: policy 'threshold:abc'"),
+    ],
+)
+def test_supervised_settings_that_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SetTrainerConfig.from_dict(changes)

@@ -205,7 +205,11 @@ def test_dpls_actions_keep_their_order() -> None:
     samples = make_rollouts()[0].samples.take(torch.tensor([0, 1]))
     samples.rank = torch.tensor([[-1, 2, 0, -1, 1, -1], [-1, -1, 0, 0, -1, 0]], dtype=torch.int32)
     samples.confidence = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.9, 0.2, 1.0]])[..., None]
-    assert ordered_actions(samples).tolist() == [[2, 4, 1, -1, -1, -1], [5, 3, 2, -1, -1, -1]]
+    expected = [[2, 4, 1, -1, -1, -1], [5, 3, 2, -1, -1, -1]]
+    assert ordered_actions(samples).tolist() == expected
+    samples.confidence[:, [1, 2, 5]] *= -1  # the sign of an end of sequence is a mark
+    samples.confidence[0, 4] = 1.0
+    assert ordered_actions(samples).tolist() == expected
 
 
 def test_dpls_update_raises_what_was_rewarded() -> None:

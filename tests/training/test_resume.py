@@ -264,3 +264,44 @@ def test_bad_resumes_are_refused(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):
         make_trainer(tmp_path, iterations=1, resume_from_checkpoint=True).train()
+
+
+def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
+    """Neither by the path of its checkpoint nor by another reward or task."""
+    make_trainer(tmp_path / "one", {"reward_functions": [worth_one]}, iterations=1).train()
+    make_trainer(tmp_path / "two", iterations=1, alpha=10).train()
+    other = str(checkpoint.checkpoints(tmp_path / "two")[-1])
+    with pytest.raises(ValueError, match="of a run with other settings: alpha 1.0 there, 10"):
+        make_trainer(tmp_path / "one", iterations=1, alpha=10, resume_from_checkpoint=other)
+    with pytest.raises(ValueError, match="worth_one.*not {.*worth_two"):
+        make_trainer(tmp_path / "one", {"reward_functions": [worth_two]}, iterations=1, resume_from_checkpoint=True)
+
+
+def worth_one(completions: list[str], **columns: object) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def worth_two(completions: list[str], **columns: object) -> list[float]:
+    return [2.0] * len(completions)
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_what_was_behind_it(tmp_path: Path) -> None:
+    make_trainer(tmp_path, iterations=3).train()
+    first = checkpoint.checkpoints(tmp_path)[0]
+    make_trainer(tmp_path, iterations=3, save_steps=2, resume_from_checkpoint=str(first)).train()
+    names = [path.name for path in checkpoint.checkpoints(tmp_path)]
+    assert names == ["step-000002", "step-000003"]
+    assert not list(tmp_path.rglob("step-000001"))
+
+
+def test_calibration_comes_behind_a_finished_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, the policy is there, and the run can be resumed without it."""
+
+    def fail(trainer: object, count: int) -> None:
+        raise RuntimeError("no curve")
+
+    monkeypatch.setattr("unmask.training.trainer.Trainer.calibrate", fail)
+    with pytest.raises(RuntimeError, match="no curve"):
+        make_trainer(tmp_path, iterations=1, calibration_prompts=2).train()
+    assert (tmp_path / "policy" / "model.safetensors").exists()
+    make_trainer(tmp_path, iterations=1, resume_from_checkpoint=True).train()

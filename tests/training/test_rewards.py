@@ -34,6 +34,9 @@ def test_one_alpha_per_rollout() -> None:
 
 
 def test_plain_ignores_speed() -> None:
+    assert REWARDS["plain"](torch.full((7,), 100.1, dtype=torch.float64), *[torch.ones(7)] * 3).unique().tolist() == [
+        100.1
+    ]
     assert REWARDS["plain"](torch.tensor([0.7]), torch.tensor([24]), 24, torch.tensor([9.0])).tolist() == [
         pytest.approx(0.7)
     ]

@@ -10,6 +10,7 @@ import torch
 from training_helpers import POLICY, SETTINGS, tiny
 
 from unmask import Policy, PolicyConfig, Sampler, SamplerConfig
+from unmask.models import load_model
 from unmask.policies import make_policy
 from unmask.tasks import make_task
 from unmask.training import TrainerConfig
@@ -201,3 +202,20 @@ def test_experts_have_options() -> None:
     )
     alone = Sampler(model, tokenizer, "threshold:0.9,hold-eos", SamplerConfig(max_new_tokens=24, block_length=8))
     assert rollouts.completions[4::5].equal(alone.generate(PROMPTS).completions)
+
+
+def test_blocks_longer_than_the_buffer_are_full_diffusion() -> None:
+    allowed = []
+    for block in (None, 24, 32):
+        collector = make_collector(make_policy_network(), ["threshold:0.9"], block_length=block)
+        rollouts = collector.collect(PROMPTS[:1], torch.ones(1), seed=1)
+        allowed.append(rollouts.samples.allowed.sum(1).tolist())
+    assert allowed[0] == allowed[1] == allowed[2]
+
+
+def test_experts_of_a_block_causal_model_have_its_blocks() -> None:
+    config = TrainerConfig.from_dict(
+        {**SETTINGS, "block_length": 8, "expert": "threshold:0.9", "expert_block_length": 4}
+    )
+    with pytest.raises(ValueError, match="expert_block_length=4 must be block_length=8: the model is block-causal"):
+        Collector(load_model("tiny-blocks"), tiny()[1], make_policy_network(), config, [make_policy("threshold:0.9")])

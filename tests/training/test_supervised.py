@@ -16,11 +16,12 @@ from unmask import Sampler
 from unmask.evaluation import calibrate
 from unmask.files import locked
 from unmask.policies import Policy, PolicyConfig, load_policy
+from unmask.tasks import make_task
 from unmask.training import labels as labelling
 from unmask.training.config_files import find_config, packaged_configs
 from unmask.training.metrics import METRICS
 from unmask.training.record import told
-from unmask.training.supervised import DistillTrainer, SupervisedTrainer
+from unmask.training.supervised import DistillTrainer, Prompts, SupervisedTrainer
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig
 
 LENGTH = 24
@@ -276,3 +277,20 @@ def observed(rows: int) -> Any:
     allowed = torch.rand(rows, LENGTH) < 0.8
     zeros = torch.zeros(rows, LENGTH, dtype=torch.int64)
     return Observation(allowed, allowed, p[..., None], zeros, p, zeros[:, 0], LENGTH, LENGTH, tokens=zeros)
+
+
+def test_each_setting_is_calibrated_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, temperature=[0, 0, 0.5], block_length=["full", "full"], calibration_prompts=2)
+    trainer.calibrate(2)
+    settings = [curve.setting for curve in trainer.policy.config.calibration]
+    assert len(settings) == len(set(settings)) == 4
+
+
+def test_a_run_with_nothing_to_learn_says_so(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_completion_length=1, num_prompts=2, careful_iterations=0)
+    with pytest.raises(ValueError, match="nothing to learn: every prompt is decoded in one forward"):
+        trainer.train()
+
+
+def test_the_source_of_prompts_is_theirs() -> None:
+    assert Prompts(SetTrainerConfig(), make_task("sums")).source == "sums"

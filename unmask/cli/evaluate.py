@@ -153,7 +153,7 @@ class Evaluate(Command):
         if not shows_attention(base.model, base.config):
             policies = [(name, p) for name, p in policies if "attention" not in p.needs or name in self.policies]
         names = {"model": self.loading.model}
-        loaded = {"dtype": self.loading.dtype, "quantization": self.loading.quantization}
+        loaded = {name: getattr(self.loading, name) for name in ("dtype", "quantization", "revision", "tokenizer")}
         jobs = []
         for task, count, phrased in zip(tasks, counts, phrasings, strict=True):
             how = self.prompting

@@ -30,7 +30,7 @@ def measure_curve(
     """Decode ``prompts`` at :data:`POINTS` values of the policy's dial, and return the mean NFE at each.
 
     ``overrides`` replace fields of the sampler's config. ``on_value`` is told each value and its NFE. Raises ValueError
-    for a policy without a dial, and for no prompts.
+    for a policy without a dial, and for no prompts; FloatingPointError for undefined logits.
     """
     policy = sampler.policy
     if policy.dial is None:
@@ -52,6 +52,7 @@ def measure_curve(
                 set_dials(state, policy, config, None, shift=value)
             for _ in sampler.steps(state, config):
                 pass
+            state.raise_if_undefined()
         nfe[value] = torch.cat([state.steps for state in states]).float().mean().item()
         on_value(value, nfe[value])
 

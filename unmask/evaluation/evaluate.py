@@ -129,7 +129,7 @@ class Evaluation:
     @property
     def regime(self) -> str:
         """ "full" for full diffusion, else the block length."""
-        return "full" if self.block_length == self.length else str(self.block_length)
+        return "full" if self.block_length >= self.length else str(self.block_length)
 
 
 def evaluate(
@@ -139,7 +139,7 @@ def evaluate(
     problem_seed: int = 0,
     names: dict[str, str] | None = None,
     samples: int = 1,
-    completions: Path | None = None,
+    completions: str | Path | None = None,
     on_finished: Callable[[int], None] = lambda finished: None,
     **overrides: Any,
 ) -> Evaluation:
@@ -154,8 +154,13 @@ def evaluate(
     """
     require(num_problems >= 1, f"num_problems must be positive, got {num_problems}")
     task = make_task(task) if isinstance(task, str) else task
+    task.check_gradable()
     config = sampler.config.updated(overrides)
     check_samples(samples, config, sampler)
+    copies = config.num_return_sequences
+    require(copies == 1, f"num_return_sequences must be 1 in an evaluation, which has samples, got {copies}")
+    if completions is not None:
+        completions_in(completions := Path(completions))  # a damaged file is refused before any work
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
         config = config.updated(overrides)

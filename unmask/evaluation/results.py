@@ -100,7 +100,7 @@ def over_templates(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     grouped: dict[tuple[Any, ...], list[Evaluation]] = {}
     for e in evaluations:
         key = (e.model, e.task, e.policy, e.policy_sha256, e.alpha, e.policy_scale, e.actions, e.regime, e.seed)
-        grouped.setdefault((*key, e.settings), []).append(e)
+        grouped.setdefault((*key, e.length, e.samples, e.settings), []).append(e)
     return [averaged(rows) for rows in grouped.values()]
 
 
@@ -108,6 +108,9 @@ def averaged(rows: Sequence[Evaluation]) -> Evaluation:
     """The first of ``rows`` with the means of all; ``measures`` of those that have them."""
     means: dict[str, Any] = {name: mean([getattr(e, name) for e in rows]) for name in (*FORMATS, "seconds")}
     names = list(dict.fromkeys(name for e in rows for name in e.measures))
+    for name in ("forwards", "tokens_per_second"):
+        known = [value for e in rows if (value := getattr(e, name)) is not None]
+        means[name] = mean(known) if len(known) == len(rows) else None
     solved = Counter[str]()
     for e in rows:
         solved.update(e.solved)

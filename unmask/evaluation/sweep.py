@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ ONE_BY_ONE = "top-k:1,hold-eos"
 HEURISTICS = (*RULES, *(f"{rule},hold-eos" for rule in RULES if not rule.startswith("random")), *WINDOWS, ONE_BY_ONE)
 FURTHER = (
     "dtype", "quantization", "temperature", "top_k", "top_p", "repetition_penalty", "cfg_scale", "stop", "stop_ids",
-    "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic", "target_nfe",
+    "policy_temperature", "seed", "max_steps", "cache", "cache_refresh", "deterministic", "target_nfe", "stop_at_eos",
+    "sub_block_length", "revision", "tokenizer",
 )  # fmt: skip
 """Settings without a column that a row depends on."""
 
@@ -143,15 +145,14 @@ def variants(
     given: Mapping[str, Any],
     targets: Sequence[float] = (),
 ) -> Iterator[dict[str, Any]]:
-    """The overrides of the sampler's config to evaluate ``policy`` with: its target NFEs, or its alphas and scales.
+    """The overrides of the sampler's config to evaluate ``policy`` with: its alphas, scales and target NFEs.
 
     A learned policy decodes as it was trained, except for the settings ``given``.
     """
     trained = {name: value for name, value in policy.decoding.items() if name not in given}
-    if targets and policy.dial is not None:
-        yield from ({**trained, "target_nfe": target} for target in targets)
-        return
-    own: Sequence[float | None] = (alphas or [given.get("alpha")]) if policy.conditioned else [None]
-    for alpha in own:
-        for scale in scales if policy.learned else [1.0]:
-            yield {**trained, "alpha": alpha, **({} if scale == 1 else {"policy_scale": scale})}
+    meets = bool(targets) and policy.dial is not None
+    asks_alpha = policy.conditioned and not (meets and policy.dial == "alpha")  # which then sets the forwards
+    own: Sequence[float | None] = (alphas or [given.get("alpha")]) if asks_alpha else [None]
+    for alpha, scale, target in product(own, scales if policy.learned else [1.0], targets if meets else [None]):
+        scaled = {} if scale == 1 else {"policy_scale": scale}
+        yield {**trained, "alpha": alpha, **scaled, **({} if target is None else {"target_nfe": target})}

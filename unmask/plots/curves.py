@@ -56,6 +56,8 @@ def subject(run: Path) -> str:
     import yaml
 
     config = yaml.safe_load(read_text(path))
+    if not isinstance(config, dict):
+        return ""
     return f"{config.get('prompts') or config.get('task')} with {Path(str(config.get('model'))).name}"
 
 

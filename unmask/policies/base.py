@@ -124,6 +124,16 @@ class Decision:
     revise: Tensor | None = None
     """(B, L) bool: editable positions whose tokens are overwritten by their candidates; None: none."""
 
+    @staticmethod
+    def action(decision: Any) -> Tensor:
+        """Its ``select`` or ``logits``. Raises TypeError for what is no Decision, or not exactly one of the two."""
+        if not isinstance(decision, Decision):
+            raise TypeError(f"the policy's decide must return a Decision(select=...), got {type(decision).__name__}")
+        action = decision.logits if decision.select is None else decision.select
+        if action is None or (decision.select is not None and decision.logits is not None):
+            raise TypeError("the policy's decide must set exactly one of select and logits")
+        return action
+
 
 class UnmaskingPolicy(ABC):
     """Chooses which masked positions to commit, each row by itself."""

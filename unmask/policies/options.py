@@ -141,14 +141,14 @@ class WithOptions(Wrapper):
             return inner.decided(o, choice)
         seen = self.narrowed(o)
         decision = inner.decide(seen)
+        action = Decision.action(decision)
         revise = self.revised(o) if self.options.edits else decision.revise
         if decision.select is None:
-            assert decision.logits is not None
-            logits = decision.logits if seen.bias is None else decision.logits + seen.bias
+            logits = action if seen.bias is None else action + seen.bias
             logits = logits.masked_fill(~seen.allowed, float("-inf"))
             return Decision(logits=logits, keep=partial(self.kept, seen, logits), revise=revise)
         score = seen.token_confidence if decision.score is None else decision.score
-        return replace(decision, select=self.kept(seen, score, decision.select.bool()), revise=revise)
+        return replace(decision, select=self.kept(seen, score, action.bool()), revise=revise)
 
     def narrowed(self, o: Observation) -> Observation:
         """``o`` as a policy sees it that does not know of window and decay."""
@@ -160,7 +160,7 @@ class WithOptions(Wrapper):
         log = log_decay(rank, self.options.decay)
         if self.learned:
             return replace(seen, bias=log.float())
-        factor = log.exp().float()
+        factor = log.exp().float().masked_fill(~o.allowed, 1.0)  # committed tokens stay as they are
         confidence, own = o.confidence * factor[..., None], o.token_confidence * factor
         return replace(seen, confidence=confidence, token_confidence=own)
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unmask.policies import dependence as dependence  # registers its rules
 from unmask.policies import files
@@ -43,6 +43,11 @@ class Adapted(Wrapper):
 
     decoding, bare = UnmaskingPolicy.decoding, UnmaskingPolicy.bare
     condition, captured_state = UnmaskingPolicy.condition, UnmaskingPolicy.captured_state
+
+    def attach(self, model: Any) -> None:
+        """Tells the object the model, if it asks for it."""
+        if hasattr(self.inner, "attach"):
+            self.inner.attach(model)
 
     @property
     def spec(self) -> str:

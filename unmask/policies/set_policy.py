@@ -126,6 +126,8 @@ class SetPolicy(Pretrained):
         self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
         self._table: Tensor | None = None
+        self._attached: tuple[Tensor, ...] = ()
+        """The model's embedding, which ``_table`` is on the policy's device; in a tuple, as it is no parameter here."""
         self._packing, self._table_packing = Packing(), Packing()
         self._packed_parts = [part for part in self.modules() if part is not self.tokens and part._parameters]
 
@@ -154,7 +156,10 @@ class SetPolicy(Pretrained):
             raise ValueError(
                 f"the set policy reads an embedding of shape {(c.vocab_size, c.embedding_size)}, the model's is {shape}"
             )
-        self._table = table.detach().to(self.state.weight.device)
+        device = self.state.weight.device
+        if self._table is not None and self._attached[0] is table and self._table.device == device:
+            return
+        self._attached, self._table = (table,), table.detach().to(device)
         self._table_packing = Packing()  # another model's embedding may lie where a former one's did
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -234,4 +239,4 @@ class SetPolicy(Pretrained):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model's embedding, which a Sampler gives again."""
-        return {**self.__dict__, "_table": None}
+        return {**self.__dict__, "_table": None, "_attached": ()}

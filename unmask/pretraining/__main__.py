@@ -26,11 +26,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.recipe]
     if args.steps is not None:
+        if args.steps < 1:
+            parser.error(f"--steps must be positive, got {args.steps}")
         recipe = dataclasses.replace(recipe, steps=args.steps)
     if args.shortcut is not None:
         if not isinstance(recipe.task, (Hops, Sums)):
             parser.error(f"--shortcut: the task {recipe.task.name!r} has no reasoning to skip")
-        recipe = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, shortcut=args.shortcut))
+        if not 0 <= args.shortcut <= 1:
+            parser.error(f"--shortcut must be between 0 and 1, got {args.shortcut}")
+        both = {name: getattr(recipe, name) for name in ("task", "last_task")}
+        changed = {name: dataclasses.replace(task, shortcut=args.shortcut) for name, task in both.items() if task}
+        recipe = dataclasses.replace(recipe, **changed)
     with locked(args.output / "state.safetensors", wait=False):
         pretrain(recipe, args.output)
 

@@ -263,7 +263,8 @@ def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int
                 f"step {run.step}/{recipe.steps}  loss {row['loss']:.4f} nats/token  {rate:.0f} samples/s", flush=True
             )
             rows.append(row)
-            curve.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(curve, lambda file, text=text: file.write_text(text))
             losses = []
         if run.step % save_every == 0 or run.step == recipe.steps:
             run.save_state()

@@ -193,12 +193,13 @@ class BlockPlan:
             return run(state.tokens, state.attention, KVWindow(self.cache, computed, None, window.limit), raw, horizon)
         logits: list[tuple[int, Tensor | None]] = []
         for row, pad in enumerate(self.first.tolist()):
-            if not (computed[row] < length).any():
+            own = (computed[row] < length).nonzero().flatten()  # the rest of the window belongs to other rows
+            if not len(own):
                 continue
             one = slice(row, row + 1)
-            view = KVWindow(self.cache.alone(row, pad), computed[one] - pad, None, int(window.high[row]) - pad)
+            view = KVWindow(self.cache.alone(row, pad), computed[one, own] - pad, None, int(window.high[row]) - pad)
             wanted = None if raw is None else (raw[one] - pad).clamp_min(0)
-            logits.append((row, run(state.tokens[one, pad:], None, view, wanted, horizon[one] - pad)))
+            logits.append((row, run(state.tokens[one, pad:], None, view, wanted, horizon[one, own] - pad)))
         if raw is None:
             return None
         shape = (*raw.shape, self.model.vocab_size)

@@ -64,6 +64,15 @@ def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
         raise ValueError(f"stop={list(config.stop)} is looked for in texts, but there is no tokenizer: give one")
     if beyond := [i for i in config.stop_ids or () if i >= model.vocab_size]:
         raise ValueError(f"stop_ids has {beyond[0]}, outside the vocabulary of {model.vocab_size} tokens")
+    if model.mask_token_id in (config.stop_ids or ()):
+        raise ValueError(f"stop_ids has {model.mask_token_id}, which is the mask token")
+    if policy.num_confidences >= model.vocab_size:
+        raise ValueError(
+            f"policy {policy.spec} reads {policy.num_confidences} confidences, but the model has {model.vocab_size} "
+            "tokens, of which one is the mask token"
+        )
+    if config.cache_refresh is not None and config.cache not in ("prefix", "dual"):
+        raise ValueError(f'cache_refresh={config.cache_refresh} is for cache="prefix" or "dual", got "{config.cache}"')
     if config.num_return_sequences > 1 and not draws(policy, config):
         raise ValueError(
             f"num_return_sequences={config.num_return_sequences} would all be the same: at temperature=0, "
@@ -73,5 +82,5 @@ def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
 
 def draws(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
     """Whether anything is drawn, so that two completions of a prompt may differ."""
-    drawn = (policy.learned and config.actions != "greedy") or "uniform" in policy.needs
+    drawn = (policy.learned and policy.dial != "alpha" and config.actions != "greedy") or "uniform" in policy.needs
     return config.temperature > 0 or drawn

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from typing_extensions import Self
 
 from unmask.config import BlockLength, Config, Count, NonNegative, Positive, PositiveInt, Seed
@@ -23,6 +23,16 @@ Ids = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
 ]
 GENERATION_CONFIG = "generation_config.json"
+
+
+def in_float32(value: float) -> float:
+    if value and not 1e-30 <= value <= 1e30:
+        raise ValueError("0 or 1e-30 to 1e30")
+    return value
+
+
+Temperature = Annotated[NonNegative, AfterValidator(in_float32)]
+Factor = Annotated[float, Field(ge=0, le=1e30)]
 
 
 class SamplerConfig(Config):
@@ -48,7 +58,7 @@ class SamplerConfig(Config):
     sub_block_length: PositiveInt | None = None
     """Tokens of a block that are decoded before the next ones, for models whose tokens see no later block; it divides
     ``block_length``. None: all."""
-    temperature: NonNegative = 0.0
+    temperature: Temperature = 0.0
     """Temperature of the tokens: 0 takes the most probable, T > 0 draws an exact sample of softmax(logits / T)."""
     top_k: PositiveInt | None = None
     """Draw only among the k most probable tokens of a position (and those equal to the last of these); None: all. It
@@ -62,14 +72,14 @@ class SamplerConfig(Config):
     cfg_scale: NonNegative = 0.0
     """Classifier-free guidance, w: a second forward sees the prompt masked, and logits become
     uncond + (w + 1) * (cond - uncond) (LLaDA, arXiv 2502.09992). 0: none. For bidirectional models without a cache."""
-    policy_temperature: Positive = 1.0
+    policy_temperature: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
     """tau: a learned policy's logits are divided by it before actions are drawn; "greedy" actions draw nothing."""
-    policy_scale: NonNegative = 1.0
+    policy_scale: Factor = 1.0
     """beta: factor on a learned policy's Bernoulli probabilities, clamped to 1 (speed control at test time)."""
     actions: Actions = "bernoulli-argmax"
     """How actions are drawn from a learned policy's logits: "bernoulli-argmax" (at least one per step),
     "bernoulli", "greedy" (probability above one half, else the highest) or "dpls" (dynamic Plackett-Luce)."""
-    alpha: NonNegative | None = None
+    alpha: Factor | None = None
     """Speed/accuracy trade-off for a policy that is conditioned on it; None: the policy's default."""
     target_nfe: Positive | None = None
     """Forwards per completion that a calibrated learned policy is to take on average; None: as the policy is.
@@ -77,8 +87,9 @@ class SamplerConfig(Config):
     seed: Seed | None = None
     """Seed of every draw; None draws a fresh one. Draws are keyed by it and by a row's number in the call, so that they
     do not depend on the device or on other rows."""
-    max_steps: PositiveInt | None = None
-    """Forwards after which an unfinished row stops; None: L."""
+    max_steps: Annotated[PositiveInt, Field(lt=2**62)] | None = None
+    """Forwards after which an unfinished row stops; None: as many as the buffer has tokens, L or, as block-causal
+    models end with a whole block, a few more."""
     cache: Cache = "auto"
     """Reuse of keys and values between steps. "exact": those of finished blocks, for models whose tokens see no later
     block. "none" recomputes everything in every step. "auto": "exact" where it is possible, else "none". "prefix" and
@@ -141,6 +152,8 @@ class SamplerConfig(Config):
             found.pop("top_k", None)
         if not drawing:
             found.pop("top_p", None)
+        if changes.get("temperature") == 0:
+            found = {name: value for name, value in found.items() if name not in ("top_k", "top_p")}
         return cls(**{**found, **changes})
 
 

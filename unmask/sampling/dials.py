@@ -54,9 +54,11 @@ def drawing_of(policy: UnmaskingPolicy, config: SamplerConfig) -> str:
     """How actions are drawn from the policy's logits; "" for one that selects."""
     if policy.dial != "shift":
         return ""
+    alpha = policy.default_alpha if config.alpha is None else config.alpha
+    asked = f", alpha={alpha:g}" if policy.conditioned else ""
     if config.actions == "greedy":
-        return "greedy"
-    return f"{config.actions}, tau={config.policy_temperature:g}, beta={config.policy_scale:g}"
+        return f"greedy{asked}"
+    return f"{config.actions}, tau={config.policy_temperature:g}, beta={config.policy_scale:g}{asked}"
 
 
 def curve_of(policy: UnmaskingPolicy, config: SamplerConfig, nfe: Mapping[float, float], source: str) -> Curve:

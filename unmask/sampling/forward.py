@@ -124,6 +124,8 @@ class Forward:
             return self.model.forward_cached(state.tokens, state.attention, cache, wanted, part.computed, part.rows)
         pad = 0 if state.attention is None else int((~state.attention).sum())
         computed = None if part.computed is None else part.computed - pad
+        if computed is not None:  # a shifted model looks back at the prompt's last token, which may be missing
+            computed = torch.where(computed < 0, state.tokens.shape[1] - pad, computed)
         return self.model.forward_cached(
             state.tokens[:, pad:], None, cache.alone(part.row, pad), wanted - pad, computed
         )
@@ -146,7 +148,8 @@ class Forward:
 
 def can_share(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
     """Whether equal rows have equal statistics. They do not if something is drawn per row, or with a cache."""
-    return config.temperature == 0 and not (policy.needs or policy.edits) and config.cache not in ("prefix", "dual")
+    drawn = config.temperature or policy.needs or policy.edits
+    return not (drawn or config.cfg_scale or config.cache in ("prefix", "dual"))
 
 
 def model_attention(model: Any) -> str:

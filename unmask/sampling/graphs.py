@@ -111,7 +111,7 @@ class Key:
         addresses = (tensor_addresses(model), policy.captured_state())
         mode = (torch.is_inference_mode_enabled(), torch.backends.cuda.matmul.fp32_precision)
         numbers = [getattr(state, f.name) for f in fields(state) if isinstance(getattr(state, f.name), (int, tuple))]
-        optional = (state.attention, state.prompt, state.condition, state.editable)
+        optional = (state.attention, state.prompt, state.condition, state.editable, state.shift)
         shapes = tuple(None if t is None else t.shape[1:] for t in optional)
         shape = (state.rows.shape[0], state.tokens.shape[1], state.length, shapes)
         training = getattr(model, "training", None)

@@ -157,7 +157,7 @@ def by_value(values: Tensor) -> list[tuple[int, Tensor]]:
 def assemble(ids: Tensor, parts: Sequence[tuple[Part, GenerationResult]]) -> GenerationResult:
     """Merge the results of ``parts`` into one; ``ids`` (B, T), left-padded, is overwritten."""
     count, width = ids.shape
-    if len(parts) == 1 and not parts[0][0].missing:
+    if len(parts) == 1 and len(parts[0][0].rows) == count and not parts[0][0].missing:
         return parts[0][1]
     zeros = torch.zeros(count, dtype=torch.int64, device=ids.device)
     out = GenerationResult(

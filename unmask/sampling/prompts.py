@@ -141,7 +141,7 @@ def encode_prompts(
         raise ValueError("attention_mask goes with tensor prompts; all others are padded here")
     if isinstance(prompts, Mapping):
         prompts = unpadded_rows(prompts)
-    elif isinstance(prompts, str) or are_messages(prompts):
+    elif isinstance(prompts, str) or are_messages(prompts) or are_ids(prompts):
         prompts = [prompts]
     if not isinstance(prompts, Iterable) or isinstance(prompts, Set):  # a set has no order
         raise TypeError(
@@ -173,6 +173,8 @@ def unpadded_rows(encoding: Mapping[str, Any]) -> list[list[int]]:
     masks = masks or [[1] * len(row) for row in ids]
     if [*map(len, masks)] != [*map(len, ids)] or any(m not in (sorted(m), sorted(m)[::-1]) for m in masks):
         raise ValueError("attention_mask must have a row per row of input_ids, zeros then ones or ones then zeros")
+    if strange := [m for row in masks for m in row if m not in (0, 1)]:
+        raise ValueError(f"attention_mask must be zeros and ones, got {strange[0]}")
     if any(map(any, types or ())):
         raise ValueError("token_type_ids must be 0: a prompt is one segment")
     return [[token for token, real in zip(*rows, strict=True) if real] for rows in zip(ids, masks, strict=True)]
@@ -189,6 +191,12 @@ def are_messages(prompt: Any) -> TypeGuard[Messages]:
     """Whether ``prompt`` is a conversation: a list of messages, which :func:`check_messages` checks."""
     is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
     return is_list and all(isinstance(m, Mapping) for m in prompt)
+
+
+def are_ids(prompt: Any) -> bool:
+    """Whether ``prompt`` is the token ids of one prompt."""
+    listed = isinstance(prompt, (list, tuple, range)) and len(prompt) > 0
+    return listed and all(hasattr(i, "__index__") and not isinstance(i, (bool, Tensor)) for i in prompt)
 
 
 def check_messages(where: str, messages: Messages) -> None:

@@ -141,7 +141,7 @@ class Sampler:
     ) -> GenerationResult:
         """Complete each prompt with ``max_new_tokens`` tokens, ``num_return_sequences`` times one after the other.
 
-        ``prompts``: a string, messages with "role" and "content" or ids, a list of these, a tokenizer's output, or
+        ``prompts``: a string, messages with "role" and "content", token ids, a list of these, a tokenizer's output, or
         int64 (B, P) with ``attention_mask`` (B, P) if left-padded. ``streamer``: one of transformers', for a single
         prompt; it gets the prompt and then the completion from left to right, and its ``end`` is called even if the
         generation fails. ``overrides`` replace fields of the Sampler's config for this call. Raises TypeError or
@@ -166,7 +166,7 @@ class Sampler:
         sequence does not stop a row.
         """
         for name in ("max_new_tokens", "target_nfe", "stop"):
-            if overrides.get(name) is not None:
+            if overrides.get(name) not in (None, ()):
                 raise ValueError(f"{name} does not apply to infill, which fills the holes of input_ids")
         config = self.settled({**overrides, "target_nfe": None, "stop": ()})
         self.check_config(config)
@@ -211,6 +211,10 @@ class Sampler:
             raise ValueError(f"prompts must have at least one token for {type(model).__name__}")
         ids, attention = repeated(ids, attention, config)
         room, surplus = room_for(model, config, ids, attention)
+        if surplus is not None and len(ids):
+            real = ids.shape[1] if attention is None else attention.sum(1).cpu()
+            whole = int((surplus.cpu() - ids.shape[1] + real).max())
+            self.check_context(whole, f"prompt + max_new_tokens={length} in whole blocks of {config.block_length}")
         tokens = torch.cat((ids, ids.new_full((ids.shape[0], room), model.mask_token_id)), dim=1)
         if surplus is not None:
             tokens.masked_fill_(torch.arange(tokens.shape[1]) >= surplus[:, None].cpu(), self.padding_id)
@@ -231,6 +235,7 @@ class Sampler:
         alpha: Tensor | None = None,
     ) -> State:
         """The state of freshly masked ``tokens`` (N, T) on the model's device, whose buffer begins at ``start``."""
+        self.policy.bare.attach(self.model)  # another Sampler may have given the policy its model
         length, device = tokens.shape[1] - start, tokens.device
         grid, block_length, phase = blocks_of(self.model, config, tokens, attention, start)
         edits = self.policy.edits
@@ -238,7 +243,7 @@ class Sampler:
         state.max_post, state.everywhere = self.policy.max_post if edits else None, self.policy.everywhere
         state.grid = grid
         state.mask_token_id, state.attention = self.model.mask_token_id, attention
-        state.end_ids = self.stop_ids if config.stop_ids is None else config.stop_ids
+        state.end_ids = self.own_stop_ids if config.stop_ids is None else config.stop_ids
         state.stop_ids = state.end_ids if config.stop_at_eos else ()
         if config.cfg_scale:
             state.prompt = tokens != state.mask_token_id
@@ -254,16 +259,19 @@ class Sampler:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a completion: the model's, and the one that ends an answer in the chat template, unless the
         config says otherwise."""
-        if self.config.stop_ids is not None:
-            return self.config.stop_ids
+        return self.own_stop_ids if self.config.stop_ids is None else self.config.stop_ids
+
+    @property
+    def own_stop_ids(self) -> tuple[int, ...]:
+        """The model's, and the one that ends an answer in the chat template."""
         eos, turn = self.model.eos_token_id, end_of_turn(self.tokenizer)
         own = tuple(getattr(self.model, "stop_ids", () if eos is None else (eos,)))
         return own if turn is None or turn in own else (*own, turn)
 
     @property
     def padding_id(self) -> int:
-        """The id of left padding: the model's, else its end of sequence, else 0; never the mask token."""
-        own = (getattr(self.model, "pad_token_id", None), self.model.eos_token_id, 0)
+        """The id of left padding: the model's, else its end of sequence, else 0 or 1; never the mask token."""
+        own = (getattr(self.model, "pad_token_id", None), self.model.eos_token_id, 0, 1)
         return next(i for i in own if i is not None and i != self.model.mask_token_id)
 
     def check_context(self, length: int, what: str) -> None:

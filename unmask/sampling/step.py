@@ -44,11 +44,7 @@ def commit(state: State, observation: Observation, decision: Decision, config: S
     of the draw; :data:`unmask.ops.unmask_.REVISED` where one was revised; else -1. Raises TypeError for what is no
     :class:`Decision`, and for one without exactly one of ``select`` and ``logits``.
     """
-    if not isinstance(decision, Decision):
-        raise TypeError(f"the policy's decide must return a Decision(select=...), got {type(decision).__name__}")
-    action = decision.logits if decision.select is None else decision.select
-    if action is None or (decision.select is not None and decision.logits is not None):
-        raise TypeError("the policy's decide must set exactly one of select and logits")
+    action = Decision.action(decision)
     unmask = partial(
         ops.unmask_,
         candidates=observation.candidates,

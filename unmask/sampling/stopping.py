@@ -48,7 +48,8 @@ class StopStrings:
         if places := [text.index(stop) for stop in self.stops if stop in text]:
             return str(text[: min(places)])
         begin = next(i for i in range(len(ids), -1, -1) if self.within(ids[i:]))  # it has special tokens
-        return str(self.spoken(ids[:begin]))
+        rest = self.written(ids[begin:])
+        return str(self.spoken(ids[:begin])) + rest[: min(rest.index(stop) for stop in self.stops if stop in rest)]
 
 
 class StopWatch:

@@ -38,7 +38,7 @@ class Origin:
         dial = dial if config.target_nfe is None else f"target NFE {config.target_nfe:g}"
         label = ", ".join(filter(None, (policy.spec, dial)))
         padding = torch.zeros_like(state.steps) if state.attention is None else (~state.attention[:, :start]).sum(dim=1)
-        return cls(label, sampler.tokenizer, state.block_length, sampler.stop_ids, padding)
+        return cls(label, sampler.tokenizer, state.block_length, state.end_ids, padding)
 
 
 @dataclass

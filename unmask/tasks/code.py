@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from unmask.config import require
 from unmask.tasks.base import Problem
 from unmask.tasks.execution import Execution, Limits, check_sandbox, run_tests
 from unmask.tasks.finite import FiniteTask
@@ -52,6 +53,7 @@ class CodeTask(FiniteTask):
     def check_gradable(self, train: bool = False) -> None:
         """Raises RuntimeError unless execution is allowed, SandboxError if there is no sandbox."""
         self.check_allowed()
+        require(0 < self.timeout < math.inf, f"{self.name}: timeout must be positive, got {self.timeout} seconds")
         super().check_gradable(train)
         check_sandbox(self.allow_unsandboxed)
 

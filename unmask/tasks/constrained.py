@@ -15,11 +15,17 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
+from typing import Annotated
 
-from unmask.config import Count, PositiveInt
+from pydantic import Field
+
 from unmask.tasks.base import Problem
 from unmask.tasks.words import ANIMALS, COLOURS, FOODS, NAMES, Content, WordedTask, items_of, listed
 
+People = Annotated[int, Field(ge=2, le=len(NAMES) - 1)]
+Words = Annotated[int, Field(ge=1, le=12)]
+"""Of each kind there are six first letters at least that several words begin with."""
+Clues = Annotated[int, Field(ge=0, le=16)]
 ORDERS = {
     "copy": "Write down the line",
     "reverse": "Reverse the line",
@@ -62,8 +68,8 @@ class Line(WordedTask):
         "People wait in a line: {people}. {order}.",
         "The line is {people}. {order}.",
     )
-    min_people: PositiveInt = 3
-    max_people: PositiveInt = 8
+    min_people: People = 3
+    max_people: People = 8
     order: str | None = None
     name: str = "line"
 
@@ -110,8 +116,8 @@ class Letters(WordedTask):
         "{letters}: which {kind} begin so?",
         "List different {kind} that begin with {letters}.",
     )
-    min_words: PositiveInt = 2
-    max_words: PositiveInt = 10
+    min_words: Words = 2
+    max_words: Words = 10
     name: str = "letters"
 
     def draw(self, rng: random.Random) -> Content:
@@ -168,10 +174,10 @@ class Latin(WordedTask):
         "Complete the square {square}. Every row and column has {symbols}.",
         "Complete the square: {square}. Use {symbols}, each once in every row and column.",
     )
-    min_size: PositiveInt = 3
-    max_size: PositiveInt = 4
-    min_clues: Count = 0
-    max_clues: Count = 5
+    min_size: Annotated[int, Field(ge=2, le=4)] = 3
+    max_size: Annotated[int, Field(ge=2, le=4)] = 4
+    min_clues: Clues = 0
+    max_clues: Clues = 5
     name: str = "latin"
 
     def symbols(self, rng: random.Random, size: int) -> list[str]:
@@ -181,7 +187,8 @@ class Latin(WordedTask):
         size, boxes = rng.randint(self.min_size, self.max_size), isinstance(self, Grid)
         symbols = self.symbols(rng, size)
         rows = [[symbols[i] for i in row] for row in rng.choice(squares(size, boxes))]
-        shown = rng.sample(range(size * size), rng.randint(self.min_clues, self.max_clues))
+        cells = size * size
+        shown = rng.sample(range(cells), rng.randint(min(self.min_clues, cells), min(self.max_clues, cells)))
         clues = [[c if size * i + j in shown else "_" for j, c in enumerate(row)] for i, row in enumerate(rows)]
         square, answer = (" / ".join(" ".join(row) for row in cells) for cells in (clues, rows))
         slots = {"symbols": f"{listed(symbols[:-1])} and {symbols[-1]}", "square": square}
@@ -210,8 +217,8 @@ class Grid(Latin):
         "Fill the sudoku {square}",
         "Complete the sudoku: {square}",
     )
-    min_size: PositiveInt = 4
-    min_clues: Count = 1
+    min_size: Annotated[int, Field(ge=4, le=4)] = 4
+    min_clues: Clues = 1
     name: str = "grid"
 
     def symbols(self, rng: random.Random, size: int) -> list[str]:

@@ -33,14 +33,16 @@ class Worker:
     def equal(self, expected: str, given: str) -> bool:
         """Whether two answers in LaTeX are equal as expressions."""
         with self.lock:
-            process, self.process = self.process or start(), None
+            alive = self.process is not None and self.process.poll() is None
+            process, self.process = (self.process if alive else None) or start(), None
             timer = threading.Timer(LIMIT, process.kill)
             timer.start()
             with contextlib.suppress(OSError):  # it has ended
                 print(json.dumps([expected, given]), file=process.stdin, flush=True)
             said = process.stdout.readline() if process.stdout else ""
             timer.cancel()
-            if said:
+            timer.join()  # it may just have ended the process
+            if said and process.poll() is None:
                 self.process = process
             else:
                 process.wait()

@@ -134,6 +134,8 @@ def load_problems(task: FiniteTask, train: bool) -> tuple[Problem, ...]:
                 raise ValueError(f"{where}: no field {name!r}")
         try:
             found.append(task.problem(row))
+        except KeyError as error:
+            raise ValueError(f"{where}: no field {error}") from error
         except (ValueError, TypeError, AttributeError, SyntaxError) as error:
             raise ValueError(f"{where}: {error}") from error
     if not found:

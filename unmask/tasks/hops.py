@@ -13,8 +13,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Annotated
 
-from unmask.config import PositiveInt
+from pydantic import Field
+
+from unmask.config import Chance, PositiveInt, require
 from unmask.tasks.base import Problem, Task
 
 NODES = "abcdefghijklmnop"
@@ -27,11 +30,14 @@ class Hops(Task):
     ``shortcut`` is the share of responses that skip the hops; it shapes training data, not grading.
     """
 
-    nodes: PositiveInt = 12
+    nodes: Annotated[int, Field(ge=2, le=len(NODES))] = 12
     min_hops: PositiveInt = 4
     max_hops: PositiveInt = 7
-    shortcut: float = 0.4
+    shortcut: Chance = 0.4
     name: str = "hops"
+
+    def __post_init__(self) -> None:
+        require(self.max_hops < self.nodes, f"hops: max_hops={self.max_hops} must be less than nodes={self.nodes}")
 
     def sample(self, rng: random.Random) -> Problem:
         hops = rng.randint(self.min_hops, self.max_hops)

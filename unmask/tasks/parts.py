@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Annotated
 
-from unmask.config import PositiveInt
+from pydantic import Field
+
 from unmask.tasks.base import Problem
 from unmask.tasks.words import (
     ANIMALS,
@@ -21,6 +23,7 @@ from unmask.tasks.words import (
     NAMES,
     SHE,
     Content,
+    Parts,
     WordedTask,
     listed,
 )
@@ -44,6 +47,10 @@ FIELDS = {
     "Colour": ("{who} wears {}.", COLOURS),
     "Friend": ("{who} knows {}.", NAMES),
 }
+
+
+Fields = Annotated[int, Field(ge=1, le=1 + len(FIELDS))]
+Numbers = Annotated[int, Field(ge=2, le=60)]
 
 
 class Exact(WordedTask):
@@ -78,8 +85,8 @@ class Quiz(Exact):
         "Questions: {questions}",
         "Answer all questions: {questions}",
     )
-    min_questions: PositiveInt = 2
-    max_questions: PositiveInt = 12
+    min_questions: Parts = 2
+    max_questions: Parts = 12
     name: str = "quiz"
 
     def draw(self, rng: random.Random) -> Content:
@@ -100,8 +107,8 @@ class Form(Exact):
         "{facts} Write down {fields}.",
         "Write down {fields}. {facts}",
     )
-    min_fields: PositiveInt = 2
-    max_fields: PositiveInt = 9
+    min_fields: Fields = 2
+    max_fields: Fields = 9
     name: str = "form"
 
     def draw(self, rng: random.Random) -> Content:
@@ -128,8 +135,8 @@ class Gaps(Exact):
         "Which numbers are missing? {series}.",
         "Series: {series}. Fill the gaps.",
     )
-    min_numbers: PositiveInt = 5
-    max_numbers: PositiveInt = 12
+    min_numbers: Numbers = 5
+    max_numbers: Numbers = 12
     name: str = "gaps"
 
     def draw(self, rng: random.Random) -> Content:

@@ -12,17 +12,20 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
-from unmask.config import PositiveInt
+from pydantic import Field
+
+from unmask.config import Chance
 from unmask.tasks.base import Problem
-from unmask.tasks.words import HE, NAMES, SHE, THINGS, Content, WordedTask
+from unmask.tasks.words import HE, NAMES, SHE, THINGS, Content, Parts, WordedTask
 
 
 @dataclass(frozen=True)
 class Reasoned(WordedTask):
     """``shortcut`` is the share of responses that skip the reasoning; it shapes training data, not grading."""
 
-    shortcut: float = 0.3
+    shortcut: Chance = 0.3
 
     def grade(self, problem: Problem, completion: str) -> float:
         """Whether what stands between the last ``Answer:`` and a final full stop is right."""
@@ -34,6 +37,9 @@ class Reasoned(WordedTask):
         return {"reasons": float(not completion.startswith("Answer"))}
 
 
+Hands = Annotated[int, Field(ge=1, le=len(NAMES) - 1)]
+Gifts = Annotated[int, Field(ge=1, le=len(NAMES) // 2)]
+"""A gift beside the parcel's may take two people of its own."""
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {other}")
 LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
 
@@ -52,10 +58,10 @@ class Story(Reasoned):
         "{story} Count the {things} that {name} has.",
         "Count the {things} that {name} has in the end. {story}",
     )
-    min_steps: PositiveInt = 1
-    max_steps: PositiveInt = 6
-    max_result: PositiveInt = 30
-    asides: float = 0.3
+    min_steps: Parts = 1
+    max_steps: Parts = 6
+    max_result: Annotated[int, Field(ge=3)] = 30
+    asides: Chance = 0.3
     name: str = "story"
 
     def draw(self, rng: random.Random) -> Content:
@@ -91,10 +97,10 @@ class Parcel(Reasoned):
         "{facts} The parcel starts with {start}. Where does it end?",
         "Who has the parcel in the end? {facts} It starts with {start}.",
     )
-    min_hops: PositiveInt = 1
-    max_hops: PositiveInt = 6
-    min_facts: PositiveInt = 4
-    max_facts: PositiveInt = 9
+    min_hops: Hands = 1
+    max_hops: Hands = 6
+    min_facts: Gifts = 4
+    max_facts: Gifts = 9
     name: str = "parcel"
 
     def draw(self, rng: random.Random) -> Content:

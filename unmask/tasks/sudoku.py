@@ -6,9 +6,8 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from unmask.config import Count
 from unmask.tasks.base import Problem, Task
-from unmask.tasks.constrained import squares
+from unmask.tasks.constrained import Clues, squares
 
 
 @cache
@@ -25,8 +24,8 @@ class Sudoku(Task):
     clues is correct.
     """
 
-    min_clues: Count = 4
-    max_clues: Count = 8
+    min_clues: Clues = 4
+    max_clues: Clues = 8
     name: str = "sudoku"
 
     def sample(self, rng: random.Random) -> Problem:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from unmask.config import PositiveInt
+from pydantic import Field
+
+from unmask.config import Chance, PositiveInt
 from unmask.tasks.base import Problem, Task
 
 TAGS = "abcdefgh"
+Operands = Annotated[int, Field(ge=1, le=len(TAGS) + 1)]
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Sums(Task):
     ``shortcut`` is the share of responses that skip the reasoning; it shapes training data, not grading.
     """
 
-    min_operands: PositiveInt = 4
-    max_operands: PositiveInt = 8
+    min_operands: Operands = 4
+    max_operands: Operands = 8
     max_result: PositiveInt = 19
-    shortcut: float = 0.4
+    shortcut: Chance = 0.4
     name: str = "sums"
 
     def sample(self, rng: random.Random) -> Problem:

@@ -11,9 +11,14 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from unmask.tasks.base import Problem, Task
+
+Parts = Annotated[int, Field(ge=1, le=100)]
+"""How many steps or questions a problem may have."""
 
 
 def words(text: str) -> list[str]:

@@ -53,7 +53,8 @@ def save(
     state: Mapping[str, Any],
     tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint after ``iteration`` iterations and delete all but the newest.
+    """Write the checkpoint after ``iteration`` iterations and delete older ones than
+    ``save_total_limit``, and later ones of a run that went on from an earlier checkpoint.
 
     ``state`` goes to a JSON file, ``tensors`` are what else the run needs.
     """
@@ -72,7 +73,9 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)  # the checkpoint appears whole
     _flush(folder.parent)
-    for old in checkpoints(output_dir)[: -config.save_total_limit]:
+    known = checkpoints(output_dir)
+    here = known.index(folder)  # what is behind it was there when the run went on from an earlier one
+    for old in known[: here + 1][: -config.save_total_limit] + known[here + 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -146,12 +149,17 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error}") from error
 
 
-def check(output_dir: Path, config: RunConfig) -> None:
-    """Raise the errors of :func:`resume` about folder and settings, before a model is loaded."""
+def check(output_dir: Path, config: RunConfig, given: Mapping[str, Any]) -> None:
+    """Raise the errors of :func:`resume` about folder and settings, before a model is loaded; and ValueError for
+    arguments in place of settings that are not those ``given``, of which the run's state names the places."""
     found = find(output_dir, config.resume_from_checkpoint)
-    if found is not None:
+    own = checkpoints(output_dir)[-1:] if isinstance(config.resume_from_checkpoint, str) else []
+    for folder in [*([found] if found else []), *own]:  # a run that is there is not to be mixed with another
         with contextlib.suppress(DamagedCheckpoint):
-            check_same_run(read_state(found)["config"], config, found)
+            state = read_state(folder)
+            check_same_run(state["config"], config, folder)
+            if (there := state.get("given", given)) != given:
+                raise ValueError(f"checkpoint {folder} is of a run that was given {there or 'nothing'}, not {given}")
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:

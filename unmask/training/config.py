@@ -17,7 +17,7 @@ from unmask.training.run_config import RunConfig
 # Settings that may differ when a run is resumed, because they do not affect what is learned.
 OBSERVATIONAL = {
     "output_dir", "resume_from_checkpoint", "report_to", "logging_steps", "save_steps", "save_total_limit",
-    "replay_chunk_size",
+    "replay_chunk_size", "calibration_prompts",
 }  # fmt: skip
 EXPERT_BLOCK_LENGTH = 32
 """Tokens per block of the experts in full diffusion (arXiv 2512.09106)."""
@@ -130,23 +130,14 @@ class TrainerConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._fill_in()
         self.sampler_config().check_draws()
+        for name in ("top_k", "top_p"):
+            limited = getattr(self, name) is not None and self.calibration_prompts
+            require(not limited, f"{name}={getattr(self, name)} has no curve of forwards: set calibration_prompts to 0")
         self._check_groups()
         self._check_reward()
         self._check_policy()
         self._check_experts()
-
-    def _fill_in(self) -> None:
-        """Defaults that depend on other settings."""
-        defaults = {
-            "eval_actions": ACTIONS_IN_USE[self.actions],
-            "eval_policy_temperature": self.policy_temperature,
-            "expert_block_length": self.block_length or EXPERT_BLOCK_LENGTH,
-        }
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
 
     def _check_groups(self) -> None:
         group, batch, experts = self.num_generations, self.per_device_train_batch_size, bool(self.experts)
@@ -174,14 +165,7 @@ class TrainerConfig(RunConfig):
         )
 
     def _check_policy(self) -> None:
-        from unmask.policies.options import split_options
-
         conditioned = self.policy_config().alpha_conditioned or self.init_policy is not None
-        require(
-            self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
-            f"init_policy={self.init_policy!r} has options, under which the likelihood of an action is not known: "
-            "train without them, and decode with them",
-        )
         require(
             not self.kl_coef or self.actions == "bernoulli",
             f"kl_coef={self.kl_coef} needs actions 'bernoulli', got {self.actions!r}",
@@ -203,10 +187,11 @@ class TrainerConfig(RunConfig):
                 make_policy(expert)
             except ValueError as error:
                 raise ValueError(f"expert: {error}") from error
-        own, experts = self.block_length, self.expert_block_length
+        own, experts = self.block_length, self.expert_config().block_length
         require(
-            own is None or (isinstance(experts, int) and own % experts == 0),
-            f"expert_block_length={experts} does not divide block_length={own}: the policy could not imitate them",
+            own is None or (experts is not None and own % experts == 0),
+            f"expert_block_length={experts or 'full'} does not divide block_length={own}, so that the policy could not "
+            "imitate them",
         )
 
     @property
@@ -275,11 +260,15 @@ class TrainerConfig(RunConfig):
 
     def expert_config(self) -> SamplerConfig:
         """How the expert decodes."""
-        return self.sampler_config().updated({"block_length": self.expert_block_length})
+        own = self.block_length or EXPERT_BLOCK_LENGTH
+        return self.sampler_config().updated({"block_length": self.expert_block_length or own})
 
     def eval_config(self) -> SamplerConfig:
         """How the policy decodes in evaluations."""
-        changes = {"actions": self.eval_actions, "policy_temperature": self.eval_policy_temperature}
+        changes = {
+            "actions": self.eval_actions or ACTIONS_IN_USE[self.actions],
+            "policy_temperature": self.eval_policy_temperature or self.policy_temperature,
+        }
         return self.sampler_config().updated(changes)
 
     def learning_rate_at(self, iteration: int) -> float:

@@ -24,7 +24,15 @@ Layer = tuple[str, Mapping[str, Any]]
 class Loader(yaml.SafeLoader):
     """Reads 1e-4 as a number, although YAML 1.1 requires a decimal point."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in YAML, but a key may stand only once."""
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0].value} is set twice", twice[-1].start_mark)
+        return super().construct_mapping(node, deep)
 
+
+NOTHING = ("null", "Null", "NULL", "~")
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
 
@@ -53,7 +61,7 @@ def read_layers(name: str | Path, above: Sequence[Path] = (), folder: Path = CON
     """
     beside = above[-1].parent / name if above else Path(name)
     file = beside if beside.is_file() else find_config(name, folder)
-    if file in above:
+    if file.resolve() in [one.resolve() for one in above]:
         raise ValueError(f"{file}: extends itself")
     values = read_yaml(file)
     extended = values.pop("extends", None)
@@ -116,6 +124,8 @@ def parse_pairs(pairs: Iterable[str], kind: type[Config] | None = None) -> dict[
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ValueError(f"{pair!r} is not NAME=VALUE")
-        plain = hints.get(name) is str or (hints.get(name) == tuple[str, ...] and not value.startswith(QUOTED))
+        kind_of, quoted = hints.get(name), value.startswith(QUOTED)
+        plain = kind_of is str or (kind_of == tuple[str, ...] and not quoted)
+        plain = plain or (kind_of == str | None and not quoted and value not in NOTHING)
         values[name] = value if plain else parse_value(value)
     return values

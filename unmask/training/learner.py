@@ -28,8 +28,8 @@ def parameter_groups(policy: Policy, alpha_scale: float) -> list[dict[str, Any]]
 
 def ordered_actions(samples: Samples) -> Tensor:
     """(M, L) int64: unmasked positions in their order, padded with -1; an expert's by confidence, highest first."""
-    # Ranks differ by 1 or, for an expert, not at all; half a confidence, at most 1/2, breaks only those ties.
-    key = samples.rank.double() - samples.confidence[..., 0].double() / 2
+    # Ranks differ by 1 or, for an expert, not at all; a third of a confidence breaks only those ties. A sign is a mark.
+    key = samples.rank.double() - samples.confidence[..., 0].double().abs() / 3
     order = torch.where(samples.rank >= 0, key, torch.inf).argsort(dim=1, stable=True)
     count = (samples.rank >= 0).sum(dim=1, keepdim=True)
     return torch.where(torch.arange(order.shape[1], device=order.device) < count, order, -1)

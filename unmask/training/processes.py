@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ class Processes:
         if report_to is None:
             return
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
             raise ImportError('training needs accelerate: pip install "unmask[train]"') from error
         for name in report_to:
             if find_spec(name) is None:
                 raise ImportError(f"report_to names {name!r}, which is not installed: pip install {name}")
-        a = self._accelerator = Accelerator(log_with=list(report_to) or None, project_dir=str(output_dir))
+        patient = InitProcessGroupKwargs(timeout=timedelta(weeks=4))  # while the main process calibrates, others wait
+        a = self._accelerator = Accelerator(
+            log_with=list(report_to) or None, project_dir=str(output_dir), kwargs_handlers=[patient]
+        )
         self.device, self.is_main = a.device, a.is_main_process
         self.index, self.count = a.process_index, a.num_processes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ ROLLOUT_COLUMNS = ("steps", "length", "alpha")
 REWARDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "multiplicative": multiplicative,
     "additive": additive,
-    "plain": lambda correct, steps, length, alpha: correct.float(),  # the reward functions' own value
+    "plain": lambda correct, steps, length, alpha: correct.double(),  # the reward functions' own value
 }
 """How correctness and speed become one number, under the names that configurations use."""
 
@@ -55,7 +56,7 @@ def columns_of(problems: Sequence[Problem], told: Mapping[str, Sequence[object]]
     """The columns for reward functions: the problems' ``answer``, what is ``told`` of their rollouts, and metadata that
     all have."""
     columns: dict[str, Sequence[object]] = {"answer": [p.answer for p in problems], **told}
-    shared = set.intersection(*(set(p.metadata) for p in problems)) - set(columns)
+    shared = set.intersection(*(set(p.metadata) for p in problems)) - {*columns, "prompts", "completions"}
     return columns | {name: [p.metadata[name] for p in problems] for name in sorted(shared)}
 
 
@@ -104,7 +105,9 @@ def score(
         if len(values) != len(completions):
             raise ValueError(f"reward function {name} returned {len(values)} values for {len(completions)} completions")
         for i, value in enumerate(values):
-            number = float(value) if hasattr(value, "__float__") else math.nan
+            number = math.nan
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # a tensor of several numbers, for instance
+                number = float(value) if hasattr(value, "__float__") else math.nan
             if not math.isfinite(number):
                 raise ValueError(f"reward function {name} returned {value!r} for completion {i}: not a finite number")
             total[i] += number

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.models.loading import load_tokenizer
 from unmask.policies.base import UnmaskingPolicy, Wrapper
+from unmask.sampling.forward import model_attention
 from unmask.sampling.infill import by_value, complete
 from unmask.sampling.prompts import text_ids, with_chat_template
 from unmask.sampling.result import GenerationResult
@@ -114,10 +115,15 @@ class Collector:
         experts: Sequence[UnmaskingPolicy] = (),
     ) -> None:
         self.config = config
+        own, steered = config.block_length, config.expert_config().block_length
+        if experts and own != steered and model_attention(model) != "bidirectional":
+            raise ValueError(
+                f"expert_block_length={steered} must be block_length={own}: the model is {model_attention(model)}"
+            )
         self.sampler = Sampler(model, tokenizer, policy, replace(config.sampler_config(), record=True))
         wide = [WideView(expert, policy) for expert in experts]
-        steered = replace(config.expert_config(), record=True) if experts else None
-        self.experts = [Sampler(model, tokenizer, expert, steered) for expert in wide]
+        led = replace(config.expert_config(), record=True)
+        self.experts = [Sampler(model, tokenizer, expert, led) for expert in wide]
 
     def collect(
         self, prompts: Sequence[str | Holes], alpha: Tensor, seed: int, first_group: int = 0, expert_only: bool = False
@@ -133,7 +139,7 @@ class Collector:
             parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group)))
         for expert in self.experts:
             parts.append((True, self._decode(expert, ids, alpha, seed, first_group)))
-        whole = c.block_length in (None, c.max_completion_length)
+        whole = c.block_length is None or c.block_length >= c.max_completion_length
         return join_groups(parts, alpha, expert_everywhere=whole)
 
     def encode(self, prompts: Sequence[str | Holes]) -> list[Any]:

@@ -22,7 +22,15 @@ from unmask.training.interrupt import StopSignals, leave
 from unmask.training.metrics import METRICS, Averages, MetricsLog
 from unmask.training.processes import Processes
 from unmask.training.progress import Progress
-from unmask.training.record import run_part, settings_used, training_record, with_part, write_config, write_training
+from unmask.training.record import (
+    place_of,
+    run_part,
+    settings_used,
+    training_record,
+    with_part,
+    write_config,
+    write_training,
+)
 from unmask.training.rollout import tokenizer_for
 from unmask.training.run_config import RunConfig
 
@@ -55,7 +63,8 @@ class Run:
         self.parts: list[dict[str, Any]] = []
         """The stretches of the run, of which there are several if it was stopped and resumed."""
         self.iteration = 0
-        checkpoint.check(self.output, config)
+        self.given = {name: place_of(value) for name, value in self.replaced.items()}
+        checkpoint.check(self.output, config, self.given)
 
     def load(self, first: str | Holes, instructions: bool, **how: Any) -> None:
         """Load the model and the tokenizer unless they were given; ``first`` is the first prompt."""
@@ -155,9 +164,10 @@ class Run:
                 self._save()
         if self.iteration < c.iterations:
             return stopped_by
+        self.save_policy(self.output / "policy")
         if c.calibration_prompts and main:
             self.calibrate(c.calibration_prompts)
-        self.save_policy(self.output / "policy")
+            self.save_policy(self.output / "policy")
         return 0
 
     def _resume(self) -> None:
@@ -173,7 +183,7 @@ class Run:
     def _save(self) -> None:
         if self.processes.is_main:
             state, tensors = self.state()
-            content = {"parts": self.parts, **state}
+            content = {"parts": self.parts, "given": self.given, **state}
             checkpoint.save(self.output, self.iteration, self.policy, self.optimizers, self.config, content, tensors)
         self.processes.wait()
 

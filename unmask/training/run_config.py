@@ -62,7 +62,13 @@ class RunConfig(Config):
     """True: go on from the last checkpoint in ``output_dir``, if there is one; a path: from that checkpoint."""
 
     def __post_init__(self) -> None:
+        from unmask.policies.options import split_options
+
         self.policy_config()
+        require(
+            self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
+            f"init_policy={self.init_policy!r} has options: train without them, and decode with them",
+        )
         require(
             self.init_policy is None or not self.policy,
             f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",

@@ -73,7 +73,8 @@ class SupervisedTrainer(Run):
         c, first = self.config, self.config.iterations * self.config.num_prompts
         ids = encode(self.tokenizer, self.prompts.take(first, count), c.max_prompt_length)
         curves = []
-        for length, blocks, temperature in product(c.max_completion_length, c.block_length, c.temperature):
+        settings = dict.fromkeys(product(c.max_completion_length, c.block_length, c.temperature))
+        for length, blocks, temperature in settings:
             asked = {"max_new_tokens": length, "block_length": blocks, "temperature": temperature, "actions": "greedy"}
             for options in (Options(), Options(hold_eos=True)):
                 policy = with_options(self.policy, options)
@@ -99,7 +100,10 @@ class SupervisedTrainer(Run):
         c = self.config
         prompts = self.prompts.take(self.iteration * c.num_prompts, c.num_prompts)
         tried, metrics = self.collector.collect(encode(self.tokenizer, prompts, c.max_prompt_length), self.iteration)
-        self.rounds = [*self.rounds, tried][-c.kept_iterations :]
+        if len(tried.picked):
+            self.rounds = [*self.rounds, tried][-c.kept_iterations :]
+        if not self.rounds:
+            raise ValueError("there is nothing to learn: every prompt is decoded in one forward")
         collected = time.perf_counter()
         metrics |= self.update()
         metrics["seconds_rollouts"], metrics["seconds_update"] = collected - began, time.perf_counter() - collected
@@ -187,7 +191,7 @@ class Prompts:
         self.task: Task | None = None
         if config.prompts is None or task is not None:
             self.task = task if task is not None else make_task(config.task, **config.task_options)
-        self.source = config.task if config.prompts is None else Path(config.prompts).name
+        self.source = Path(str(config.prompts)).name if self.task is None else self.task.name
         self.instructions = True if self.task is None else self.task.instructions
         self.take(0, 1)
 

@@ -85,7 +85,11 @@ class SupervisedConfig(RunConfig):
             self.careful.partition(":")[0] in HEURISTICS,
             f"careful must be a rule with its numbers, got {self.careful!r}",
         )
-        require(not make_policy(self.careful).edits, f"careful must not revise tokens, got {self.careful!r}")
+        try:
+            careful = make_policy(self.careful)
+        except ValueError as error:
+            raise ValueError(f"careful: {error}") from error
+        require(not careful.edits, f"careful must not revise tokens, got {self.careful!r}")
 
     @property
     def noted(self) -> dict[str, Any]:

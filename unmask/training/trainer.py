@@ -103,10 +103,11 @@ class Trainer(Run):
             WideView(expert, self.policy)  # raises for an expert that reads more than the policy
 
     def calibrate(self, count: int) -> None:
-        problems = self.problems.validation or self.problems.take(self.next_problem, count)
+        problems = self.problems.take(self.next_problem, count)  # behind those of training
         sampler = Sampler(self.model, self.tokenizer, self.policy, self.config.eval_config())
-        prompts = self.collector.encode([problem.given for problem in problems[:count]])
-        curve = measure_curve(sampler, prompts, {"seed": 0}, f"{len(prompts)} prompts of {self.task.name}")
+        prompts = self.collector.encode([problem.given for problem in problems])
+        asked = {"seed": 0, "max_steps": None}  # a limit of rollouts is none of decoding
+        curve = measure_curve(sampler, prompts, asked, f"{len(prompts)} prompts of {self.task.name}")
         self.policy.config = calibrated(self.policy.config, (curve,))
 
     def state(self) -> tuple[dict[str, Any], None]:

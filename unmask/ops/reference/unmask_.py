@@ -69,7 +69,7 @@ class Arguments(NamedTuple):
         check((self.max_post or 0) >= 0, "max_post", "at least 0, or None", self.max_post)
         check(len(self.eos) <= 16, "eos", "at most 16 ids", len(self.eos))
         check(min(self.eos, default=0) >= 0, "eos", "ids of at least 0", min(self.eos, default=0))
-        check(0 < self.temperature <= 1e30, "temperature", "a number above 0 and up to 1e30", self.temperature)
+        check(1e-30 <= self.temperature <= 1e30, "temperature", "1e-30 to 1e30", self.temperature)
         check(0 <= self.scale <= 1e30, "scale", "a number from 0 to 1e30", self.scale)
         check(abs(self.stop_logit) <= 1e30, "stop_logit", "a number from -1e30 to 1e30", self.stop_logit)
 
