@@ -34,8 +34,8 @@ def make_sampler(policy: Any = "top-k:1", model: Any = TINY, **config: Any) -> S
 def small(seed: int, vocab: int = 300, shift: bool = False) -> Transformer:
     torch.manual_seed(seed)
     config = TransformerConfig(
-        vocab_size=vocab, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, mask_token_id=2, eos_token_id=1,
-        logits_shift=int(shift),
+        vocab_size=vocab, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, mask_token_id=2,
+        eos_token_id=1, logits_shift=int(shift),
     )  # fmt: skip
     return Transformer(config).eval()
 

@@ -26,8 +26,8 @@ class Bench(Command):
     REST = "suites"
 
     suites: Positional[tuple[str, ...]] = ()
-    """Which of topk_confidence, policy_forward, select_set, choose, step, blocks, quantization, generation, rollouts,
-    lm_head, graphs. None: all."""
+    """Which of topk_confidence, policy_forward, select_set, choose, calm_, step, blocks, quantization, generation,
+    rollouts, lm_head, graphs. None: all."""
     device: str = "cpu"
     """cpu or cuda."""
     threads: PositiveInt | None = None

@@ -58,6 +58,8 @@ class Chat(Command):
         overrides = given(self.decoding, SamplerConfig)
         if overrides.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences must be 1: a message has one answer; unmask generate makes several")
+        if self.name not in (None, self.loading.model) and self.loading.model != Loading().model:
+            raise ValueError(f"which model? {self.name} was given, and --model {self.loading.model}")
         loading = self.loading.updated({"model": self.name} if self.name else {})
         sampler = loading.sampler(self.policy, overrides)
         try:
@@ -190,8 +192,10 @@ class Conversation:
             return False
         if name not in COMMANDS:
             close = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean /{close[0]}?" if close else "/help lists them"
-            raise ValueError(f"there is no command /{name}; {hint} A message may begin with a space and then a slash")
+            hint = f"did you mean /{close[0]}?" if close else "/help lists them."
+            raise ValueError(
+                f"there is no command /{name}; {hint} A message that begins with a slash needs a space first"
+            )
         COMMANDS[name][1](self, value.strip())
         return True
 

@@ -180,4 +180,7 @@ def print_results(prompts: list[Any], result: Any, elapsed: float, between: str)
             f"  {steps} forward{'s' * (steps != 1)}, {rate:.2f} tokens per forward"
             + ("" if finished else ", unfinished")
         )
-    print(f"{len(prompts)} prompts, {int(result.filled.sum())} tokens in {elapsed:.2f} s", file=sys.stderr)
+    print(
+        f"{len(prompts)} prompt{'s' * (len(prompts) != 1)}, {int(result.filled.sum())} tokens in {elapsed:.2f} s",
+        file=sys.stderr,
+    )

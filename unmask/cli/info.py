@@ -28,8 +28,8 @@ class Info(Command):
 
 
 class Models(Command):
-    """The packaged models and the families that load natively, with the settings that their authors recommend; or what
-    a model's folder holds. Nothing is loaded.
+    """The packaged models and the families that load natively, with their authors' settings, or Fast-dLLM's
+    where the authors decode one token per forward; or what a model's folder holds. Nothing is loaded.
 
     examples:
       unmask models

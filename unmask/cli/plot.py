@@ -43,6 +43,8 @@ class Plot(Command):
         runs = [path for path in self.sources if path.is_dir() or path.suffix == ".jsonl"]
         if runs and len(runs) < len(self.sources):
             raise ValueError("give either CSV files of rows or folders of runs, not both in one figure")
+        if runs and (self.task or self.max_nfe):
+            raise ValueError("--task and --max-nfe are for files of rows, not for folders of training runs")
         output = self.output or Path("curves.svg" if runs else "pareto.svg")
         if not output.suffix:
             raise ValueError(f"--output {output} needs an ending that says the format, such as .png, .svg or .pdf")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from unmask.models.config_values import ids_of
-from unmask.models.loading import DIFFUSION_GEMMA, generation_defaults, load_tokenizer, read_folder
+from unmask.models.loading import DIFFUSION_GEMMA, check_supported, generation_defaults, load_tokenizer, read_folder
 from unmask.models.masked_lm import token_ids
 from unmask.models.native import MODEL_TYPE
 from unmask.models.overrides import Overrides
-from unmask.models.presets import preset_of
+from unmask.models.presets import full_name, preset_of
 from unmask.models.sources import CONFIG_FILES, find_folder
 from unmask.models.weights import find_shards, read_headers
 
@@ -26,11 +26,13 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
     """
     folder = find_folder(name, revision, CONFIG_FILES)
     kind, raw, config = read_folder(folder, name, Overrides())
-    preset, tokenizer = preset_of(kind, name), None
-    with suppress(FileNotFoundError, ImportError, ValueError):
+    if config is None and kind != DIFFUSION_GEMMA:
+        check_supported(folder, raw, False)
+    preset, tokenizer = preset_of(kind, full_name(name)), None
+    with suppress(OSError, ImportError, ValueError, KeyError):
         tokenizer = load_tokenizer(folder)
     ids = {"mask_token_id": config.mask_token_id} if config else token_ids(raw, lambda: tokenizer, {})
-    stops = config.stop_ids if config else ids_of("eos_token_id", raw["stop_ids"] or ids["eos_token_id"])
+    stops = config.stop_ids if config else ids_of("eos_token_id", ids["eos_token_id"], raw["stop_ids"])
     own = {MODEL_TYPE: "this project's own format", DIFFUSION_GEMMA: "transformers' own class"}
     how = own.get(kind, "native" if config else "masked language model through transformers")
     about: dict[str, Any] = {"folder": str(folder), "family": f"{kind}, {preset.models if preset else how}"}
@@ -54,7 +56,7 @@ def describe_model(name: str, revision: str | None = None) -> dict[str, Any]:
 def weights_of(folder: Path) -> dict[str, str]:
     """Parameters, dtypes and bytes of the stored tensors; empty without weights."""
     try:
-        stored = read_headers(find_shards(folder)).values()
+        stored = [header for header in read_headers(find_shards(folder)).values() if header.is_weight]
     except FileNotFoundError:
         return {}
     count, size = sum(math.prod(s.shape) for s in stored), sum(s.size for s in stored)

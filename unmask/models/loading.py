@@ -15,7 +15,7 @@ from unmask.config import check_known
 from unmask.models import dream, fast_dllm, illada, llada, llada2, native, nemotron, placement, sdar, sdar_moe
 from unmask.models.base import ModelBase
 from unmask.models.overrides import Overrides
-from unmask.models.presets import family_defaults
+from unmask.models.presets import family_defaults, full_name
 from unmask.models.sources import (
     CODE_FILES,
     CONFIG,
@@ -88,7 +88,8 @@ def load_model(
     check_known(overrides, [f.name for f in fields(Overrides)], "arguments of load_model")
     changes = Overrides(**overrides)
     device, dtype = checked_device(device), checked_dtype(dtype)
-    warn_if_slow(device, dtype)
+    if device_map is None:
+        warn_if_slow(device, dtype)
     parts = placement.with_parts(device_map)
     if device_map is not None and device.type != "cpu":
         raise ValueError(f"give device={str(device)!r} or device_map={device_map!r}, not both")
@@ -126,27 +127,40 @@ def read_folder(
     raw = read_json(folder / CONFIG)
     kind = str(raw.get("model_type"))
     refuse_unsupported(folder / CONFIG, raw, trust_remote_code)
-    raw = changes.of(folder, raw, Path(name).expanduser().absolute().name)
+    raw = changes.of(folder, raw, full_name(name))
+    check_changes(changes, kind, folder)
     config = read_config(FAMILIES[kind], folder, raw) if kind in FAMILIES and not has_experts(raw) else None
-    check_changes(changes, kind, folder, config)
+    check_parts(changes, kind, config, trust_remote_code and "auto_map" in raw)
     return kind, raw, config
 
 
-def check_changes(changes: Overrides, kind: str, folder: Path, config: TransformerConfig | None) -> None:
-    """Raise ValueError for an override that the model type does not have; ``config`` is that of a native one."""
+def check_changes(changes: Overrides, kind: str, folder: Path) -> None:
+    """Raise ValueError for an override that the model type does not have."""
     of_nemotron = nemotron.NemotronConfig.MODEL_TYPE
     if changes.causal_context is not None and kind != of_nemotron:
         raise ValueError(f"causal_context is for model_type {of_nemotron!r}, but {folder} is {kind!r}")
-    if changes.logits_shift and config is not None:
+    if changes.block_length is not None and kind == native.MODEL_TYPE:
+        seen = read_json(folder / CONFIG).get("attention", "bidirectional")
+        if seen == "bidirectional":
+            raise ValueError(whole_canvas(changes.block_length, kind))
+
+
+def whole_canvas(block_length: int, kind: str) -> str:
+    return (
+        f"block_length={block_length} is for models that see blocks, but model_type {kind!r} sees "
+        "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
+    )
+
+
+def check_parts(changes: Overrides, kind: str, config: TransformerConfig | None, remote: bool) -> None:
+    """The same for what depends on the ``config`` of a native model, and on whether ``remote`` code runs."""
+    if changes.logits_shift and not remote:
         raise ValueError(f"logits_shift is for remote code; model_type {kind!r} has its own")
     if changes.quantization is not None and config is None:
         raise ValueError(f"quantization={changes.quantization!r} is for native models, but model_type {kind!r} is not")
     whole = config is None or config.block_length is None
     if changes.block_length is not None and whole and kind != DIFFUSION_GEMMA:
-        raise ValueError(
-            f"block_length={changes.block_length} is for models that see blocks, but model_type {kind!r} sees "
-            "the whole canvas; SamplerConfig(block_length=...) says in which blocks that is decoded"
-        )
+        raise ValueError(whole_canvas(changes.block_length, kind))
 
 
 def read_config(family: Any, folder: Path, raw: Mapping[str, Any]) -> TransformerConfig:
@@ -205,7 +219,7 @@ def make_quantizer(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> 
 def generation_defaults(folder: Path, name: str, raw: Mapping[str, Any], config: TransformerConfig) -> dict[str, Any]:
     """Sampler settings: under ``generation_defaults`` in a checkpoint of this project, else the family's preset."""
     if raw["model_type"] != native.MODEL_TYPE:
-        return family_defaults(raw["model_type"], name, config)
+        return family_defaults(raw["model_type"], full_name(name), config)
     value = raw.get("generation_defaults", {})
     if not isinstance(value, dict):
         raise ValueError(f"{folder / CONFIG}: generation_defaults must be an object, got {value!r}")
@@ -273,8 +287,10 @@ def checked_device(device: str | torch.device) -> torch.device:
     """``device`` as torch has it. Raises RuntimeError or ValueError if this process does not have it."""
     try:
         found = torch.device(device)
-    except RuntimeError as error:
-        raise RuntimeError(f"device {device!r}: {error}") from None
+        if found.type != "cuda":
+            torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise RuntimeError(f"device {device!r}: {str(error).splitlines()[0]}") from None
     if found.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"device {str(device)!r} was asked for, but this torch sees no CUDA device")

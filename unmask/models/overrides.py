@@ -29,7 +29,7 @@ class Overrides(Config, kw_only=True):
     def of(self, folder: Path, raw: Mapping[str, Any], name: str) -> dict[str, Any]:
         """``raw``, the config.json of ``folder``, as changed, with every stop id that it or generation_config.json has.
 
-        The ids are under ``stop_ids``, and the first of them is ``eos_token_id``. A model called ``name`` of which only
+        The ids are under ``stop_ids``, and the first of them is ``eos_token_id``. A model at ``name`` of which only
         that tells the block size gets it from there.
         """
         changed = dict(raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from unmask.models.transformer_config import TransformerConfig
@@ -71,6 +72,12 @@ PRESETS = (
     ),
     Preset("diffusion_gemma", "DiffusionGemma", {}, "the checkpoint's generation_config.json"),
 )
+
+
+def full_name(name: str) -> str:
+    """The whole path of a folder, also if it is named by "."; a hub id as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_dir() else name
 
 
 def preset_of(model_type: str, name: str = "") -> Preset | None:

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 Scheme = Literal["int8", "int8-dynamic", "int4"]
 
-logging.disable(logging.WARNING)  # torchao lists the libraries of other machines that it could not load
+_level = logging.root.manager.disable
+logging.disable(max(_level, logging.WARNING))  # torchao lists the libraries of other machines that it could not load
 try:
     from torchao.prototype.quantization.int4 import Int4OpaqueTensor
     from torchao.quantization import Int8Tensor, PerRow
     from torchao.quantization.quantize_.workflows import Int4TilePackedTo4dTensor
     from torchao.utils import TorchAOBaseTensor, should_reduce_range
 finally:
-    logging.disable(logging.NOTSET)
+    logging.disable(_level)
 
 FEW = 8
 """Rows up to which torch's product with int8 weights was faster than to convert the weights first, on a CPU."""

@@ -71,6 +71,8 @@ class TransformerConfig(Config):
         stops = (() if self.eos_token_id is None else (self.eos_token_id,)) + self.stop_ids
         object.__setattr__(self, "stop_ids", tuple(dict.fromkeys(stops)))
         object.__setattr__(self, "eos_token_id", next(iter(stops), None))
+        mask = self.mask_token_id
+        require(mask not in stops, f"mask_token_id must not be an end of sequence, got {mask}, which ends one")
         ids: dict[str, Any] = {name: getattr(self, name) for name in ("mask_token_id", "eos_token_id", "pad_token_id")}
         for name, value in (*ids.items(), *(("stop_ids", value) for value in self.stop_ids)):
             require((value or 0) < self.vocab_size, f"{name} must be below vocab_size={self.vocab_size}, got {value}")

@@ -49,6 +49,11 @@ class Stored:
         """In bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether a model can be computed with it; tables of integers and packed numbers are none."""
+        return self.dtype in DTYPES
+
 
 def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. Raises FileNotFoundError for missing ones, ValueError for a bad index."""
@@ -249,13 +254,17 @@ def save_model(model: Transformer, folder: str | Path, tokenizer: CharTokenizer 
     """Write a :class:`Transformer`, wherever it came from, in this project's format; ``load_model(folder)`` reads it.
 
     Every file is replaced atomically. TypeError is raised for models that are no Transformer, ValueError for
-    quantised ones.
+    quantised ones, for weights on the disk, and for a folder with a checkpoint in several files.
     """
     if not isinstance(model, Transformer):
         raise TypeError(f"save_model writes Transformer models, got {type(model).__name__}")
     if model.quantization is not None:
         raise ValueError(f"save_model writes no quantised weights, got quantization={model.quantization!r}")
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("save_model writes weights that are in memory, but some were left on the disk by device_map")
     folder = Path(folder)
+    if (folder / INDEX).exists():
+        raise ValueError(f"{folder} has a checkpoint in several files, by {INDEX}: save into another folder")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied head once
     config = json.dumps(native.write_config(model), indent=1) + "\n"

@@ -241,6 +241,12 @@ def described(recipe: Recipe) -> dict[str, str]:
     return {f.name: repr(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
 
 
+def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    """Replace the file of the curve in one step."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write_text(text))
+
+
 def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int = 50) -> Run:
     """Train ``recipe`` to its end in ``folder``, resuming what is there.
 
@@ -263,8 +269,7 @@ def pretrain(recipe: Recipe, folder: Path, save_every: int = 250, log_every: int
                 f"step {run.step}/{recipe.steps}  loss {row['loss']:.4f} nats/token  {rate:.0f} samples/s", flush=True
             )
             rows.append(row)
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_atomically(curve, lambda file, text=text: file.write_text(text))
+            write_curve(curve, rows)
             losses = []
         if run.step % save_every == 0 or run.step == recipe.steps:
             run.save_state()

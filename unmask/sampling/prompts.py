@@ -124,7 +124,7 @@ def describe_prompts(tokenizer: Any) -> str:
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: ``{"role": ..., "content": ...}`` for each message."""
-Prompts = str | Messages | Sequence[str | Messages | Sequence[int]] | Tensor | Mapping[str, Any]
+Prompts = str | Messages | Sequence[int] | Sequence[str | Messages | Sequence[int]] | Tensor | Mapping[str, Any]
 
 
 def encode_prompts(
@@ -193,7 +193,7 @@ def are_messages(prompt: Any) -> TypeGuard[Messages]:
     return is_list and all(isinstance(m, Mapping) for m in prompt)
 
 
-def are_ids(prompt: Any) -> bool:
+def are_ids(prompt: Any) -> TypeGuard[Sequence[int]]:
     """Whether ``prompt`` is the token ids of one prompt."""
     listed = isinstance(prompt, (list, tuple, range)) and len(prompt) > 0
     return listed and all(hasattr(i, "__index__") and not isinstance(i, (bool, Tensor)) for i in prompt)

@@ -64,6 +64,8 @@ def sampler_settings(arguments: Mapping[str, Any], prompt_length: int = 0) -> di
             )
         settings["max_new_tokens"] = total - prompt_length
     sample, temperature = given.get("do_sample"), given.get("temperature")
+    if sample not in (None, True, False):
+        raise ValueError(f"do_sample must be true or false, got {sample!r}")
     for name in DRAWN:
         value = given.get(name)
         nothing = (None, 0, 1) if name == "temperature" else (None, NEUTRAL[name])  # 1 is what transformers fills in
