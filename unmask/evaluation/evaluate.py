@@ -149,23 +149,21 @@ def evaluate(
     sampler's config. The draws of the decoding are keyed by ``problem_seed`` too, unless the config has a seed. With
     ``samples`` N every problem is decoded N times with draws of its own, for pass@k. ``completions``: a file that gets
     a line of JSON for each before they are graded. ``on_finished`` is called with the number of finished rows.
-    Raises ValueError if prompts are texts and the sampler has no tokenizer, if ``num_problems`` or ``samples`` is not
-    positive, or if all samples of a problem would be the same.
+    Raises ValueError, before any work, if prompts are texts and the sampler has no tokenizer, if ``num_problems`` or
+    ``samples`` is not positive, or if all samples would be the same.
     """
     require(num_problems >= 1, f"num_problems must be positive, got {num_problems}")
     task = make_task(task) if isinstance(task, str) else task
     task.check_gradable()
     config = sampler.config.updated(overrides)
     check_samples(samples, config, sampler)
-    copies = config.num_return_sequences
-    require(copies == 1, f"num_return_sequences must be 1 in an evaluation, which has samples, got {copies}")
     if completions is not None:
         completions_in(completions := Path(completions))  # a damaged file is refused before any work
     if config.seed is None:
         overrides = {**overrides, "seed": problem_seed}
         config = config.updated(overrides)
     problems = task.problems(num_problems, problem_seed)
-    readable = sampler.tokenizer is not None or all(problem.ids is not None for problem in problems)
+    readable = sampler.tokenizer is not None or all(p.ids is not None for p in problems)
     require(readable, "evaluate needs a Sampler with a tokenizer, this one has none")
     each = [problem for problem in problems for _ in range(samples)]
     started = time.perf_counter()
@@ -181,12 +179,7 @@ def evaluate(
     accuracy, nfe, tpf = ([mean(group) for group in groups(values, samples)] for values in each_of)
     return Evaluation(
         **about,
-        accuracy=mean(accuracy),
-        accuracy_se=standard_error(accuracy),
-        nfe=mean(nfe),
-        nfe_se=standard_error(nfe),
-        tpf=mean(tpf),
-        tpf_se=standard_error(tpf),
+        **with_errors(accuracy=accuracy, nfe=nfe, tpf=tpf),
         seconds=seconds,
         measures=average_measures([task.measures(p, a) for p, a in zip(each, said, strict=True)]),
         learned=sampler.policy.learned,
@@ -197,6 +190,12 @@ def evaluate(
         forwards=None if result.forwards is None else round(mean(result.forwards.tolist()), 3),
         outcomes=outcomes_text(accuracy, nfe, [(p.prompt, tuple(p.ids or ())) for p in problems]),
     )
+
+
+def with_errors(**values: Sequence[float]) -> dict[str, Any]:
+    """The mean of each of ``values`` under its name, and its standard error under that with "_se" behind it."""
+    errors = {f"{name}_se": standard_error(of) for name, of in values.items()}
+    return {name: mean(of) for name, of in values.items()} | errors
 
 
 def decode_problems(
@@ -258,9 +257,11 @@ def completions_in(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def check_samples(samples: int, config: SamplerConfig, sampler: Sampler) -> None:
-    """Raise ValueError if ``samples`` is not positive, or if all samples of a problem would be the same."""
+    """Raise ValueError for ``samples`` that are not positive or would be the same, or that are asked for otherwise."""
     if samples < 1:
         raise ValueError(f"samples must be positive, got {samples}")
+    copies = config.num_return_sequences
+    require(copies == 1, f"num_return_sequences must be 1 in an evaluation, which has samples, got {copies}")
     if samples > 1 and not draws(sampler.policy, config):
         raise ValueError(
             f"samples={samples} needs a temperature above 0, got 0: all samples of a problem would be the same"

@@ -219,8 +219,7 @@ class Sampler:
         if surplus is not None:
             tokens.masked_fill_(torch.arange(tokens.shape[1]) >= surplus[:, None].cpu(), self.padding_id)
         if attention is not None:
-            attention = torch.cat((attention, attention.new_ones((ids.shape[0], room))), dim=1)
-            attention = attention.to(model.device)
+            attention = torch.cat((attention, attention.new_ones((ids.shape[0], room))), dim=1).to(model.device)
         state = self.new_state(tokens.to(model.device), attention, ids.shape[1], config, sequence, alpha)
         state.horizon = length
         return state
