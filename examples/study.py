@@ -87,7 +87,7 @@ class Study:
         line = [sys.executable, "-m", "unmask", "evaluate", "--output", str(self.folder / f"{rows}.csv")]
         line += ["--regimes", setting.blocks, "--max-new-tokens", str(setting.length)]
         line += ["--temperature", f"{setting.temperature:g}"] if setting.temperature else []
-        line += ["--dtype", "bfloat16", "--max-batch-size", "64", "--policies", *policies, *options]
+        line += ["--dtype", self.args.dtype, "--max-batch-size", "64", "--policies", *policies, *options]
         print("$", shlex.join(line), flush=True)
         done = subprocess.run(line, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
         if done.returncode:
@@ -190,6 +190,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[101, 102], help="sets of test problems (101 102)")
     parser.add_argument("--problems", type=int, default=1000, help="per set (default 1000)")
     parser.add_argument("--validation-problems", type=int, default=200, help="to tune rules on (default 200)")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 on CPUs without AVX-512 (default bfloat16)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes side by side")
     args = parser.parse_args()
     if unknown := sorted(set(args.parts) - set(PARTS)):
