@@ -86,7 +86,8 @@ def test_a_study_from_rules_to_its_report(
     policy = SetPolicyConfig(vocab_size=471, hidden_size=16, num_heads=2, ffn_size=16)
     SetPolicy(policy).save_pretrained(tmp_path / "policy")
     mine = f"--folder {tmp_path / 'rows'} --policies mine={tmp_path / 'policy'},hold-eos --risks 0.1"
-    options = f"{mine} --tasks quiz --settings full-64-0 --problems 2 --validation-problems 2 --workers 1".split()
+    few = "--problems 2 --validation-problems 2 --workers 1 --dtype float32"
+    options = f"{mine} --tasks quiz --settings full-64-0 {few}".split()
     monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
     assert study.main() == 0

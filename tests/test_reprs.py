@@ -25,7 +25,7 @@ class Mine:
     [
         (SamplerConfig(), "SamplerConfig()"),
         (SamplerConfig(24, None, seed=0), "SamplerConfig(max_new_tokens=24, block_length=None, seed=0)"),
-        (TrainerConfig(expert="threshold:0.9"), "TrainerConfig(expert='threshold:0.9', "),
+        (TrainerConfig(expert="threshold:0.9"), "TrainerConfig(expert='threshold:0.9')"),
         (SetPolicyConfig(vocab_size=40), "SetPolicyConfig(vocab_size=40)"),
         (
             Curve(24, 0, 0.0, "hold-eos", "", (0.0, 3.0), (8.5, 4.25)),

@@ -151,7 +151,7 @@ def test_pipes(folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert printed.out == printable(f"{first}\n{second}\n")
     assert (
         printed.err
-        == "there is no command /lenght; did you mean /length? A message may begin with a space and then a slash\n"
+        == "there is no command /lenght; did you mean /length? A message that begins with a slash needs a space first\n"
     )
 
 

@@ -115,7 +115,7 @@ def test_a_shift_is_added_to_the_logits(monkeypatch: pytest.MonkeyPatch) -> None
     policy = Policy.from_pretrained("tiny")
     policy.config = calibrated(
         policy.config,
-        (curve((-1.5, 1.5), (9.0, 3.0), drawing="bernoulli-argmax, tau=1, beta=1"),),
+        (curve((-1.5, 1.5), (9.0, 3.0), drawing="bernoulli-argmax, tau=1, beta=1, alpha=1"),),
     )
     seen, decide = [], policy.decide
 

@@ -97,7 +97,7 @@ def test_reproduces_upstream_step_by_step(run: dict[str, Any]) -> None:
         assert accepted[0].int().tolist() == expected["accepted"]
         assert result[0][0].tolist() == expected["next"]
         assert result[1][0].tolist() == expected["argmax"]
-        assert float(seen["entropy"].mean()) == pytest.approx(expected["mean_entropy"], abs=1e-5)
+        assert float(seen["entropy"].mean()) == pytest.approx(expected["mean_entropy"], abs=1e-4)  # CPUs round
     # `finished` is one tensor for a canvas, changed in place: the last step of each canvas tells it.
     assert steps[-1][1][3].item() == run["steps"][-1]["finished"]
     sequence = run["sequence"] + [0] * (len(run["prompt"]) + length - len(run["sequence"]))

@@ -71,7 +71,8 @@ def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
             f"policy {policy.spec} reads {policy.num_confidences} confidences, but the model has {model.vocab_size} "
             "tokens, of which one is the mask token"
         )
-    if config.cache_refresh is not None and config.cache not in ("prefix", "dual"):
+    whole = getattr(model, "canvas_length", None) is not None  # which has checks of its own
+    if config.cache_refresh is not None and config.cache not in ("prefix", "dual") and not whole:
         raise ValueError(f'cache_refresh={config.cache_refresh} is for cache="prefix" or "dual", got "{config.cache}"')
     if config.num_return_sequences > 1 and not draws(policy, config):
         raise ValueError(
