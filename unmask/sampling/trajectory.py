@@ -47,7 +47,10 @@ class Trajectory:
 
     @property
     def time(self) -> Tensor:
-        """(S,) float32: steps taken before, divided by the tokens of the completion, at most 1."""
+        """(S,) float32: steps taken before, divided by the tokens of the completion, at most 1.
+
+        Texts with holes of several lengths (``missing``) have times of their own: steps divided by their length.
+        """
         count, length = self.mask.shape[1:]
         steps = torch.arange(count, device=self.mask.device, dtype=torch.float32)
         return (steps / (self.horizon or length)).clamp_max(1.0)
