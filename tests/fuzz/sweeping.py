@@ -92,9 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = sorted(path.stem[6:] for path in (ROOT / "tests" / "ptx").glob("sweep_*.py"))
     parser.add_argument("ops", nargs="*", default=known, help=f"of {', '.join(known)}; all unless given")
-    parser.add_argument(
-        "--cases", type=int, default=1000, help="of each op, shared by the processor's instruction sets"
-    )
+    parser.add_argument("--cases", type=int, default=1000, help="of each op, shared by instruction sets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", action="store_true", help="ThreadSanitizer in place of the other two")
     options = parser.parse_args()
