@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 from torch import nn
 
 from unmask.commit import package_commit
-from unmask.config import Count, NonNegative, PositiveInt, require
+from unmask.config import Chance, Count, NonNegative, PositiveInt, require
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.evaluation.outcomes import checked_outcomes, outcomes_text
 from unmask.files import locked, write_atomically
@@ -46,7 +46,6 @@ def spread(value: float) -> float:
     return value
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, AfterValidator(spread)]
 """A standard error, NaN where there are too few values."""
 
@@ -66,7 +65,7 @@ class Evaluation:
     actions: str
     problems: PositiveInt
     seed: Count
-    accuracy: Share
+    accuracy: Chance
     accuracy_se: Spread
     nfe: NonNegative
     nfe_se: Spread
@@ -92,7 +91,7 @@ class Evaluation:
     """The beginning of a hash of a learned policy's configuration and weights; "" for a rule."""
     tokens_per_second: NonNegative | None = None
     """Generated tokens of all completions divided by ``seconds``, on this machine at this batch size."""
-    unfinished: Share | None = None
+    unfinished: Chance | None = None
     """Share of completions with masks left when their steps ran out; None in older rows."""
     template: str = ""
     """The prompts' template, where one was asked for; "mean" in means over several."""

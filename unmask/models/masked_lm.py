@@ -69,7 +69,7 @@ class MaskedLM(ModelBase):
         stops = (() if eos_token_id is None else (eos_token_id,)) + stop_ids
         self.stop_ids = tuple(dict.fromkeys(i for i in stops if i < self.vocab_size))
         if mask_token_id in self.stop_ids:
-            raise ValueError(f"mask_token_id={mask_token_id} must not be an end of sequence, of which {stops} are")
+            raise ValueError(f"mask_token_id={mask_token_id} must not be an end of sequence; these are {stops}")
         self.logits_shift = logits_shift
         self.prefix = str(getattr(model, "base_model_prefix", ""))
         backbone = getattr(model, self.prefix, None)

@@ -173,7 +173,10 @@ class UnmaskingPolicy(ABC):
         return {}
 
     def attach(self, model: Any) -> None:
-        """Take what the policy reads of the language model, when a Sampler is made; ValueError if it does not fit."""
+        """Take what the policy reads of the language model, for a new Sampler and before each generation.
+
+        Raises ValueError if it does not fit.
+        """
         return None
 
     def condition(self, alpha: Tensor) -> Tensor | None:

@@ -141,8 +141,9 @@ def run(
     arguments: dict[str, Any],
 ) -> Tensor | GenerationResult:
     """Decode ``prompts`` (B, P) with arguments named as transformers names them, and return what it would."""
-    if prompts.ndim != 2 or prompts.dtype != torch.int64:
-        raise TypeError(f"inputs must be int64 of shape (B, P), got {prompts.dtype} {tuple(prompts.shape)}")
+    if not isinstance(prompts, Tensor) or prompts.ndim != 2 or prompts.dtype != torch.int64:
+        got = f"{prompts.dtype} {tuple(prompts.shape)}" if isinstance(prompts, Tensor) else type(prompts).__name__
+        raise TypeError(f"inputs must be int64 of shape (B, P), got {got}")
     mask, pad = arguments.pop("mask_token_id"), single_id("pad_token_id", arguments.pop("pad_token_id", None))
     mask = getattr(tokenizer, "mask_token_id", None) if mask is None else mask
     as_result = arguments.pop("return_dict_in_generate", None)
