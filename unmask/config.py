@@ -28,6 +28,11 @@ BlockLength = Annotated[PositiveInt | None, BeforeValidator(lambda value: None i
 """Tokens per block; None, also written "full", is one block (full diffusion)."""
 
 
+def blocks_of(block_length: int | None, length: int) -> int:
+    """Tokens per block of a buffer of ``length``; 0, full diffusion, where one block holds them all."""
+    return 0 if block_length is None or block_length >= length else block_length
+
+
 def ordered(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(values) != 2 or values[0] > values[1]:
         raise ValueError("a pair (low, high) with 0 <= low <= high")

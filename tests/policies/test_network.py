@@ -259,6 +259,12 @@ def test_config_errors(field, value, message):
         PolicyConfig.from_dict({field: value})
 
 
+def test_frequencies_out_of_order_are_refused():
+    with pytest.raises(ValueError, match=r"min_frequency=50.0 is above max_frequency=1.0"):
+        PolicyConfig(min_frequency=50.0, max_frequency=1.0)
+    assert PolicyConfig(min_frequency=2.0, max_frequency=2.0).max_frequency == 2
+
+
 def test_a_policy_decodes_as_it_was_trained():
     assert PolicyConfig().decoding() == {}
     full = PolicyConfig(trained_block_length=0, trained_temperature=0.5, trained_actions="bernoulli")

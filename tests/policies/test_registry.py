@@ -33,6 +33,8 @@ WRONG = [
     ("threshold:nan", "threshold: LAMBDA must be .* got nan"),
     ("confidence:2.5", "confidence: STEPS must be a whole number >= 1, got 2.5"),
     ("random:0", "random: STEPS must be a whole number >= 1, got 0"),
+    ("top-k:3000000000", r"top-k: K must be less than 2\*\*31, got 3000000000"),
+    ("threshold:0.9,2147483648", r"threshold: LEAST must be less than 2\*\*31, got 2147483648"),
     ("factor:-1", "factor: F must be a number >= 0, got -1"),
     ("entropy-bound:inf", "entropy-bound: GAMMA must be a number >= 0, got inf"),
     ("klass:0.9,0.01,2", r"klass takes klass:CONF\[,KL\]"),

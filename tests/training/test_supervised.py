@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch
         for options in ("", ", hold-eos")
         for drawing in ("" if kind == "set" else ", greedy",)
     }
-    assert policy.decoding == {"actions": "greedy"}
+    assert policy.decoding == {"actions": "greedy", "block_length": 8}
     model, tokenizer = tiny()
     sampler = Sampler(model, tokenizer, policy)
     asked = {"max_new_tokens": LENGTH, "block_length": 8, "target_nfe": policy.config.calibration[0].nfe[1]}
@@ -237,6 +237,14 @@ def test_a_policy_of_other_training_learns_further(tmp_path: Path) -> None:
     assert (policy.config.time, policy.config.marks_ends) == ("steps", False)
     fresh = make_trainer(tmp_path / "fresh", "distill").policy.config
     assert (fresh.time, fresh.marks_ends, fresh.trained_block_length) == ("share", True, 0)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "usual"), [([8], 8), ([None, None, 16, 32], 0), ([8, 16, 16], 16), ([16, 8], 16), (["full", 8], 0)]
+)
+def test_most_rounds_decide_how_a_policy_is_decoded(blocks: list[Any], usual: int) -> None:
+    config = SetTrainerConfig.from_dict({**SUPERVISED, "block_length": blocks})
+    assert config.noted["trained_block_length"] == usual
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in packaged_configs(KINDS[k][1].FOLDER)])

@@ -72,6 +72,10 @@ class PolicyConfig(Config):
             (self.min_frequency is None) == (self.max_frequency is None),
             "min_frequency and max_frequency are given together or not at all",
         )
+        require(
+            self.min_frequency is None or self.max_frequency is None or self.min_frequency <= self.max_frequency,
+            f"min_frequency={self.min_frequency} is above max_frequency={self.max_frequency}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -110,7 +114,7 @@ class SetPolicyConfig(Config):
     default_risk: NonNegative = 0.05
     """The risk where none is asked for."""
     trained_block_length: Count | None = None
-    """Tokens per block in training, 0 for full diffusion; None: several. It is a Sampler's default."""
+    """Tokens per block in training, of several those of most rounds; 0: full diffusion. It is a Sampler's default."""
     calibration: Curves = ()
     """Forwards at several risks, for ``target_nfe``."""
 

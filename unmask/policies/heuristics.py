@@ -40,7 +40,9 @@ class Parameter:
     def checked(self, owner: str, value: float) -> float:
         """``value`` as this parameter's type; ValueError names the policy, the value and the range."""
         number = float(value)
-        whole = self.kind is not int or (number.is_integer() and number < 2**31)
+        if self.kind is int and self.low <= number >= 2**31 and math.isinf(self.high):
+            raise ValueError(f"{owner}: {self.name} must be less than 2**31, got {value}")
+        whole = self.kind is not int or number.is_integer()
         if not (math.isfinite(number) and self.low <= number <= self.high and whole):
             raise ValueError(f"{owner}: {self.name} must be {self.range}, got {value}")
         return self.kind(number)

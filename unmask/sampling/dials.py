@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.config import blocks_of
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import Curve
 from unmask.policies.options import WithOptions
@@ -68,10 +69,9 @@ def curve_of(policy: UnmaskingPolicy, config: SamplerConfig, nfe: Mapping[float,
             raise ValueError(
                 f"{name}={value!r} changes the forwards, and no curve of target_nfe tells how: leave it out"
             )
-    length, blocks = config.max_new_tokens, config.block_length
     return Curve(
-        max_new_tokens=length,
-        block_length=0 if blocks is None or blocks >= length else blocks,
+        max_new_tokens=config.max_new_tokens,
+        block_length=blocks_of(config.block_length, config.max_new_tokens),
         temperature=config.temperature,
         options=options_of(policy),
         drawing=drawing_of(policy, config),

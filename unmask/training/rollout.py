@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.config import blocks_of
 from unmask.models.loading import load_tokenizer
 from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.sampling.forward import model_attention
@@ -139,7 +140,7 @@ class Collector:
             parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group)))
         for expert in self.experts:
             parts.append((True, self._decode(expert, ids, alpha, seed, first_group)))
-        whole = c.block_length is None or c.block_length >= c.max_completion_length
+        whole = not blocks_of(c.block_length, c.max_completion_length)
         return join_groups(parts, alpha, expert_everywhere=whole)
 
     def encode(self, prompts: Sequence[str | Holes]) -> list[Any]:

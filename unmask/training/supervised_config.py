@@ -93,8 +93,8 @@ class SupervisedConfig(RunConfig):
 
     @property
     def noted(self) -> dict[str, Any]:
-        blocks = self.block_length[0] or 0 if len(set(self.block_length)) == 1 else None
-        return {"trained_block_length": blocks, "calibration": (), **self.NOTED}
+        usual = max(self.block_length, key=self.block_length.count)  # of several equally frequent ones the first
+        return {"trained_block_length": usual or 0, "calibration": (), **self.NOTED}
 
     def dials(self, share: Tensor) -> Tensor:
         """Values of the policy's dial for its own decodes and sets, at ``share`` of the way through their range."""
