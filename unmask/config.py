@@ -28,7 +28,7 @@ BlockLength = Annotated[PositiveInt | None, BeforeValidator(lambda value: None i
 """Tokens per block; None, also written "full", is one block (full diffusion)."""
 
 
-def blocks_of(block_length: int | None, length: int) -> int:
+def effective_blocks(block_length: int | None, length: int) -> int:
     """Tokens per block of a buffer of ``length``; 0, full diffusion, where one block holds them all."""
     return 0 if block_length is None or block_length >= length else block_length
 
@@ -166,6 +166,8 @@ def explained(error: ValidationError, cls: type[Config]) -> ValueError:
 def described(name: str, errors: list[Any]) -> str:
     """What is wrong with the value of ``name``, of which all alternatives of its type may have said something."""
     errors = [e for e in errors if e["type"] != "too_short" or len(errors) == 1]  # it is, without what is wrong in it
+    within = [e for e in errors if not isinstance(e["input"], tuple)]  # what is wrong in a list, not that it is one
+    errors = within or errors
     first = min(errors, key=lambda entry: len(entry["loc"]))
     if not name:  # of __post_init__, which finds words of its own
         return str(first["ctx"]["error"])

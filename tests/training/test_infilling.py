@@ -101,7 +101,7 @@ def test_rewards_count_holes(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, "grpo", alpha=2.0)
     problems = trainer.problems.take(0, 2)
     rollouts = trainer.collector.collect([p.given for p in problems], torch.full((2,), 2.0), seed=1)
-    worth, rewards = trainer.rewards(problems, rollouts)
+    worth, rewards = trainer.rewards(problems, rollouts, trainer.collector)
     each = [p for p in problems for _ in range(4)]
     for i, p in enumerate(each):
         ids, holes = p.ids or (), list(p.ids or ()).count(MASK)
@@ -148,7 +148,7 @@ def test_labels_of_texts_of_several_lengths(kind: str, labels: str, tmp_path: Pa
     model, tokenizer = tiny()
     trainer = make_trainer(tmp_path, kind, labels=labels)
     problems = Gapped().problems(6, seed=5)
-    tried, numbers = trainer.collector.collect([p.given for p in problems], 1)
+    tried, numbers = trainer.collectors[0].collect([p.given for p in problems], 1)
     careful = Sampler(model, tokenizer, "threshold:0.9")
     finals: dict[int, list[Any]] = {}
     for p in problems:

@@ -48,7 +48,7 @@ def make_rollouts(experts: int = 0) -> tuple[Rollouts, torch.Tensor, torch.Tenso
     rollouts = Rollouts(
         steps=active.sum(1), finished=torch.ones(count, dtype=torch.bool), texts=[""] * count,
         completions=torch.zeros(count, LENGTH, dtype=torch.int64), alpha=torch.linspace(0, 5, count), expert=expert,
-        samples=samples, group_size=SIZE,
+        samples=samples, group_size=SIZE, block_length=LENGTH,
     )  # fmt: skip
     return rollouts, active, torch.randn(count, generator=g, dtype=torch.float64)
 

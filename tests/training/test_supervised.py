@@ -84,7 +84,7 @@ def test_labels_are_those_of_a_careful_decode(
         return finish(sampler, tokens, attention, start, config)
 
     monkeypatch.setattr(labelling, "finish", watched)
-    tried, numbers = trainer.collector.collect([prompt] * 6, iteration)
+    tried, numbers = trainer.collectors[0].collect([prompt] * 6, iteration)
     assert ("own_nfe" in numbers) == (iteration == 1)
     assert numbers["states"] == len(tried.picked) > 12
     assert not (tried.picked & tried.valid).any()
@@ -200,7 +200,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ("set", {"policy": {"vocab_size": 3}}, "policy: vocab_size cannot be chosen"),
         ("set", {"policy": {"sure": 1.5}}, "policy: sure must be less than 1, got 1.5"),
         ("set", {"risks": [0.0, 1.0]}, "risks must be positive"),
-        ("set", {"temperature": -1}, "temperature must be at least 0, got -1"),
+        ("set", {"temperature": -1}, "temperature must be at least 0 or a list, got -1"),
         ("set", {"init_policy": "a"}, "init_policy='a' has its own shape"),
         ("set", {"labels": "mine"}, "labels must be 'survival' or 'agreement', got 'mine'"),
         ("distill", {"policy": {"alpha_conditioned": True}}, "policy: alpha_conditioned cannot be chosen; hidden_size"),
@@ -271,7 +271,7 @@ def test_sets_hold_what_is_certain(tmp_path: Path) -> None:
     """Sets of careful decodes: all above 0.97, and at most ``extra`` more, of those allowed."""
     trainer = make_trainer(tmp_path, extra=2)
     o = observed(64)
-    sets = trainer.collector.sets(o, torch.Generator().manual_seed(1), learned=False)
+    sets = trainer.collectors[0].sets(o, torch.Generator().manual_seed(1), learned=False)
     certain = o.allowed & (o.token_confidence > 0.97)
     assert (sets & certain).equal(certain)
     assert not (sets & ~o.allowed).any()
@@ -297,7 +297,7 @@ def test_each_setting_is_calibrated_once(tmp_path: Path) -> None:
 
 def test_a_run_with_nothing_to_learn_says_so(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    trainer.collector.collect = lambda *_: (SimpleNamespace(picked=torch.zeros(0, LENGTH)), {})  # type: ignore[method-assign, assignment, return-value]
+    trainer.collectors[0].collect = lambda *_: (SimpleNamespace(picked=torch.zeros(0, LENGTH)), {})  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ValueError, match="nothing to learn: every prompt is decoded in one forward"):
         trainer.train()
 

@@ -145,6 +145,6 @@ class TrainDistill(Training):
 def trial(config: Any, options: str = "") -> str:
     """A command that decodes with the trained policy; it brings its blocks and how it draws actions."""
     words = ["unmask", "generate", "--policy", f"{config.output_dir}/policy{options}"]
-    prompt = [] if config.model in ("little", "tiny") else ["PROMPT"]  # these have prompts of their own
-    words[2:2] = [*prompt, "--model", config.model]
+    model = config.models[0]
+    words[2:2] = [*([] if model in ("little", "tiny") else ["PROMPT"]), "--model", model]  # these have prompts
     return shlex.join(words)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from torch import nn
 
 from unmask.commit import package_commit
-from unmask.config import Chance, Count, NonNegative, PositiveInt, blocks_of, require
+from unmask.config import Chance, Count, NonNegative, PositiveInt, effective_blocks, require
 from unmask.evaluation.metrics import mean, standard_error
 from unmask.evaluation.outcomes import checked_outcomes, outcomes_text
 from unmask.files import locked, write_atomically
@@ -128,7 +128,7 @@ class Evaluation:
     @property
     def regime(self) -> str:
         """ "full" for full diffusion, else the block length."""
-        return str(blocks_of(self.block_length, self.length) or "full")
+        return str(effective_blocks(self.block_length, self.length) or "full")
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.config import blocks_of
+from unmask.config import effective_blocks
 from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import Curve
 from unmask.policies.options import WithOptions
@@ -71,7 +71,7 @@ def curve_of(policy: UnmaskingPolicy, config: SamplerConfig, nfe: Mapping[float,
             )
     return Curve(
         max_new_tokens=config.max_new_tokens,
-        block_length=blocks_of(config.block_length, config.max_new_tokens),
+        block_length=effective_blocks(config.block_length, config.max_new_tokens),
         temperature=config.temperature,
         options=options_of(policy),
         drawing=drawing_of(policy, config),

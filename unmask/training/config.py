@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from unmask.config import BlockLength, Count, NonNegative, Positive, PositiveInt, Range, require
+from unmask.config import Count, NonNegative, Positive, PositiveInt, Range, require
 from unmask.policies.config import ACTIONS_IN_USE
 from unmask.sampling.config import Actions, Cache, SamplerConfig, Share
 from unmask.training.config_files import find_config, packaged_configs
@@ -39,16 +39,10 @@ class TrainerConfig(RunConfig):
     quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
     """Weights of the model's layers in few bits, through torchao."""
 
-    max_completion_length: PositiveInt = 256
-    """L, tokens in the buffer."""
-    block_length: BlockLength = 32
-    """Tokens per block; None: full diffusion."""
     actions: Literal["bernoulli", "dpls"] = "bernoulli"
     """How actions are drawn: "bernoulli" or "dpls" (dynamic Plackett-Luce)."""
     policy_temperature: Positive = 0.5
     """tau; the paper takes 0.5 for blocks of 32 and 1 for full diffusion."""
-    temperature: NonNegative = 0.0
-    """Temperature of the tokens. At 0 the rollouts of a group differ only in their actions."""
     top_k: PositiveInt | None = None
     """Draw tokens only among the k most probable, at a temperature above 0; None: all."""
     top_p: Share | None = None
@@ -130,6 +124,8 @@ class TrainerConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixture != (self,):  # each was checked when it was made
+            return
         self.sampler_config().check_draws()
         for name in ("top_k", "top_p"):
             limited = getattr(self, name) is not None and self.calibration_prompts
@@ -187,7 +183,7 @@ class TrainerConfig(RunConfig):
                 make_policy(expert)
             except ValueError as error:
                 raise ValueError(f"expert: {error}") from error
-        own, experts = self.block_length, self.expert_config().block_length
+        own, experts = self.sampler_config().block_length, self.expert_config().block_length
         require(
             own is None or (experts is not None and own % experts == 0),
             f"expert_block_length={experts or 'full'} does not divide block_length={own}, so that the policy could not "
@@ -236,7 +232,7 @@ class TrainerConfig(RunConfig):
     def noted(self) -> dict[str, Any]:
         alphas = {"trained_alphas": self.alpha} if isinstance(self.alpha, tuple) else {}  # else a trained policy's own
         return {
-            "trained_block_length": self.block_length or 0,
+            "trained_block_length": self.usual_blocks,
             "trained_temperature": self.policy_temperature,
             "trained_actions": self.actions,
             "calibration": (),  # of weights before this training
@@ -246,9 +242,7 @@ class TrainerConfig(RunConfig):
     def sampler_config(self) -> SamplerConfig:
         """How the policy decodes in rollouts."""
         return SamplerConfig(
-            max_new_tokens=self.max_completion_length,
-            block_length=self.block_length,
-            temperature=self.temperature,
+            **self.decoded,
             top_k=self.top_k,
             top_p=self.top_p,
             policy_temperature=self.policy_temperature,

@@ -67,7 +67,7 @@ class SingleInputs:
 
 
 Inputs = SetInputs | SingleInputs
-OWN = ("picked", "survived", "valid", "missing")
+OWN = ("picked", "survived", "valid", "missing", "model")
 """The tensors of a :class:`Tried` beside its inputs."""
 
 
@@ -85,6 +85,8 @@ class Tried:
     """(M, L) bool: had a proposal that is not in the set."""
     missing: Tensor
     """(M,) int64: positions on the left that a state, of a shorter text with holes, does not have."""
+    model: Tensor
+    """(M,) int64: the number of the language model."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, which :meth:`of` reads."""
@@ -162,12 +164,17 @@ class Collector:
     Where survival is the label, a set is tried in each state. Its proposals are committed and have no label.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, policy: SetPolicy | Policy, config: SupervisedConfig) -> None:
-        """Raises ValueError for a policy of single positions that is conditioned on alpha, of which labels know
-        nothing, and for a careful rule that reads more than the policy."""
+    def __init__(
+        self, model: Any, tokenizer: Any, policy: SetPolicy | Policy, config: SupervisedConfig, number: int = 0
+    ) -> None:
+        """``number`` is the model's.
+
+        Raises ValueError for a policy of single positions that is conditioned on alpha, of which labels know nothing,
+        and for a careful rule that reads more than the policy.
+        """
         if policy.conditioned and policy.dial != "alpha":
             raise ValueError("the policy is conditioned on alpha, which these labels do not depend on: take another")
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.number = policy, config, number
         self.kind: type[Inputs] = SetInputs if isinstance(policy, SetPolicy) else SingleInputs
         self.alone = config.labels == "agreement" and self.kind is SingleInputs
         """Whether no sets are tried, as neither label nor policy depends on them."""
@@ -179,9 +186,7 @@ class Collector:
         """The states of one round on ``ids``, of prompts or :class:`unmask.tasks.Holes`, and numbers for the log."""
         c, rng = self.config, random.Random(f"sets/{self.config.seed}/{iteration}")
         config = SamplerConfig(
-            max_new_tokens=rng.choice(c.max_completion_length),
-            block_length=rng.choice(c.block_length),
-            temperature=rng.choice(c.temperature),
+            **c.drawn(rng).decoded,
             actions="greedy",
             seed=rng.getrandbits(62),
             max_batch_size=c.rollout_batch_size,
@@ -241,7 +246,7 @@ class Collector:
             config = replace(config, stop_at_eos=not whole.infill)
             final = finish(self.careful, tokens, attention, whole.start, config)
             states["survived"] = matching(final, said, whole)
-        states["missing"] = torch.zeros_like(rows)
+        states |= {"missing": torch.zeros_like(rows), "model": torch.full_like(rows, self.number)}
         return Tried.of(states, self.kind), whole.steps.float().mean().item()
 
     def sets(self, o: Observation, draws: torch.Generator, learned: bool) -> Tensor:

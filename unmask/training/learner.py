@@ -164,9 +164,8 @@ class Learner:
         return self.distribution.log_prob(actions, logits, part.allowed), logits
 
     def _logits(self, policy: Policy, part: Samples, rollouts: Rollouts) -> Tensor:
-        block_length = self.config.block_length or self.config.max_completion_length
         alpha = rollouts.alpha[part.rollout] if policy.conditioned else None
-        where = (part.allowed, block_length, part.phase)
+        where = (part.allowed, rollouts.block_length, part.phase)
         logits: Tensor = policy(part.mask, part.confidence, part.time, alpha, *where).float()
         return logits
 

@@ -109,10 +109,12 @@ def told(folder: Path, given: str | None, base_model: str | None) -> tuple[dict[
             f"{given} is not how the policy was trained: {place} differs in {', '.join(differing)}; leave it out"
         )
     replaced = record.get("replaced", [])
-    if "model" not in replaced and is_public(training.get("model")):
-        if base_model not in (None, training["model"]):
-            raise ValueError(f"base model {base_model}: by {place} the policy was trained on {training['model']}")
-        base_model = training["model"]
+    models = training.get("model")
+    models = models if isinstance(models, list) else [models]
+    if "model" not in replaced and all(map(is_public, models)):
+        if base_model not in (None, *models):
+            raise ValueError(f"base model {base_model}: by {place} the policy was trained on {', '.join(models)}")
+        base_model = base_model or models[0]
     else:  # a local folder, or a model that was given as an object
         training.pop("model", None)
     training = {name: value for name, value in training.items() if name not in replaced}

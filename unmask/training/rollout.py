@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.config import blocks_of
+from unmask.config import effective_blocks
 from unmask.models.loading import load_tokenizer
 from unmask.policies.base import UnmaskingPolicy, Wrapper
 from unmask.sampling.forward import model_attention
@@ -41,6 +41,8 @@ class Rollouts:
     samples: Samples
     group_size: int
     """G + E."""
+    block_length: int
+    """Tokens per block, at most L."""
 
 
 @dataclass
@@ -134,14 +136,26 @@ class Collector:
         ``alpha`` (groups,) float32 is for a conditioned policy. ``seed`` keys the draws, together with the rollout's
         number, which counts from ``first_group`` groups on.
         """
-        ids, c = self.encode(prompts), self.config
+        ids, c = self.encode(prompts), self.sampler.config
         parts = []
         if not expert_only:
             parts.append((False, self._decode(self.sampler, ids, alpha, seed, first_group)))
         for expert in self.experts:
             parts.append((True, self._decode(expert, ids, alpha, seed, first_group)))
-        whole = not blocks_of(c.block_length, c.max_completion_length)
-        return join_groups(parts, alpha, expert_everywhere=whole)
+        whole = not effective_blocks(c.block_length, c.max_new_tokens)
+        blocks = c.block_length or c.max_new_tokens
+        return join_groups(parts, alpha, blocks, expert_everywhere=whole)
+
+    @property
+    def setting(self) -> str:
+        """What may differ between rounds: "L64_full_T0.5"."""
+        c = self.sampler.config
+        return f"L{c.max_new_tokens}_{c.block_length or 'full'}_T{c.temperature:g}"
+
+    def evaluating(self) -> Sampler:
+        """A Sampler that decodes as evaluations do."""
+        known = self.sampler
+        return Sampler(known.model, known.tokenizer, known.policy, self.config.eval_config())
 
     def encode(self, prompts: Sequence[str | Holes]) -> list[Any]:
         """The prompts' tokens, cut to the last ``max_prompt_length`` of each; ids with holes as they are."""
@@ -158,7 +172,7 @@ class Collector:
 
 
 def join_groups(
-    parts: Sequence[tuple[bool, GenerationResult]], alpha: Tensor, expert_everywhere: bool = True
+    parts: Sequence[tuple[bool, GenerationResult]], alpha: Tensor, block_length: int, expert_everywhere: bool = True
 ) -> Rollouts:
     """Merge results, each with whether it is an expert's and with copies of every prompt, group by group.
 
@@ -192,6 +206,7 @@ def join_groups(
         expert=expert[back],
         samples=Samples.join(samples),
         group_size=size,
+        block_length=block_length,
     )
 
 

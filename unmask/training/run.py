@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +47,9 @@ class Run:
 
     optimizers: Sequence[torch.optim.Optimizer]
     policy: Any
+    models: list[Any]
+    tokenizers: list[Any]
+    """One for each model."""
 
     def __init__(self, config: Any, given: Mapping[str, Any], trackers: Sequence[str] | None) -> None:
         """``given`` are the arguments that replace what the config names, by name; None: not given.
@@ -67,11 +71,34 @@ class Run:
         checkpoint.check(self.output, config, self.given)
 
     def load(self, first: str | Holes, instructions: bool, **how: Any) -> None:
-        """Load the model and the tokenizer unless they were given; ``first`` is the first prompt."""
+        """Load models and tokenizers unless they were given; ``first`` is the first prompt."""
         c, given = self.config, self.replaced
-        self.model = given.get("model") or load_model(c.model, self.processes.device, c.dtype, **how)
-        self.model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer_for(c, given.get("tokenizer"), instructions, first)
+        models, known = (plain_list(given.get(name)) for name in ("model", "tokenizer"))
+        c.check_models(len(models or c.models))
+        count = len(models or c.models)
+        if len(known) not in (0, 1, count):
+            raise ValueError(f"tokenizer: {len(known)} were given for {count} models; give one for all or one for each")
+        self.models = models or [load_model(name, self.processes.device, c.dtype, **how) for name in c.models]
+        for model in self.models:
+            model.requires_grad_(False).eval()
+        names = c.models if len(c.models) == count else c.models[:1] * count
+        each = zip(known * (count if len(known) == 1 else 1) or [None] * count, names, strict=True)
+        self.tokenizers = [tokenizer_for(replace(c, model=name), one, instructions, first) for one, name in each]
+
+    @property
+    def model(self) -> Any:
+        """The first model."""
+        return self.models[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the first model."""
+        return self.tokenizers[0]
+
+    @property
+    def turn(self) -> int:
+        """The number of the model whose turn it is."""
+        return self.iteration % len(self.models)
 
     def make_policy(self, **of_model: Any) -> Any:
         """The policy that was given, that the config begins with, or a fresh one."""
@@ -194,3 +221,8 @@ class Run:
             known = {"dtype": str(self.model.dtype)[6:], "chat_template": isinstance(self.tokenizer, ChatTokenizer)}
             record = training_record(self.config, self.iteration, self.parts, self.replaced, **known)
             write_training(folder, record)
+
+
+def plain_list(value: Any) -> list[Any]:
+    """What was given as an argument, one or several, as a list; empty for None."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

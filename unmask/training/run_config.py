@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
+from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from unmask.config import Config, Count, PositiveInt, Seed, Text, require
+from unmask.config import BlockLength, Config, Count, NonNegative, PositiveInt, Seed, Text, require
 from unmask.policies.config import PolicyConfig
 from unmask.training.config_files import CONFIGS, from_layers, read_layers
 
+MIXED = ("max_completion_length", "block_length", "temperature")
+"""Settings of which a run may have several values."""
+
 
 class RunConfig(Config):
-    """Settings of one training run. Raises ValueError naming the field, its value and what was expected."""
+    """Settings of one training run. Raises ValueError naming the field, its value and what was expected.
+
+    Of several lengths, block lengths or temperatures each round draws one, and it takes the models by turns.
+    """
 
     POLICY: ClassVar[type[Any]] = PolicyConfig
     """The configuration of the policies that are trained."""
@@ -26,8 +34,9 @@ class RunConfig(Config):
 
     output_dir: Text = "runs/policy"
     """Where checkpoints, metrics and the finished policy go."""
-    model: str = "tiny"
-    """The frozen language model: packaged name, local folder or hub id."""
+    model: Text | tuple[Text, ...] = "tiny"
+    """The frozen language model: packaged name, local folder or hub id; or several, of which one policy learns. All are
+    loaded at once."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The model's dtype: "float32", "bfloat16" or "float16"; None: that of its weights."""
     task: str = "hops"
@@ -41,6 +50,12 @@ class RunConfig(Config):
     """Message before the user's, in the chat template."""
     max_prompt_length: PositiveInt | None = 200
     """Prompts are cut to their last tokens."""
+    max_completion_length: PositiveInt | tuple[PositiveInt, ...] = 256
+    """L, tokens in the buffer; or several."""
+    block_length: BlockLength | tuple[BlockLength, ...] = 32
+    """Tokens per block; None or "full": full diffusion; or several."""
+    temperature: NonNegative | tuple[NonNegative, ...] = 0.0
+    """Temperature of the tokens; or several. At 0 the rollouts of a group differ only in their actions."""
     policy: dict[str, Any] = field(default_factory=dict)
     """Fields of the policy's configuration such as ``hidden_size``, for a fresh policy."""
     init_policy: str | None = None
@@ -65,6 +80,9 @@ class RunConfig(Config):
         from unmask.policies.options import split_options
 
         self.policy_config()
+        empty = [name for name in ("model", *MIXED) if getattr(self, name) == ()]
+        require(not empty, f"{' and '.join(empty)} must have a value, got ()")
+        self.check_models(len(self.models))
         require(
             self.init_policy is None or split_options(self.init_policy)[0] == self.init_policy,
             f"init_policy={self.init_policy!r} has options: train without them, and decode with them",
@@ -73,6 +91,42 @@ class RunConfig(Config):
             self.init_policy is None or not self.policy,
             f"init_policy={self.init_policy!r} has its own shape, not policy={self.policy!r}; set policy to {{}}",
         )
+
+    def check_models(self, count: int) -> None:
+        """ValueError for a curve of forwards of several models."""
+        require(
+            count == 1 or not self.calibration_prompts,
+            f"calibration_prompts={self.calibration_prompts}: a curve holds for one model, not for {count}; set it to "
+            "0 and measure one by `unmask calibrate`",
+        )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """``model`` as a tuple."""
+        return several(self.model)
+
+    @property
+    def mixture(self) -> tuple[Self, ...]:
+        """Every combination of lengths, block lengths and temperatures, as configurations with one of each."""
+        if not any(isinstance(getattr(self, name), tuple) for name in MIXED):
+            return (self,)
+        combined = dict.fromkeys(product(*(several(getattr(self, name)) for name in MIXED)))
+        return tuple(replace(self, **dict(zip(MIXED, values, strict=True))) for values in combined)
+
+    def drawn(self, rng: Random) -> Self:
+        """One of :attr:`mixture`, which one ``rng`` decides."""
+        return replace(self, **{name: rng.choice(several(getattr(self, name))) for name in MIXED})
+
+    @property
+    def decoded(self) -> dict[str, Any]:
+        """How a configuration with one of each decodes, by a SamplerConfig's names."""
+        return {"max_new_tokens": self.max_completion_length, **{name: getattr(self, name) for name in MIXED[1:]}}
+
+    @property
+    def usual_blocks(self) -> int:
+        """The block length of most rounds, 0 for full diffusion; of equally frequent ones the first."""
+        blocks = several(self.block_length)
+        return max(blocks, key=blocks.count) or 0
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -97,3 +151,8 @@ class RunConfig(Config):
         message begins with its origin.
         """
         return from_layers(cls, [*read_layers(path, folder=cls.FOLDER), (origin, overrides or {})])
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """``value`` if it is a tuple, else a tuple of it alone."""
+    return value if isinstance(value, tuple) else (value,)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +27,7 @@ from unmask.text import parse_json, read_text
 from unmask.training.labels import Collector, Tried
 from unmask.training.rollout import encode
 from unmask.training.run import Run
+from unmask.training.run_config import several
 from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerConfig, SupervisedConfig
 
 OWN_EMBEDDING = 256
@@ -50,9 +50,12 @@ class SupervisedTrainer(Run):
         self.load(first, self.prompts.instructions)
         self.policy = self.make_policy(**self.of_model())
         self.settle_policy()
-        self.collector = Collector(self.model, self.tokenizer, self.policy, config)
-        shortest = SamplerConfig(max_new_tokens=min(config.max_completion_length))
-        self.check_holes(self.collector.careful, self.prompts.known(config.num_prompts), shortest)
+        self.collectors = []
+        """One for each model."""
+        shortest = SamplerConfig(max_new_tokens=min(several(config.max_completion_length)))
+        for number, (model, tokenizer) in enumerate(zip(self.models, self.tokenizers, strict=True)):
+            self.collectors.append(Collector(model, tokenizer, self.policy, config, number))
+            self.check_holes(self.collectors[-1].careful, self.prompts.known(config.num_prompts), shortest)
         matrices, rest = matrices_and_rest(getattr(self.policy, self.LAYERS), self.policy)
         self.optimizers = (
             torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -73,9 +76,8 @@ class SupervisedTrainer(Run):
         c, first = self.config, self.config.iterations * self.config.num_prompts
         ids = encode(self.tokenizer, self.prompts.take(first, count), c.max_prompt_length)
         curves = []
-        settings = dict.fromkeys(product(c.max_completion_length, c.block_length, c.temperature))
-        for length, blocks, temperature in settings:
-            asked = {"max_new_tokens": length, "block_length": blocks, "temperature": temperature, "actions": "greedy"}
+        for one in c.mixture:
+            asked = {**one.decoded, "actions": "greedy"}
             for options in (Options(), Options(hold_eos=True)):
                 policy = with_options(self.policy, options)
                 sampler = Sampler(self.model, self.tokenizer, policy, SamplerConfig())
@@ -88,7 +90,7 @@ class SupervisedTrainer(Run):
         for key, value in state["tensors"].items():
             number, _, name = key.partition(".")
             by_round.setdefault(int(number), {})[name] = value.to(self.model.device)
-        self.rounds = [Tried.of(by_round[number], self.collector.kind) for number in sorted(by_round)]
+        self.rounds = [Tried.of(by_round[number], self.collectors[0].kind) for number in sorted(by_round)]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         each = enumerate(self.rounds)
@@ -99,13 +101,15 @@ class SupervisedTrainer(Run):
         began = time.perf_counter()
         c = self.config
         prompts = self.prompts.take(self.iteration * c.num_prompts, c.num_prompts)
-        tried, metrics = self.collector.collect(encode(self.tokenizer, prompts, c.max_prompt_length), self.iteration)
+        collector = self.collectors[self.turn]
+        ids = encode(self.tokenizers[self.turn], prompts, c.max_prompt_length)
+        tried, metrics = collector.collect(ids, self.iteration)
         if len(tried.picked):
             self.rounds = [*self.rounds, tried][-c.kept_iterations :]
-        if not self.rounds:
+        if not self.rounds and self.turn == len(self.models) - 1:
             raise ValueError("there is nothing to learn: every prompt is decoded in one forward")
         collected = time.perf_counter()
-        metrics |= self.update()
+        metrics |= self.update() if self.rounds else {}
         metrics["seconds_rollouts"], metrics["seconds_update"] = collected - began, time.perf_counter() - collected
         self.iteration += 1
         return metrics
@@ -129,6 +133,7 @@ class SupervisedTrainer(Run):
 
     def _fit(self, part: Tried, index: Tensor) -> tuple[float, float]:
         """One step of the optimizers on the states at ``index``; returns the loss and the model's own."""
+        self.policy.attach(self.models[int(part.model[0])])
         alike = part.alike(index)
         target = torch.cat([p.survived[p.valid] for p in alike]).float()
         loss = F.binary_cross_entropy_with_logits(

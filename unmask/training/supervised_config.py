@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
-
-from unmask.config import BlockLength, Count, NonNegative, Positive, PositiveInt, Range, Text, require
+from unmask.config import Count, NonNegative, Positive, PositiveInt, Range, Text, require
 from unmask.policies.config import PolicyConfig, SetPolicyConfig
 from unmask.training.config_files import CONFIGS
 from unmask.training.run_config import RunConfig
@@ -19,15 +17,9 @@ from unmask.training.run_config import RunConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-AsTuple = BeforeValidator(lambda value: value if isinstance(value, tuple) else (value,))
-Several = Field(min_length=1)
-
 
 class SupervisedConfig(RunConfig):
-    """Settings of one run. Raises ValueError naming the field, its value and what was expected.
-
-    Of several lengths, block lengths or temperatures, each round draws one.
-    """
+    """Settings of one run without rewards; see :class:`RunConfig`."""
 
     SHAPE: ClassVar[tuple[str, ...]]
     """Fields of the policy's configuration that a run may choose."""
@@ -36,12 +28,6 @@ class SupervisedConfig(RunConfig):
 
     prompts: str | None = None
     """A file of prompts in place of the task: one per line, or in a .jsonl file one object with a "prompt"."""
-    max_completion_length: Annotated[tuple[PositiveInt, ...], AsTuple, Several] = (256,)
-    """L, tokens in the buffer."""
-    block_length: Annotated[tuple[BlockLength, ...], AsTuple, Several] = (32,)
-    """Tokens per block; None or "full": full diffusion."""
-    temperature: Annotated[tuple[NonNegative, ...], AsTuple, Several] = (0.0,)
-    """Temperature of the tokens."""
 
     num_prompts: PositiveInt = 64
     """Prompts decoded in a round."""
@@ -93,8 +79,7 @@ class SupervisedConfig(RunConfig):
 
     @property
     def noted(self) -> dict[str, Any]:
-        usual = max(self.block_length, key=self.block_length.count)  # of several equally frequent ones the first
-        return {"trained_block_length": usual or 0, "calibration": (), **self.NOTED}
+        return {"trained_block_length": self.usual_blocks, "calibration": (), **self.NOTED}
 
     def dials(self, share: Tensor) -> Tensor:
         """Values of the policy's dial for its own decodes and sets, at ``share`` of the way through their range."""

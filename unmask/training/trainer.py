@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from unmask.policies.base import UnmaskingPolicy
 from unmask.policies.calibration import calibrated
 from unmask.policies.learned import Policy
 from unmask.policies.registry import make_policy
-from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task, named
 from unmask.tasks.base import Problem, Task
 from unmask.training.config import TrainerConfig
@@ -80,9 +80,13 @@ class Trainer(Run):
         """Number of the first problem of the next round, over all processes."""
         self.skipped = SkippedRounds()
         self.best: dict[str, float] = {}
-        self.collector = Collector(self.model, self.tokenizer, self.policy, config, experts)
         every = [problem.given for problem in self.problems.known(config.num_prompts)]
-        self.check_holes(self.collector.sampler, every, config.sampler_config())
+        self.collectors = []
+        """For each model those of all settings."""
+        for model, tokenizer in zip(self.models, self.tokenizers, strict=True):
+            own = [Collector(model, tokenizer, self.policy, one, experts) for one in config.mixture]
+            self.check_holes(own[0].sampler, every, own[0].config.sampler_config())
+            self.collectors.append(own)
         self.learner = Learner(self.policy, self.optimizer, config, self.processes.mean)
 
     def _make_problems(self) -> TrainingProblems:
@@ -104,11 +108,12 @@ class Trainer(Run):
 
     def calibrate(self, count: int) -> None:
         problems = self.problems.take(self.next_problem, count)  # behind those of training
-        sampler = Sampler(self.model, self.tokenizer, self.policy, self.config.eval_config())
-        prompts = self.collector.encode([problem.given for problem in problems])
         asked = {"seed": 0, "max_steps": None}  # a limit of rollouts is none of decoding
-        curve = measure_curve(sampler, prompts, asked, f"{len(prompts)} prompts of {self.task.name}")
-        self.policy.config = calibrated(self.policy.config, (curve,))
+        curves = []
+        for collector in self.collectors[0]:
+            sampler, prompts = collector.evaluating(), collector.encode([problem.given for problem in problems])
+            curves.append(measure_curve(sampler, prompts, asked, f"{len(prompts)} prompts of {self.task.name}"))
+        self.policy.config = calibrated(self.policy.config, tuple(curves))
 
     def state(self) -> tuple[dict[str, Any], None]:
         return {"best": self.best, "processes": self.processes.count, "next_problem": self.next_problem}, None
@@ -132,9 +137,10 @@ class Trainer(Run):
         alpha = self.draw_alphas(first, c.num_prompts)
         seed = random.Random(f"rollouts/{c.seed}/{self.iteration}").getrandbits(62)
         imitate = self.iteration < c.imitation_steps
-        rollouts = self.collector.collect([p.given for p in problems], alpha, seed, first, expert_only=imitate)
+        collector = self.collector
+        rollouts = collector.collect([p.given for p in problems], alpha, seed, first, expert_only=imitate)
         collected = time.perf_counter()
-        correct, rewards = self.rewards(problems, rollouts)
+        correct, rewards = self.rewards(problems, rollouts, collector)
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate_at(self.iteration) * group["scale"]
         if imitate:
@@ -154,6 +160,12 @@ class Trainer(Run):
         self.iteration += 1
         self.next_problem += self.processes.count * c.num_prompts
         return metrics
+
+    @property
+    def collector(self) -> Collector:
+        """That of the round to come."""
+        setting = self.config.drawn(random.Random(f"setting/{self.config.seed}/{self.iteration}"))
+        return next(one for one in self.collectors[self.turn] if one.config == setting)
 
     def worth_imitating(self, rollouts: Rollouts, correct: Tensor, rewards: Tensor) -> Tensor:
         """(N,) float32 >= 0: the weights of the experts' rollouts in imitation."""
@@ -188,16 +200,21 @@ class Trainer(Run):
         share = [random.Random(f"alpha/{self.config.seed}/{i}").random() for i in range(first, first + count)]
         return (low + torch.tensor(share, dtype=torch.float32) * (high - low)).expm1()
 
-    def rewards(self, problems: Sequence[Problem], rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    def rewards(self, problems: Sequence[Problem], rollouts: Rollouts, collector: Collector) -> tuple[Tensor, Tensor]:
         """(N,) float64: the worth of the answers, and the rewards, which depend on their speed too."""
         each = [problem for problem in problems for _ in range(rollouts.group_size)]
-        return self.rewarded(each, answers(each, rollouts), rollouts.steps, rollouts.alpha)
+        return self.rewarded(each, answers(each, rollouts), rollouts.steps, rollouts.alpha, collector)
 
     def rewarded(
-        self, problems: Sequence[Problem], completions: Sequence[Any], steps: Tensor, alpha: Tensor
+        self,
+        problems: Sequence[Problem],
+        completions: Sequence[Any],
+        steps: Tensor,
+        alpha: Tensor,
+        collector: Collector,
     ) -> tuple[Tensor, Tensor]:
         """(N,) float64: what N completions are worth, by the grader or the reward functions, and their rewards."""
-        length, mask = self.config.max_completion_length, self.model.mask_token_id
+        length, mask = collector.config.max_completion_length, collector.sampler.model.mask_token_id
         lengths = [length if p.ids is None else list(p.ids).count(mask) for p in problems]
         if self.reward_functions:
             told = dict(zip(ROLLOUT_COLUMNS, (steps.tolist(), lengths, alpha.tolist()), strict=True))
@@ -218,36 +235,48 @@ class Trainer(Run):
     def evaluate(self) -> dict[str, float]:
         """Reward, accuracy and NFE on held-out problems, of a conditioned policy at each of ``eval_alphas``.
 
+        Of several models and settings it is their mean, and each of them too.
         Raises ValueError if none were held out: the task has a finite set of problems, and ``eval_steps`` is 0.
         """
         c = self.config
         if not self.problems.validation:
             raise ValueError("eval_steps=0 holds no problems out of the training problems to evaluate on")
-        sampler = Sampler(self.model, self.tokenizer, self.policy, c.eval_config())
         problems = self.problems.validation[self.processes.index :: self.processes.count]
-        prompts = self.collector.encode([p.given for p in problems])
         alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
+        labels = self.labels()
         total: dict[str, float] = {}
-        for alpha in alphas:
-            asked = {"alpha": float(alpha)} if self.policy.conditioned else {}
-            config = sampler.settled({"seed": 0, **asked})
-            result = decode_problems(sampler, problems, config, prompts)
-            asked_of = torch.full(result.steps.shape, float(alpha), dtype=torch.float32, device=result.steps.device)
-            said = answers(problems, result)
-            correct, reward = self.rewarded(problems, said, result.steps, asked_of)
-            grades = grade(self.task, problems, said) if self.reward_functions else correct.tolist()
-            values = {
-                "eval_reward": reward.sum().item(),
-                "eval_accuracy": sum(grades),
-                "eval_nfe": result.steps.double().sum().item(),
-            }
-            for name, value in values.items():
-                total[name] = total.get(name, 0.0) + value / len(alphas)
-                if len(alphas) > 1:
-                    total[f"{name}_alpha_{alpha:g}"] = value
+        for (label, collector), alpha in product(labels, alphas):
+            suffixes = {"": len(labels) * len(alphas), **({label: len(alphas)} if len(labels) > 1 else {})}
+            suffixes |= {f"_alpha_{alpha:g}": len(labels)} if len(alphas) > 1 else {}
+            for name, value in self._evaluated(problems, float(alpha), collector).items():
+                for suffix, share in suffixes.items():
+                    total[f"{name}{suffix}"] = total.get(f"{name}{suffix}", 0.0) + value / share
         total = self.processes.mean_of({"problems": float(len(problems)), **total})  # parts differ in size
         count = total.pop("problems")
         return {name: value / count for name, value in total.items()}
+
+    def labels(self) -> list[tuple[str, Collector]]:
+        """Every collector, with what tells it from the others: "_model1_L64_full_T0.5"."""
+        several = len(self.collectors) > 1
+        return [
+            (f"_model{number}" * several + f"_{one.setting}" * (len(own) > 1), one)
+            for number, own in enumerate(self.collectors)
+            for one in own
+        ]
+
+    def _evaluated(self, problems: Sequence[Problem], alpha: float, collector: Collector) -> dict[str, float]:
+        """Sums over ``problems`` of reward, accuracy and NFE."""
+        sampler, prompts = collector.evaluating(), collector.encode([p.given for p in problems])
+        config = sampler.settled({"seed": 0, **({"alpha": alpha} if self.policy.conditioned else {})})
+        result = decode_problems(sampler, problems, config, prompts)
+        asked = torch.full(result.steps.shape, alpha, dtype=torch.float32, device=result.steps.device)
+        said = answers(problems, result)
+        correct, reward = self.rewarded(problems, said, result.steps, asked, collector)
+        return {
+            "eval_reward": reward.sum().item(),
+            "eval_accuracy": sum(grade(self.task, problems, said) if self.reward_functions else correct.tolist()),
+            "eval_nfe": result.steps.double().sum().item(),
+        }
 
     def log_evaluation(self, write: Callable[[dict[str, float]], None]) -> None:
         every, now = self.config.eval_steps, self.iteration
