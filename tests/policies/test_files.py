@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmask.policies import files
-from unmask.policies.config import PolicyConfig
+from unmask.policies import SetPolicy, files
+from unmask.policies.calibration import Curve
+from unmask.policies.config import PolicyConfig, SetPolicyConfig
 from unmask.policies.files import CheckpointError
 from unmask.policies.learned import Policy
 
@@ -280,3 +281,19 @@ def test_a_packaged_name_wins_over_a_folder(tmp_path, monkeypatch):
     assert Policy.from_pretrained("tiny").config.hidden_size == 64
     assert Policy.from_pretrained("./tiny").config.hidden_size == 16
     assert Policy.from_pretrained(Path("tiny")).config.hidden_size == 16
+
+
+@pytest.mark.parametrize("config", [PolicyConfig(hidden_size=16, ffn_size=16), SetPolicyConfig(vocab_size=9)])
+def test_the_mean_of_several(config: PolicyConfig | SetPolicyConfig) -> None:
+    kind = Policy if isinstance(config, PolicyConfig) else SetPolicy
+    curve = Curve(8, 0, 0.0, "", "", (0.1, 1.0), (4.0, 2.0))
+    three = [kind(config.updated({"calibration": (curve,)})) for _ in range(3)]
+    mean = kind.mean(three)
+    for name, p in mean.named_parameters():
+        each = torch.stack([one.get_parameter(name).detach() for one in three])
+        assert torch.allclose(p, each.mean(0), atol=1e-6), name
+    assert (mean.config, mean.source, mean.training) == (config, "", False)
+    other = kind(config.updated({"hidden_size": 32}))
+    for wrong in ([], [three[0], other]):
+        with pytest.raises(ValueError, match="policies must be one or more of one shape"):
+            kind.mean(wrong)

@@ -154,6 +154,20 @@ def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch
     assert (training["careful"], training["iteration"], base) == ("threshold:0.9,hold-eos", 4, None)
 
 
+@pytest.mark.parametrize(("averaged", "rounds"), [(0, 1), (0.5, 2), (0.8, 3), (1, 4)])
+def test_the_finished_policy_is_a_mean_of_the_last_ones(averaged: float, rounds: int, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, averaged=averaged)
+    after: list[dict[str, Tensor]] = []
+    policy = trainer.train(
+        lambda *_: after.append({n: p.detach().clone() for n, p in trainer.policy.named_parameters()})
+    )
+    for name, p in policy.named_parameters():
+        mean = torch.stack([weights[name].double() for weights in after[-rounds:]]).mean(0)
+        assert torch.allclose(p.double(), mean, atol=1e-6), name
+    saved = load_policy(tmp_path / "policy")
+    assert all(a.equal(b) for a, b in zip(saved.parameters(), policy.parameters(), strict=True))
+
+
 @BOTH
 def test_it_learns(kind: str, tmp_path: Path) -> None:
     """The network soon tells better than the model's own probabilities what survives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +42,23 @@ class Pretrained(nn.Module, UnmaskingPolicy):
         policy.load_state_dict(tensors)
         policy.source = os.fspath(name)
         return policy.to(device).eval()
+
+    @classmethod
+    def mean(cls, policies: Sequence[Self]) -> Self:
+        """A policy with the mean of the weights of ``policies`` and the configuration of the first, without its curves.
+
+        It is good for runs that began with the same weights (model soups, arXiv 2203.05482).
+        Raises ValueError for none, or for weights of other names or shapes.
+        """
+        shapes = [{name: tuple(w.shape) for name, w in policy.state_dict().items()} for policy in policies]
+        if not policies or any(shape != shapes[0] for shape in shapes):
+            raise ValueError(f"policies must be one or more of one shape, got {list(policies)!r}")
+        with torch.random.fork_rng(devices=[]):
+            policy = cls(policies[0].config.updated({"calibration": ()}))
+        each = [one.state_dict() for one in policies]
+        means = {name: torch.stack([w[name].double() for w in each]).mean(0).to(each[0][name]) for name in each[0]}
+        policy.load_state_dict(means)
+        return policy.to(next(policies[0].parameters()).device).eval()
 
     @property
     def reads(self) -> str:

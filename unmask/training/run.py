@@ -126,6 +126,9 @@ class Run:
         """One round: decodes, labels or rewards, updates. Returns its metrics."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Give the policy the weights that it keeps."""
+
     def calibrate(self, count: int) -> None:
         """Note the policy's forwards at each value of its dial, on ``count`` further prompts."""
         raise NotImplementedError
@@ -191,6 +194,7 @@ class Run:
                 self._save()
         if self.iteration < c.iterations:
             return stopped_by
+        self.finish()
         self.save_policy(self.output / "policy")
         if c.calibration_prompts and main:
             self.calibrate(c.calibration_prompts)

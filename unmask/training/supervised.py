@@ -33,6 +33,9 @@ from unmask.training.supervised_config import DistillTrainerConfig, SetTrainerCo
 OWN_EMBEDDING = 256
 """Vocabularies up to this size get an embedding of the policy's own, larger ones a projection of the model's."""
 
+MEAN = "mean"
+"""Of the weights, in the tensors of a checkpoint."""
+
 
 class SupervisedTrainer(Run):
     """Trains a policy on a frozen language model. Every argument but ``config`` replaces what the config names."""
@@ -63,6 +66,8 @@ class SupervisedTrainer(Run):
         )
         self.rounds: list[Tried] = []
         """Of the latest rounds."""
+        self.mean: dict[str, Tensor] = {}
+        """Of the weights, as the finished policy has them."""
 
     def of_model(self) -> dict[str, Any]:
         """Fields of a fresh policy's configuration that follow from the language model."""
@@ -87,14 +92,18 @@ class SupervisedTrainer(Run):
 
     def restore(self, state: dict[str, Any]) -> None:
         by_round: dict[int, dict[str, Tensor]] = {}
-        for key, value in state["tensors"].items():
+        tensors = {key: value.to(self.model.device) for key, value in state["tensors"].items()}
+        for key, value in tensors.items():
             number, _, name = key.partition(".")
-            by_round.setdefault(int(number), {})[name] = value.to(self.model.device)
+            if number != MEAN:
+                by_round.setdefault(int(number), {})[name] = value
+        self.mean = {key.removeprefix(f"{MEAN}."): value for key, value in tensors.items() if key.startswith(MEAN)}
         self.rounds = [Tried.of(by_round[number], self.collectors[0].kind) for number in sorted(by_round)]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         each = enumerate(self.rounds)
-        return {}, {f"{i}.{name}": value for i, part in each for name, value in part.tensors().items()}
+        rounds = {f"{i}.{name}": value for i, part in each for name, value in part.tensors().items()}
+        return {}, rounds | {f"{MEAN}.{name}": value for name, value in self.mean.items()}
 
     def step(self) -> dict[str, float]:
         """One round: decodes, labels, updates. Returns its metrics."""
@@ -112,7 +121,23 @@ class SupervisedTrainer(Run):
         metrics |= self.update() if self.rounds else {}
         metrics["seconds_rollouts"], metrics["seconds_update"] = collected - began, time.perf_counter() - collected
         self.iteration += 1
+        self.average()
         return metrics
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take the weights after this round into their mean."""
+        c = self.config
+        count = self.iteration - round((1 - c.averaged) * c.iterations)
+        if count < 1:
+            return
+        for name, p in self.policy.named_parameters():
+            self.mean[name] = p.lerp(self.mean[name], 1 - 1 / count) if name in self.mean else p.clone()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        for name, mean in self.mean.items():
+            self.policy.get_parameter(name).copy_(mean)
 
     def update(self) -> dict[str, float]:
         """Several passes over rounds drawn from those kept; the mean loss, and that of the model's probabilities."""

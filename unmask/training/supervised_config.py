@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unmask.config import Count, NonNegative, Positive, PositiveInt, Range, Text, require
+from unmask.config import Chance, Count, NonNegative, Positive, PositiveInt, Range, Text, require
 from unmask.policies.config import PolicyConfig, SetPolicyConfig
 from unmask.training.config_files import CONFIGS
 from unmask.training.run_config import RunConfig
@@ -59,6 +59,9 @@ class SupervisedConfig(RunConfig):
     muon_learning_rate: NonNegative = 1e-2
     """Of Muon, for the layers' matrices. Both rise for three rounds and fall to a twentieth until the end."""
     max_grad_norm: Positive = 1.0
+    averaged: Chance = 0.5
+    """The finished policy has the mean of the weights after each round of this last share of the run (stochastic weight
+    averaging, arXiv 1803.05407); 0: the last weights."""
     save_steps: PositiveInt = 10
 
     def __post_init__(self) -> None:
