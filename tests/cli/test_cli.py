@@ -290,7 +290,7 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert main(["policies"]) == 0
     assert all(name in capsys.readouterr().out for name in ("tiny-blocks",))
     assert main(["policies", "little"]) == 0
-    assert "calibration      max_new_tokens=64, full diffusion, temperature=0, hold-eos: NFE 1.99 to 7.27\n" in (
+    assert "calibration      max_new_tokens=64, full diffusion, temperature=0, hold-eos: NFE 2.06 to 7.02\n" in (
         capsys.readouterr().out
     )
     assert warnings.formatwarning(UserWarning("blocks\x1b"), UserWarning, "a.py", 1) == "warning: blocks\\x1b\n"
