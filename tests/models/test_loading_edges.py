@@ -78,6 +78,17 @@ def test_a_description_survives_integers_and_a_broken_tokenizer(tmp_path: Path) 
         describe_model(str(folder))
 
 
+def test_a_description_counts_weights_of_eight_bits(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path)
+    halves = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    count = sum(value.numel() for value in halves.values())
+    name, small = max(halves.items(), key=lambda pair: pair[1].numel())
+    for dtype, called in ((torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2")):
+        save_file({**halves, name: small.to(dtype)}, folder / "model.safetensors")
+        size = (2 * count - small.numel()) / 1e6
+        assert describe_model(str(folder))["parameters"] == f"{count:,} (BF16, {called}, {size:.3g} MB)"
+
+
 def test_a_folder_has_one_preset_whatever_it_is_called_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "LLaDA2.1-mini"
     write_checkpoint("llada2", folder)

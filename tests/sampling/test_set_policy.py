@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,20 @@ def test_a_large_vocabulary_is_read_through_the_models_embedding() -> None:
     assert policy.table().equal(policy.embed(every))
     with pytest.raises(ValueError, match=r"shape \(23, 32\), the model's is \(23, 16\)"):
         policy.attach(random_model(hidden=16))
+
+
+def test_samplers_of_several_models_may_share_a_policy_and_take_steps_by_turns() -> None:
+    policy, models = fresh(embedding_size=32), [random_model() for _ in range(2)]
+    with torch.no_grad():
+        models[1].embed.weight.copy_(models[0].embed.weight.flip(0))
+    config = SamplerConfig(max_new_tokens=LENGTH, alpha=0.05)
+    alone = [Sampler(model, None, copy.deepcopy(policy), config).generate(PROMPTS) for model in models]
+    streams = [Sampler(model, None, policy, config).stream(PROMPTS) for model in models]
+    last: dict[int, Any] = {}
+    for pair in zip_longest(*streams):
+        last |= {number: event for number, event in enumerate(pair) if event is not None}
+    assert [last[i].completions.tolist() for i in (0, 1)] == [one.completions.tolist() for one in alone]
+    assert not alone[0].completions.equal(alone[1].completions)
 
 
 def test_files_name_their_kind(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ BUFFERS = re.compile(r"(^|\.)(inv_freq|position_ids)$")
 PREFIXES = {"model.language_model.": "model.", "model.lm_head.": "lm_head."}
 """Longer beginnings of names, of checkpoints saved from a model that wraps the language model."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"F8_E4M3": 1, "F8_E5M2": 1}
+"""Of one number of a weight; those of 8 bits are counted, and refused where a model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Stored:
     @property
     def size(self) -> int:
         """In bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * BYTES[self.dtype]
 
     @property
     def is_weight(self) -> bool:
-        """Whether a model can be computed with it; tables of integers and packed numbers are none."""
-        return self.dtype in DTYPES
+        """Whether it holds numbers of a model; tables of integers and packed numbers are none."""
+        return self.dtype in BYTES
 
 
 def find_shards(folder: Path) -> list[Path]:

@@ -173,9 +173,10 @@ class UnmaskingPolicy(ABC):
         return {}
 
     def attach(self, model: Any) -> None:
-        """Take what the policy reads of the language model, for a new Sampler and before each generation.
+        """Take what the policy reads of the language model, for a new Sampler and before each step.
 
-        Raises ValueError if it does not fit.
+        Samplers of several models may share a policy and take steps by turns, so that it should cost nothing for a
+        model that it knows. Raises ValueError if the model does not fit.
         """
         return None
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
 from unmask import ops
 from unmask.ops.reference.checks import wide_dtype
@@ -126,9 +127,10 @@ class SetPolicy(Pretrained):
         self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
         self._table: Tensor | None = None
-        self._attached: tuple[Tensor, ...] = ()
-        """The model's embedding, which ``_table`` is on the policy's device; in a tuple, as it is no parameter here."""
+        """The model's embedding on the policy's device."""
         self._packing, self._table_packing = Packing(), Packing()
+        self._known = WeakIdKeyDictionary()
+        """From each model's embedding to where it was, its ``_table`` and its ``_table_packing``."""
         self._packed_parts = [part for part in self.modules() if part is not self.tokens and part._parameters]
 
     @property
@@ -157,10 +159,10 @@ class SetPolicy(Pretrained):
                 f"the set policy reads an embedding of shape {(c.vocab_size, c.embedding_size)}, the model's is {shape}"
             )
         device = self.state.weight.device
-        if self._table is not None and self._attached[0] is table and self._table.device == device:
-            return
-        self._attached, self._table = (table,), table.detach().to(device)
-        self._table_packing = Packing()  # another model's embedding may lie where a former one's did
+        place, known = (table.data_ptr(), table.dtype, device), self._known.get(table)
+        if known is None or known[0] != place:
+            known = self._known[table] = (place, table.detach().to(device), Packing())
+        _, self._table, self._table_packing = known
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(..., D): the embedding of ``tokens``, or the projection of the model's."""
@@ -239,4 +241,4 @@ class SetPolicy(Pretrained):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model's embedding, which a Sampler gives again."""
-        return {**self.__dict__, "_table": None, "_attached": ()}
+        return {**self.__dict__, "_table": None, "_known": WeakIdKeyDictionary()}

@@ -237,6 +237,7 @@ class GraphRunner:
 
     def __call__(self, state: State) -> StepOutput:
         """One step. Unless the config records, the output is a view that the next step overwrites."""
+        self.step.attach()
         if self.current is None or self.policy_state != self.step.policy.captured_state():
             self.current = None  # the weights have changed since these rows entered
             return self.step(state)

@@ -71,8 +71,13 @@ class Step:
     def rearrange(self, keep: Tensor, fresh: int) -> None:
         self.forward.rearrange(keep, fresh)
 
+    def attach(self) -> None:
+        """Give the policy its model: since the last step it may have had that of another Sampler."""
+        self.policy.bare.attach(self.forward.model)
+
     def __call__(self, state: State) -> tuple[Observation, Tensor]:
         """One forward, one decision, one commit. A row that is held does not change."""
+        self.attach()
         state = replace(state, ready=prepared(state, self.policy))
         seen = observation(self.forward(state), state, self.policy, self.config)
         held, seeding = self.forward.held(state), self.forward.seeding

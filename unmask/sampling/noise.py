@@ -135,6 +135,7 @@ class Canvases:
         values["token_confidence"] = (chosen - stats.logsumexp).exp()
         values |= {} if stats.entropy is None else {"entropy": stats.entropy}
         values |= {"logits": logits} if "logits" in needs else {}
+        self.policy.bare.attach(self.model)
         seen = observation(values, canvas, self.policy, self.config)
         return seen, commit(canvas, seen, self.policy.decide(seen), self.config)
 

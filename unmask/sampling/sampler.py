@@ -234,7 +234,6 @@ class Sampler:
         alpha: Tensor | None = None,
     ) -> State:
         """The state of freshly masked ``tokens`` (N, T) on the model's device, whose buffer begins at ``start``."""
-        self.policy.bare.attach(self.model)  # another Sampler may have given the policy its model
         length, device = tokens.shape[1] - start, tokens.device
         grid, block_length, phase = blocks_of(self.model, config, tokens, attention, start)
         edits = self.policy.edits
