@@ -313,6 +313,9 @@ def test_alphas_of_a_dial_cover_their_range(tmp_path: Path) -> None:
     values = trainer.evaluate()
     assert values["eval_reward"] == pytest.approx((values["eval_reward_alpha_1"] + values["eval_reward_alpha_10"]) / 2)
     trainer.step()
+    fixed = make_trainer(tmp_path / "fixed", policy=policy, alpha=3, eval_alphas=[0, 5], eval_problems=4).evaluate()
+    assert {name for name in fixed if "reward_alpha" in name} == {"eval_reward_alpha_0", "eval_reward_alpha_5"}
+    assert fixed["eval_reward_alpha_0"] == fixed["eval_accuracy_alpha_0"]
 
 
 def test_dials_need_a_conditioned_policy(tmp_path: Path) -> None:

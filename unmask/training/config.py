@@ -118,7 +118,7 @@ class TrainerConfig(RunConfig):
     eval_policy_temperature: Positive | None = None
     """tau in evaluations; None: ``policy_temperature``."""
     eval_alphas: tuple[NonNegative, ...] = ()
-    """Alphas at which to evaluate, where ``alpha`` is a range; empty: its two ends."""
+    """Alphas at which to evaluate; empty: ``alpha``, or its two ends if it is a range."""
     report_to: Trackers = ()
     """Trackers beside metrics.jsonl, which is always written: "tensorboard", "wandb"."""
 

@@ -29,6 +29,7 @@ from unmask.training.problems import TrainingProblems
 from unmask.training.rewards import REWARDS, ROLLOUT_COLUMNS, RewardFunction, check_reward_function, columns_of, score
 from unmask.training.rollout import Collector, Rollouts, WideView
 from unmask.training.run import Run
+from unmask.training.run_config import several
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class Trainer(Run):
         return samples.take(pick_steps(samples.rollout, most, torch.Generator().manual_seed(seed)))
 
     def evaluate(self) -> dict[str, float]:
-        """Reward, accuracy and NFE on held-out problems, of a conditioned policy at each of ``eval_alphas``.
+        """Reward, accuracy and NFE on held-out problems at each of ``eval_alphas``.
 
         Of several models and settings it is their mean, and each of them too.
         Raises ValueError if none were held out: the task has a finite set of problems, and ``eval_steps`` is 0.
@@ -242,7 +243,7 @@ class Trainer(Run):
         if not self.problems.validation:
             raise ValueError("eval_steps=0 holds no problems out of the training problems to evaluate on")
         problems = self.problems.validation[self.processes.index :: self.processes.count]
-        alphas: Sequence[float] = (c.alpha,) if isinstance(c.alpha, (int, float)) else c.eval_alphas or c.alpha
+        alphas = c.eval_alphas or several(c.alpha)
         labels = self.labels()
         total: dict[str, float] = {}
         for (label, collector), alpha in product(labels, alphas):
@@ -257,9 +258,9 @@ class Trainer(Run):
 
     def labels(self) -> list[tuple[str, Collector]]:
         """Every collector, with what tells it from the others: "_model1_L64_full_T0.5"."""
-        several = len(self.collectors) > 1
+        models = len(self.collectors) > 1
         return [
-            (f"_model{number}" * several + f"_{one.setting}" * (len(own) > 1), one)
+            (f"_model{number}" * models + f"_{one.setting}" * (len(own) > 1), one)
             for number, own in enumerate(self.collectors)
             for one in own
         ]
