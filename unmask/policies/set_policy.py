@@ -224,16 +224,25 @@ class SetPolicy(Pretrained):
 
     @torch.no_grad()
     def decide(self, observation: Observation) -> Decision:
-        o, c, proposals = observation, self.config, proposed(observation)
+        if not self._kernel_takes():
+            turn, score = self.turns(observation)
+            return Decision(select=turn > 0, score=score.float())
+        select, score = ops.select_set(self.packed_weights(), *self._given(observation))
+        return Decision(select=select, score=score)
+
+    @torch.no_grad()
+    def turns(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """(B, L) int64: 0 outside the set of this step, else which run of the network picked it; and scores (B, L)."""
+        table, proposals, allowed, risk, *limits = self._given(observation)
+        wide = wide_dtype(risk.device)  # see unmask.ops.reference.select_set
+        weights = [w.to(wide) for w in self.weights]
+        return selected(weights, self.frequencies.to(wide), table, proposals, allowed, risk.to(wide), *limits)
+
+    def _given(self, o: Observation) -> tuple[Any, ...]:
+        """What the op takes beside the weights."""
+        c = self.config
         risk = o.token_confidence.new_full((len(o.mask),), c.default_risk) if o.alpha is None else o.alpha.float()
-        given, limits = (self.table(), proposals, o.allowed), (c.sure, c.max_runs)
-        if self._kernel_takes():
-            select, score = ops.select_set(self.packed_weights(), *given, risk, *limits)
-        else:
-            wide = wide_dtype(risk.device)  # see unmask.ops.reference.select_set
-            weights = [w.to(wide) for w in self.weights]
-            select, score = selected(weights, self.frequencies.to(wide), *given, risk.to(wide), *limits)
-        return Decision(select=select, score=score.float())
+        return self.table(), proposed(o), o.allowed, risk, c.sure, c.max_runs
 
     def captured_state(self) -> tuple[int, ...]:
         packed = [self.packed_weights().packed] if self._kernel_takes() else []

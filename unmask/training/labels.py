@@ -25,7 +25,7 @@ from unmask.sampling.config import SamplerConfig
 from unmask.sampling.infill import by_value, parts_of
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.state import State
-from unmask.tasks.base import Holes
+from unmask.tasks.base import Holes, Problem
 from unmask.training.rollout import WideView
 from unmask.training.supervised_config import SupervisedConfig
 
@@ -67,7 +67,7 @@ class SingleInputs:
 
 
 Inputs = SetInputs | SingleInputs
-OWN = ("picked", "survived", "valid", "missing", "model")
+OWN = ("turn", "survived", "valid", "missing", "model")
 """The tensors of a :class:`Tried` beside its inputs."""
 
 
@@ -77,16 +77,21 @@ class Tried:
 
     inputs: Any
     """:data:`Inputs`."""
-    picked: Tensor
-    """(M, L) bool: the set."""
+    turn: Tensor
+    """(M, L) int64: 0 outside the set, else which run of the network picked it, or 1 where that is not known."""
     survived: Tensor
     """(M, L) bool: the label."""
     valid: Tensor
-    """(M, L) bool: had a proposal that is not in the set."""
+    """(M, L) bool: has a label."""
     missing: Tensor
     """(M,) int64: positions on the left that a state, of a shorter text with holes, does not have."""
     model: Tensor
     """(M,) int64: the number of the language model."""
+
+    @property
+    def picked(self) -> Tensor:
+        """(M, L) bool: the set."""
+        return self.turn > 0
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, which :meth:`of` reads."""
@@ -100,28 +105,28 @@ class Tried:
     @staticmethod
     def join(parts: Sequence[Tried]) -> Tried:
         """Several as one."""
-        width = max(part.picked.shape[1] for part in parts)
+        width = max(part.turn.shape[1] for part in parts)
         every = [part.widened(width).tensors() for part in parts]
         joined = {name: torch.cat([tensors[name] for tensors in every]) for name in every[0]}
         return Tried.of(joined, type(parts[0].inputs))
 
     def widened(self, width: int) -> Tried:
         """With ``width`` positions: zeros on the left."""
-        if (more := width - self.picked.shape[1]) == 0:
+        if (more := width - self.turn.shape[1]) == 0:
             return self
         wide = {}
         for name, t in self.tensors().items():
             wide[name] = t if t.ndim < 2 else torch.cat((t.new_zeros(len(t), more, *t.shape[2:]), t), dim=1)
         return Tried.of({**wide, "missing": self.missing + more}, type(self.inputs))
 
+    def take(self, rows: Tensor, pad: int = 0) -> Tried:
+        """The states ``rows``, without their first ``pad`` positions."""
+        tensors = {n: t[rows] if t.ndim < 2 else t[rows, pad:] for n, t in self.tensors().items()}
+        return Tried.of(tensors, type(self.inputs))
+
     def alike(self, index: Tensor) -> list[Tried]:
         """The states at ``index``, those that have equally many positions together, without the missing ones."""
-        parts = []
-        for pad, places in by_value(self.missing[index]):
-            rows = index[places]
-            tensors = {n: t[rows] if t.ndim < 2 else t[rows, pad:] for n, t in self.tensors().items()}
-            parts.append(Tried.of(tensors, type(self.inputs)))
-        return parts
+        return [self.take(index[places], pad) for pad, places in by_value(self.missing[index])]
 
 
 @torch.no_grad()
@@ -150,11 +155,11 @@ def matching(final: Tensor, said: Tensor, state: State) -> Tensor:
     return torch.where(final == state.mask_token_id, ends, final == said)
 
 
-def alike(ids: Sequence[Any]) -> list[list[Any]]:
-    """``ids`` in groups of one length if they are :class:`unmask.tasks.Holes`, prompts as one group."""
-    groups: dict[int, list[Any]] = {}
-    for row in ids:
-        groups.setdefault(len(row) if isinstance(row, Holes) else 0, []).append(row)
+def by_length(ids: Sequence[Any]) -> list[list[int]]:
+    """Places in ``ids`` in groups: of one length if they are :class:`unmask.tasks.Holes`, of prompts all."""
+    groups: dict[int, list[int]] = {}
+    for place, row in enumerate(ids):
+        groups.setdefault(len(row) if isinstance(row, Holes) else 0, []).append(place)
     return list(groups.values())
 
 
@@ -182,23 +187,21 @@ class Collector:
         used = (policy, WideView(rule, policy), rule)
         self.own, self.visits, self.careful = (Sampler(model, tokenizer, p, SamplerConfig()) for p in used)
 
-    def collect(self, ids: list[Any], iteration: int) -> tuple[Tried, dict[str, float]]:
-        """The states of one round on ``ids``, of prompts or :class:`unmask.tasks.Holes`, and numbers for the log."""
-        c, rng = self.config, random.Random(f"sets/{self.config.seed}/{iteration}")
-        config = SamplerConfig(
-            **c.drawn(rng).decoded,
-            actions="greedy",
-            seed=rng.getrandbits(62),
-            max_batch_size=c.rollout_batch_size,
-        )
-        draws = torch.Generator().manual_seed(rng.getrandbits(62))
-        learned = iteration >= c.careful_iterations
+    def collect(
+        self, ids: list[Any], iteration: int, problems: Sequence[Problem] = ()
+    ) -> tuple[Tried, dict[str, float]]:
+        """The states of one round on ``ids``, of prompts or :class:`unmask.tasks.Holes`, and numbers for the log.
+
+        ``problems``, to which the prompts belong, are for labels that need answers.
+        """
+        config, draws = self.drawn(iteration)
+        learned = iteration >= self.config.careful_iterations
         own = len(ids) // 2 if learned else 0
         parts, numbers = [], {}
         for sampler, rows in ((self.own, ids[:own]), (self.visits, ids[own:])):
             nfe = 0.0
-            for group in alike(rows):
-                part, steps = self.visited(sampler, group, config, draws, learned)
+            for group in by_length(rows):
+                part, steps = self.visited(sampler, [rows[i] for i in group], config, draws, learned)
                 parts.append(part)
                 nfe += steps * len(group) / len(rows)
             if rows:
@@ -206,6 +209,22 @@ class Collector:
         tried = Tried.join(parts)
         survived = tried.survived[tried.valid].float().mean().item()
         return tried, {"states": float(len(tried.picked)), "survived": survived, **numbers}
+
+    def drawn(self, iteration: int) -> tuple[SamplerConfig, torch.Generator]:
+        """How prompts are decoded in a round, and what draws all else."""
+        rng = random.Random(f"sets/{self.config.seed}/{iteration}")
+        config = SamplerConfig(
+            **self.config.drawn(rng).decoded,
+            actions="greedy",
+            seed=rng.getrandbits(62),
+            max_batch_size=self.config.rollout_batch_size,
+        )
+        return config, torch.Generator().manual_seed(rng.getrandbits(62))
+
+    def some(self, states: int, share: float, draws: torch.Generator) -> Tensor:
+        """(K,) int64: the places of states to learn from, where ``share`` of a round's prompts led to these."""
+        most = math.ceil(self.config.max_states * share)
+        return torch.randperm(states, generator=draws)[:most].sort().values.to(self.own.model.device)
 
     def visited(
         self, sampler: Sampler, ids: list[Any], config: SamplerConfig, draws: torch.Generator, learned: bool
@@ -235,8 +254,7 @@ class Collector:
             agree = matching(final[states["rows"]], states["said"], whole)
             states["survived"], on_the_way = agree, (agree | (states["mask"] & ~states["picked"])).all(dim=1)
             states = {name: value[on_the_way] for name, value in states.items()}
-        most = -(-self.config.max_states * len(ids) // self.config.num_prompts)
-        index = torch.randperm(len(states["rows"]), generator=draws)[:most].sort().values.to(whole.tokens.device)
+        index = self.some(len(states["rows"]), len(ids) / self.config.num_prompts, draws)
         states = {name: value[index] for name, value in states.items()}
         rows, before, said = (states.pop(name) for name in ("rows", "before", "said"))
         if self.config.labels == "survival":
@@ -247,6 +265,7 @@ class Collector:
             final = finish(self.careful, tokens, attention, whole.start, config)
             states["survived"] = matching(final, said, whole)
         states |= {"missing": torch.zeros_like(rows), "model": torch.full_like(rows, self.number)}
+        states["turn"] = states.pop("picked").long()
         return Tried.of(states, self.kind), whole.steps.float().mean().item()
 
     def sets(self, o: Observation, draws: torch.Generator, learned: bool) -> Tensor:

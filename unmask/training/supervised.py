@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +22,10 @@ from unmask.pretraining.optimizer import Muon, matrices_and_rest
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import make_task
-from unmask.tasks.base import Holes, Task
+from unmask.tasks.base import Holes, Problem, Task
 from unmask.tasks.finite import ProblemSet
 from unmask.text import parse_json, read_text
+from unmask.training.answers import AnswerCollector, answer_loss, log_harmless
 from unmask.training.labels import Collector, Tried
 from unmask.training.rollout import encode
 from unmask.training.run import Run
@@ -57,7 +59,7 @@ class SupervisedTrainer(Run):
         """One for each model."""
         shortest = SamplerConfig(max_new_tokens=min(several(config.max_completion_length)))
         for number, (model, tokenizer) in enumerate(zip(self.models, self.tokenizers, strict=True)):
-            self.collectors.append(Collector(model, tokenizer, self.policy, config, number))
+            self.collectors.append(self.collector(model, tokenizer, number))
             self.check_holes(self.collectors[-1].careful, self.prompts.known(config.num_prompts), shortest)
         matrices, rest = matrices_and_rest(getattr(self.policy, self.LAYERS), self.policy)
         self.optimizers = (
@@ -68,6 +70,13 @@ class SupervisedTrainer(Run):
         """Of the latest rounds."""
         self.mean: dict[str, Tensor] = {}
         """Of the weights, as the finished policy has them."""
+
+    def collector(self, model: Any, tokenizer: Any, number: int) -> Collector:
+        """What labels the states of the model ``number``."""
+        if self.config.labels != "answer":
+            return Collector(model, tokenizer, self.policy, self.config, number)
+        assert self.prompts.task is not None
+        return AnswerCollector(model, tokenizer, self.policy, self.config, number, self.prompts.task)
 
     def of_model(self) -> dict[str, Any]:
         """Fields of a fresh policy's configuration that follow from the language model."""
@@ -109,11 +118,11 @@ class SupervisedTrainer(Run):
         """One round: decodes, labels, updates. Returns its metrics."""
         began = time.perf_counter()
         c = self.config
-        prompts = self.prompts.take(self.iteration * c.num_prompts, c.num_prompts)
+        problems = self.prompts.problems(self.iteration * c.num_prompts, c.num_prompts)
         collector = self.collectors[self.turn]
-        ids = encode(self.tokenizers[self.turn], prompts, c.max_prompt_length)
-        tried, metrics = collector.collect(ids, self.iteration)
-        if len(tried.picked):
+        ids = encode(self.tokenizers[self.turn], [problem.given for problem in problems], c.max_prompt_length)
+        tried, metrics = collector.collect(ids, self.iteration, problems)
+        if len(tried.turn):
             self.rounds = [*self.rounds, tried][-c.kept_iterations :]
         if not self.rounds and self.turn == len(self.models) - 1:
             raise ValueError("there is nothing to learn: every prompt is decoded in one forward")
@@ -148,8 +157,8 @@ class SupervisedTrainer(Run):
             optimizer.param_groups[0]["lr"] = rate * c.pace(self.iteration)
         for _ in range(c.num_iterations):
             for part in rng.sample(self.rounds, min(c.replayed_iterations, len(self.rounds))):
-                count = len(part.picked)
-                order = torch.randperm(count, generator=draws).to(part.picked.device)
+                count = len(part.turn)
+                order = torch.randperm(count, generator=draws).to(part.turn.device)
                 for index in order.chunk(-(-count // c.minibatch_size)):
                     loss, prior = self._fit(part, index)
                     losses.append(loss)
@@ -160,10 +169,7 @@ class SupervisedTrainer(Run):
         """One step of the optimizers on the states at ``index``; returns the loss and the model's own."""
         self.policy.attach(self.models[int(part.model[0])])
         alike = part.alike(index)
-        target = torch.cat([p.survived[p.valid] for p in alike]).float()
-        loss = F.binary_cross_entropy_with_logits(
-            torch.cat([self.logits(p.inputs, p.picked)[p.valid] for p in alike]), target
-        )
+        loss = torch.cat([self.losses(p, self.logits) for p in alike]).mean()
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm, error_if_nonfinite=False)
@@ -172,8 +178,14 @@ class SupervisedTrainer(Run):
             raise FloatingPointError(f"the loss became {value}: training has diverged; begin anew with lower rates")
         for optimizer in self.optimizers:
             optimizer.step()
-        prior = torch.cat([p.inputs.prior[p.valid] for p in alike])
-        return value, F.binary_cross_entropy_with_logits(prior, target).item()
+        return value, torch.cat([self.losses(p, lambda inputs, _: inputs.prior) for p in alike]).mean().item()
+
+    def losses(self, tried: Tried, logits: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        """(K,): binary cross entropy of each label, by ``logits`` as of :meth:`logits`."""
+        if self.config.labels == "answer":
+            return answer_loss(log_harmless(logits, tried), tried.survived.any(dim=1))
+        given = logits(tried.inputs, tried.picked)[tried.valid], tried.survived[tried.valid].float()
+        return F.binary_cross_entropy_with_logits(*given, reduction="none")
 
 
 class SetTrainer(SupervisedTrainer):
@@ -225,11 +237,15 @@ class Prompts:
         self.instructions = True if self.task is None else self.task.instructions
         self.take(0, 1)
 
-    def take(self, first: int, count: int) -> list[str | Holes]:
-        """``count`` prompts from number ``first`` on."""
+    def problems(self, first: int, count: int) -> list[Problem]:
+        """``count`` problems from number ``first`` on; prompts of a file have no answers."""
         if self.task is not None:
-            return [problem.given for problem in self.task.training_problems(self.seed, first, count)]
-        return [self._of_file(number) for number in range(first, first + count)]
+            return self.task.training_problems(self.seed, first, count)
+        return [Problem(self._of_file(number), "") for number in range(first, first + count)]
+
+    def take(self, first: int, count: int) -> list[str | Holes]:
+        """Their prompts."""
+        return [problem.given for problem in self.problems(first, count)]
 
     def known(self, count: int) -> list[str | Holes]:
         """The prompts of a finite task, else the first ``count``."""

@@ -35,10 +35,11 @@ class SupervisedConfig(RunConfig):
     """States of a round that are learned from, at most."""
     rollout_batch_size: PositiveInt | None = 256
     """Rows decoded side by side; None: all."""
-    labels: Literal["survival", "agreement"] = "survival"
+    labels: Literal["survival", "agreement", "answer"] = "survival"
     """What a proposal of a state should do. "survival": be the final token of a careful decode that goes on from there,
     with a set of other proposals committed; each state costs one. "agreement": be the final token of one careful decode
-    of the prompt, which is cheap and right where there is one right answer; states that have left it are left out."""
+    of the prompt, which is cheap and right where there is one right answer; states that have left it are left out. "answer", for set
+    policies and tasks that grade: whether the policy's own set leaves the grade of a careful decode as it was."""
     careful: str = "threshold:0.99,hold-eos"
     """The rule of careful decodes, which also visit states."""
     careful_iterations: Count = 6
@@ -79,6 +80,8 @@ class SupervisedConfig(RunConfig):
         except ValueError as error:
             raise ValueError(f"careful: {error}") from error
         require(not careful.edits, f"careful must not revise tokens, got {self.careful!r}")
+        graded = self.labels != "answer" or (self.POLICY is SetPolicyConfig and self.prompts is None)
+        require(graded, "labels 'answer' are for set policies, and need a task that grades in place of prompts")
 
     @property
     def noted(self) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def select_set(
     proposals = Proposals(tokens, candidates, mask, region, confidence, probability, bias)
     frequencies = rotary_frequencies(hidden // heads).to(weights[0])
     rest = (proposals, allowed, risk.to(dtype), sure, runs)
-    select, score = selected(weights, frequencies, table.to(dtype), *rest)
-    return select, score.float()
+    turn, score = selected(weights, frequencies, table.to(dtype), *rest)
+    return turn > 0, score.float()
 
 
 def selected(
@@ -97,7 +97,11 @@ def selected(
     sure: float,
     runs: int,
 ) -> tuple[Tensor, Tensor]:
-    """Result of the op for a network of any size, in the dtype of ``weights``; these two as for :func:`set_logits`."""
+    """For a network of any size, in the dtype of ``weights``; these two as for :func:`set_logits`.
+
+    Returns (B, L) int64, 0 where nothing is selected, else which run of the network selected it, from 1 on, and the
+    op's score.
+    """
     read = read_proposals(proposals)
     numbers = [t.to(weights[0].dtype) for t in read[1:]]
     x = set_inputs(weights, table[read[0].clamp_max(len(table) - 1)], proposals.mask, *numbers)
@@ -105,11 +109,12 @@ def selected(
     if proposals.bias is not None:
         prior = prior + proposals.bias
     batch = torch.arange(len(x), device=x.device)
-    picked, spent = torch.zeros_like(allowed), torch.zeros_like(risk)
+    turn, spent = torch.zeros_like(allowed, dtype=torch.int64), torch.zeros_like(risk)
     level = torch.exp(-risk).clamp_min(sure)[:, None]
     rows, score = batch, torch.zeros_like(prior)
     for run in range(runs):
-        chosen, free = picked[rows], allowed[rows] & ~picked[rows]
+        chosen = turn[rows] > 0
+        free = allowed[rows] & ~chosen
         marked = x[rows] + chosen[..., None] * change
         p = (prior[rows] + set_logits(marked, weights, frequencies)).sigmoid()
         p = torch.where(free, p.nan_to_num(0.0), -1.0)
@@ -122,13 +127,13 @@ def selected(
         cost = torch.where(first, 0.0, cost)
         takes = (best >= 0) & (first | (spent[rows][:, None] + cost <= risk[rows][:, None]))
         new = certain | torch.zeros_like(certain).scatter(1, place, takes)
-        picked[rows] = chosen | new
+        turn[rows] += (run + 1) * new
         spent[rows] += torch.where(takes, cost, 0.0)[:, 0]
         if x.device.type == "cpu":  # on other devices all rows run on, as asking which have ended would wait
             rows = rows[new.any(dim=1) & (free & ~new).any(dim=1)]
             if not len(rows):
                 break
-    return picked, score
+    return turn, score
 
 
 def read_proposals(proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
