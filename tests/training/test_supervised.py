@@ -216,7 +216,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ("set", {"risks": [0.0, 1.0]}, "risks must be positive"),
         ("set", {"temperature": -1}, "temperature must be at least 0 or a list, got -1"),
         ("set", {"init_policy": "a"}, "init_policy='a' has its own shape"),
-        ("set", {"labels": "mine"}, "labels must be 'survival' or 'agreement', got 'mine'"),
+        ("set", {"labels": "mine"}, "labels must be 'survival', 'agreement' or 'answer', got 'mine'"),
         ("distill", {"policy": {"alpha_conditioned": True}}, "policy: alpha_conditioned cannot be chosen; hidden_size"),
         ("distill", {"policy": {"time": "late"}}, "policy: time must be 'steps' or 'share', got 'late'"),
         ("distill", {"thresholds": [0.0, 0.5]}, r"thresholds must be between 0 and 1, got \(0.0, 0.5\)"),
@@ -311,7 +311,7 @@ def test_each_setting_is_calibrated_once(tmp_path: Path) -> None:
 
 def test_a_run_with_nothing_to_learn_says_so(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    trainer.collectors[0].collect = lambda *_: (SimpleNamespace(picked=torch.zeros(0, LENGTH)), {})  # type: ignore[method-assign, assignment, return-value]
+    trainer.collectors[0].collect = lambda *_: (SimpleNamespace(turn=torch.zeros(0, LENGTH)), {})  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ValueError, match="nothing to learn: every prompt is decoded in one forward"):
         trainer.train()
 

@@ -83,9 +83,10 @@ class AnswerCollector(Collector):
         tokens = whole.tokens[rows]
         tokens[:, whole.start :] = after
         attention = None if whole.attention is None else whole.attention[rows]
-        gone_on = self.careful.new_state(tokens, attention, whole.start, config)
+        rest = replace(config, stop_at_eos=not whole.infill)
+        gone_on = self.careful.new_state(tokens, attention, whole.start, rest)
         gone_on.infill = whole.infill
-        grades = self.grades(gone_on, config, [problems[row] for row in rows.tolist()])
+        grades = self.grades(gone_on, rest, [problems[row] for row in rows.tolist()])
         before = torch.cat([known, grades])[previous(rows, len(ids))]
         harmless = grades >= before
         states["survived"] = (states["turn"] > 0) & harmless[:, None]
@@ -96,7 +97,6 @@ class AnswerCollector(Collector):
 
     def grades(self, state: State, config: SamplerConfig, problems: Sequence[Problem]) -> Tensor:
         """(N,): of the answers that careful decodes from ``state`` on end with."""
-        config = replace(config, stop_at_eos=not state.infill)
         result = self.careful.result(state, config, self.careful.steps(state, config, share=True))
         return torch.tensor(grade(self.task, problems, answers(problems, result)), device=state.tokens.device)
 

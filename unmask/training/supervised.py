@@ -125,7 +125,8 @@ class SupervisedTrainer(Run):
         if len(tried.turn):
             self.rounds = [*self.rounds, tried][-c.kept_iterations :]
         if not self.rounds and self.turn == len(self.models) - 1:
-            raise ValueError("there is nothing to learn: every prompt is decoded in one forward")
+            unsolved, short = "no problem is solved by a careful decode", "every prompt is decoded in one forward"
+            raise ValueError(f"there is nothing to learn: {unsolved if c.labels == 'answer' else short}")
         collected = time.perf_counter()
         metrics |= self.update() if self.rounds else {}
         metrics["seconds_rollouts"], metrics["seconds_update"] = collected - began, time.perf_counter() - collected
