@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_run_on_what_no_decode_solves_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tmp_path, **ANSWER)
-    monkeypatch.setattr(trainer.collectors[0].task, "grade", lambda *_: 0.0)
+    monkeypatch.setattr(type(trainer.prompts.task), "grade", lambda *_: 0.0)
     with pytest.raises(ValueError, match="nothing to learn: no problem is solved by a careful decode"):
         trainer.train()
 

@@ -30,8 +30,8 @@ LOG_CERTAIN = -1e-5
 class AnswerCollector(Collector):
     """Decodes problems by the policy itself, and labels its sets by the answers that they lead to.
 
-    A state's label is whether a careful decode that goes on from the set has a grade no worse than one that goes on from
-    the state before. States whose own grade is 0 are left out.
+    A state's label is whether a careful decode that goes on from the set has a grade no worse than one that goes on
+    from the state before. States whose own grade is 0 are left out.
     """
 
     policy: SetPolicy
