@@ -16,12 +16,14 @@ from scripts_as_modules import load_script
 from transformers import BertConfig, BertForMaskedLM
 
 import unmask
+from unmask import SamplerConfig
 from unmask.cli import main
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.results import read_csv
 from unmask.policies.config import SetPolicyConfig
 from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import SetPolicy
+from unmask.tasks import make_task
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "study.py"
 
@@ -137,3 +139,16 @@ def test_antibodies_with_holes(
     capsys.readouterr()
     assert main(["compare", str(rows)]) == 0
     assert capsys.readouterr().out.count("`ours`") == 1
+
+
+def test_a_perfect_stop_loses_no_answer_and_needs_fewer_forwards() -> None:
+    script = load_script(SCRIPT.with_name("perfect_stop.py"))
+    task, config = make_task("line"), SamplerConfig(max_new_tokens=32, block_length=None)
+    stop = script.PerfectStop(task, "little,hold-eos", "threshold:0.99,hold-eos", config)
+    problems = task.problems(8, 3)
+    grades, forwards = stop(problems)
+    careful = stop.careful.generate([p.prompt for p in problems]).texts
+    assert all(g >= task.grade(p, text) for g, p, text in zip(grades, problems, careful, strict=True))
+    assert sum(grades) >= 7
+    slowest = stop.own.generate([p.prompt for p in problems], alpha=script.RISKS[-1]).steps
+    assert 8 <= sum(forwards) < int(slowest.sum()) - 8

@@ -103,7 +103,8 @@ class Train(Training):
 
 class TrainSet(Training):
     """Train a set policy on a frozen language model: it learns from the model's own careful decodes which proposals
-    survive together. No answers, graders or rewards are needed, only prompts: those of a task, or of a file.
+    survive together. No answers, graders or rewards are needed, only prompts: those of a task, or of a file. Where a
+    task grades answers, labels=answer goes on from there: it learns which sets leave the answer as good as it was.
 
     CONFIG, NAME=VALUE pairs, Ctrl-C and the output folder, which has no best/, are those of `unmask train`.
 
@@ -111,6 +112,7 @@ class TrainSet(Training):
       unmask train set quickstart                      minutes on one core
       unmask train set quickstart prompts=prompts.txt output_dir=runs/mine
       unmask train set quickstart --resume             go on after the last checkpoint
+      unmask train set quickstart labels=answer init_policy=runs/set/policy output_dir=runs/answers
       unmask evaluate --model tiny --task hops --policies set=runs/set/policy,hold-eos --alphas 0.05 0.2 --regimes full
     """
 

@@ -1,4 +1,4 @@
-"""Training without answers, graders or rewards: label what is to be trusted, fit the network to it, again."""
+"""Training without reinforcement: label what is to be trusted, fit the network to it, again."""
 
 from __future__ import annotations
 
