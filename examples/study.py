@@ -31,7 +31,7 @@ from unmask.policies.card import table
 
 TASKS = ("letters", "grid", "latin", "line", "story", "parcel", "gaps", "form", "quiz")
 PARTS = ("tune", "rules", "policies", "report")
-RISKS = ("0.01", "0.03", "0.1", "0.2", "0.35", "0.6", "1", "2")
+RISKS = ("0.003", "0.01", "0.03", "0.06", "0.12", "0.25", "0.5", "1")
 GLANCE = "threshold:0"
 ORACLE = ("random:3", "random:6")
 """The best of 16 random orders of so many forwards is what knowing the answer could win."""
