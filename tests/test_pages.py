@@ -124,11 +124,11 @@ def test_python_of_the_readme_says_what_it_does(tmp_path: Path, monkeypatch: pyt
     ("policy", "alpha", "answer", "steps"),
     [
         ("entropy-bound:1,hold-eos", None, "puma, seal, swan, swan, ant, lamb, lion.", 4),
-        ("little,hold-eos", 1.0, "puma, seal, swan, sheep, ant, lion, lamb.", 3),
+        ("little,hold-eos", 1.0, "puma, seal, swan, sheep, ant, lamb, lion.", 2),
     ],
 )
 def test_the_picture_of_the_readme(policy: str, alpha: float | None, answer: str, steps: int) -> None:
-    """docs/order.png: in four forwards the rule names the swan twice, in three the set policy does not."""
+    """docs/order.png: in four forwards the rule names the swan twice, in two the set policy does not."""
     sampler = unmask.Sampler.from_pretrained("little", policy=policy)
     out = sampler.generate("Name animals that begin with p, s, s, s, a, l, l.", max_new_tokens=64, alpha=alpha)
     assert (out.texts, out.steps.tolist()) == ([answer], [steps])
