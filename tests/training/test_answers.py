@@ -15,6 +15,7 @@ from torch import Tensor
 from training_helpers import KINDS, SUPERVISED, Killed, assert_same_policy, kill_after_3, lines, tiny
 
 from unmask.policies.set_policy import SetInputs
+from unmask.tasks import Hops
 from unmask.training.answers import answer_loss, log_harmless, previous
 from unmask.training.labels import Tried
 
@@ -115,6 +116,16 @@ def test_a_run_on_what_no_decode_solves_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(type(trainer.prompts.task), "grade", lambda *_: 0.0)
     with pytest.raises(ValueError, match="nothing to learn: no problem is solved by a careful decode"):
         trainer.train()
+
+
+def test_a_task_that_cannot_grade_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Any, train: bool = False) -> None:
+        raise ImportError(f"no grader here, {train}")
+
+    monkeypatch.setattr(Hops, "check_gradable", missing)
+    with pytest.raises(ImportError, match="no grader here, True"):
+        make_trainer(tmp_path / "a", **ANSWER)
+    make_trainer(tmp_path / "b")
 
 
 def test_answers_are_for_set_policies_and_tasks(tmp_path: Path) -> None:

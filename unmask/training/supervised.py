@@ -51,6 +51,8 @@ class SupervisedTrainer(Run):
         given = {"model": model, "tokenizer": tokenizer, "task": task, "policy": policy}
         super().__init__(config, given, trackers=None)
         self.prompts = Prompts(config, task)
+        if config.labels == "answer" and self.prompts.task is not None:
+            self.prompts.task.check_gradable(train=True)
         first = self.prompts.take(0, 1)[0]
         self.load(first, self.prompts.instructions)
         self.policy = self.make_policy(**self.of_model())
