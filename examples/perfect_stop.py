@@ -32,7 +32,7 @@ class PerfectStop:
     """Decodes problems of ``task`` by ``policy``, with the best of :data:`RISKS` in every step."""
 
     def __init__(self, task: Task, policy: str, careful: str, config: SamplerConfig) -> None:
-        self.task, self.config = task, config
+        self.task = task
         self.own = Sampler.from_pretrained("little", policy=policy, config=config, dtype="bfloat16")
         self.careful = Sampler(self.own.model, self.own.tokenizer, careful, replace(config, alpha=None))
 

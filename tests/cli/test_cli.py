@@ -289,12 +289,11 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     }
     assert about["packaged learned"].keys() == {"little", "tiny", "tiny-blocks"}
     assert main(["policies"]) == 0
-    assert all(name in capsys.readouterr().out for name in ("tiny-blocks",))
+    assert "tiny-blocks" in capsys.readouterr().out
     assert main(["policies", "little"]) == 0
     nfe = make_policy("little").config.calibration[0].nfe
     curve = f"max_new_tokens=64, full diffusion, temperature=0, hold-eos: NFE {min(nfe):.2f} to {max(nfe):.2f}\n"
     assert f"calibration      {curve}" in capsys.readouterr().out
-    assert max(nfe) / min(nfe) > 1.8
     assert warnings.formatwarning(UserWarning("blocks\x1b"), UserWarning, "a.py", 1) == "warning: blocks\\x1b\n"
     assert main(["policies", "tiny"]) == 0
     printed = capsys.readouterr().out

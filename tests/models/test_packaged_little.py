@@ -36,6 +36,8 @@ def test_an_answer_that_a_person_can_check(sampler: Sampler) -> None:
     assert sampler.policy.spec == "little,hold-eos"
     assert sampler.config.max_new_tokens == 64
     assert sampler.config.block_length is None
+    forwards = sampler.policy.bare.config.calibration[0].nfe
+    assert max(forwards) / min(forwards) > 1.8
 
 
 def test_one_look_is_not_enough_where_answers_constrain_each_other(sampler: Sampler) -> None:

@@ -22,6 +22,7 @@ SMALL = {"max_completion_length": 24, "block_length": 8, "num_generations": 2, "
         ({"learning_rte": 1.0}, r"unknown TrainerConfig fields \['learning_rte'\]; did you mean learning_rate"),
         ({"max_steps": 3}, "for max_steps use iterations"),
         ({"dial_learning_rate": 3}, "for dial_learning_rate use alpha_lr_multiplier"),
+        ({"max_new_tokens": 3}, "for max_new_tokens use max_completion_length"),
         ({"num_generations": 1}, "num_generations must be at least 2: a group of 1 has nothing to compare with"),
         ({"per_device_train_batch_size": 5}, "per_device_train_batch_size=5 is not a multiple of num_generations=2"),
         ({"alpha": [0, 10]}, "set policy: {alpha_conditioned: true}"),

@@ -112,7 +112,7 @@ class TrainSet(Training):
       unmask train set quickstart                      minutes on one core
       unmask train set quickstart prompts=prompts.txt output_dir=runs/mine
       unmask train set quickstart --resume             go on after the last checkpoint
-      unmask train set quickstart labels=answer init_policy=runs/set/policy output_dir=runs/answers
+      unmask train set little-answers init_policy=little output_dir=runs/answers
       unmask evaluate --model tiny --task hops --policies set=runs/set/policy,hold-eos --alphas 0.05 0.2 --regimes full
     """
 

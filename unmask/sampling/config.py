@@ -39,7 +39,7 @@ class SamplerConfig(Config):
     """Settings of one generation. They are frozen; :meth:`updated` derives variants."""
 
     RENAMED = {
-        "gen_length": "max_new_tokens",
+        **dict.fromkeys(("gen_length", "max_completion_length"), "max_new_tokens"),
         "max_length": "max_new_tokens, which does not count the prompt",
         "do_sample": "temperature, above 0 to draw tokens",
         **dict.fromkeys(("alg", "remasking", "factor", "threshold"), "a policy such as threshold:0.9"),

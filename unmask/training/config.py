@@ -34,7 +34,7 @@ __all__ = ["OBSERVATIONAL", "REWARD_RULES", "TrainerConfig", "find_config", "pac
 class TrainerConfig(RunConfig):
     """Settings of one training run. Raises ValueError naming the field, its value and what was expected."""
 
-    RENAMED = {"max_steps": "iterations", "dial_learning_rate": "alpha_lr_multiplier"}
+    RENAMED = {**RunConfig.RENAMED, "dial_learning_rate": "alpha_lr_multiplier"}
 
     quantization: Literal["int8", "int8-dynamic", "int4"] | None = None
     """Weights of the model's layers in few bits, through torchao."""

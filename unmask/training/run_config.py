@@ -25,6 +25,7 @@ class RunConfig(Config):
     Of several lengths, block lengths or temperatures each round draws one, and it takes the models by turns.
     """
 
+    RENAMED = {**dict.fromkeys(("max_new_tokens", "gen_length"), "max_completion_length"), "max_steps": "iterations"}
     POLICY: ClassVar[type[Any]] = PolicyConfig
     """The configuration of the policies that are trained."""
     FRESH: ClassVar[Mapping[str, Any]] = {}

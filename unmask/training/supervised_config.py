@@ -40,7 +40,7 @@ class SupervisedConfig(RunConfig):
     with a set of other proposals committed; each state costs one. "agreement": be the final token of one careful decode
     of the prompt, which is cheap and right where there is one right answer; states that have left it are left out.
     "answer", for set policies and tasks that grade: the policy's own set should leave the grade of a careful decode as
-    it was; see :mod:`unmask.training.answers`."""
+    it was; see :mod:`unmask.training.answers`. Then ``careful_iterations`` and ``extra`` do not matter."""
     careful: str = "threshold:0.99,hold-eos"
     """The rule of careful decodes, which also visit states."""
     careful_iterations: Count = 6
