@@ -60,7 +60,11 @@ class Pair(Config):
             "unknown SamplerConfig fields ['do_sample']; for do_sample use temperature, above 0 to draw tokens",
         ),
         ("gen_length", 8, "unknown SamplerConfig fields ['gen_length']; for gen_length use max_new_tokens"),
-        ("max_completion_length", 8, "for max_completion_length use max_new_tokens"),
+        (
+            "max_completion_length",
+            8,
+            "unknown SamplerConfig fields ['max_completion_length']; for max_completion_length use max_new_tokens",
+        ),
         ("alg_temp", 0.9, "unknown SamplerConfig fields ['alg_temp']; for alg_temp use policy_temperature"),
     ],
 )
