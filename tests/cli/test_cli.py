@@ -284,7 +284,7 @@ def test_policies_says_what_there_is_and_what_a_folder_holds(capsys: pytest.Capt
     assert about["rules"]["klass:CONF[,KL]"].endswith("CONF a number from 0 to 1; KL a number >= 0 (0.01 if left out)")
     assert all(len(text) > 20 for text in about["rules"].values())
     options = about["options, behind any policy"]
-    assert {"hold-eos", *(f"{name}=" for name in ("window", "decay", "spacing", "edit"))} == {
+    assert {"hold-eos", *(f"{name}=" for name in ("window", "decay", "spacing", "lean", "edit"))} == {
         name.partition("=")[0] + "=" * ("=" in name) for name in options
     }
     assert about["packaged learned"].keys() == {"little", "tiny", "tiny-blocks"}

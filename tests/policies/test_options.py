@@ -124,10 +124,11 @@ RULES: dict[str, Any] = {
     ),
     "local-leap:0.6,0.3,2": by(p, leap),
     "klass:0.3,4": by(p, settled),
-    "learned": by(lambda row, i: row["p"][i] * 6 - 3 + math.log(row["factor"][i]), drawn),
+    "learned": by(lambda row, i: row["p"][i] * 6 - 3 + math.log(row["factor"][i]) + row["lean"][i], drawn),
 }
 OPTIONS = ["", "hold-eos", "window=3", "decay=0.3", "spacing=3", "hold-eos,window=4,decay=0.1,spacing=2", ""]
 OPTIONS += ["edit=0.3,post=2", "window=4,hold-eos,edit=0.5", "edit=0.2,post=0"]
+OF_LEARNED = ["lean=0.5", "lean=2,hold-eos,decay=0.1", "lean=0.7,window=4,spacing=2"]
 
 
 def optioned(row: Row, rule: Any, o: Options) -> set[int]:
@@ -135,6 +136,7 @@ def optioned(row: Row, rule: Any, o: Options) -> set[int]:
     region = row["region"]
     row["allowed"] = region[: o.window]
     row["factor"] = {i: np.exp(np.float32(-(o.decay or 0.0) * rank)) for rank, i in enumerate(region)}
+    row["lean"] = {i: (o.lean or 0.0) * math.log(row["p"][i] / (1 - row["p"][i]) / 9) for i in region}
     picked, score = rule(row)
     kept: set[int] = set()
     for i in ordered({i: score[i] for i in picked}):
@@ -185,6 +187,16 @@ def decode_alone(prompt: list[int], number: int, rule: Any, options: Options, bl
 @pytest.mark.parametrize(("options", "block_length"), list(zip(OPTIONS, [5, LENGTH] * 5, strict=True)))
 @pytest.mark.parametrize("spec", RULES)
 def test_decoding_equals_a_written_out_one(spec: str, options: str, block_length: int) -> None:
+    compare(spec, options, block_length)
+
+
+@pytest.mark.parametrize("block_length", [5, LENGTH])
+@pytest.mark.parametrize("options", OF_LEARNED)
+def test_options_of_learned_policies_alone(options: str, block_length: int) -> None:
+    compare("learned", options, block_length)
+
+
+def compare(spec: str, options: str, block_length: int) -> None:
     chosen = split_options(f"x,{options}")[1] if options else Options()
     policy = with_options(Fixed() if spec == "learned" else make_policy(spec), chosen)
     config = SamplerConfig(LENGTH, block_length, record=True, seed=SEED, policy_temperature=0.5)
@@ -203,14 +215,14 @@ def test_decoding_equals_a_written_out_one(spec: str, options: str, block_length
 
 def test_options_change_what_is_decoded() -> None:
     """Else the tests above would not notice an option that is ignored."""
-    for spec in ("threshold:0.5", "learned"):
+    for spec, known in (("threshold:0.5", OPTIONS), ("learned", OPTIONS + OF_LEARNED)):
         found = set()
-        for options in OPTIONS:
+        for options in known:
             policy = with_options(Fixed() if spec == "learned" else make_policy(spec), split_options(f"x,{options}")[1])
             sampler = Sampler(TableModel(), policy=policy, config=SamplerConfig(LENGTH, None, seed=SEED))
             result = sampler.generate(PROMPTS)
             found.add((tuple(result.steps.tolist()), tuple(result.completions.flatten().tolist())))
-        assert len(found) == len(set(OPTIONS))
+        assert len(found) == len(set(known))
 
 
 @pytest.mark.parametrize("actions", ["bernoulli", "bernoulli-argmax", "greedy", "dpls"])
@@ -360,6 +372,7 @@ def test_names_with_options_round_trip() -> None:
     assert make_policy("edit:0.95,0.9,16,hold-eos").spec == "threshold:0.95,hold-eos,edit=0.9,post=16"
     assert make_policy("edit:sglang").spec == "threshold:0.5,edit=0.0,post=16"
     assert make_policy("edit:0.7,0.5,post=2").spec == "threshold:0.7,edit=0.5,post=2"
+    assert make_policy("tiny,hold-eos,lean=0.5").spec == "tiny,hold-eos,lean=0.5"
     assert split_options("runs/a,b/policy,hold-eos") == ("runs/a,b/policy", Options(hold_eos=True))
 
 
@@ -369,6 +382,8 @@ def test_names_with_options_round_trip() -> None:
         ("threshold:0.9,window=0", "window must be a whole number >= 1, got 0"),
         ("threshold:0.9,decay=-1", "decay must be a number >= 0, got -1"),
         ("threshold:0.9,spacing=x", "spacing=x is not a number"),
+        ("tiny,lean=-1", "lean must be a number >= 0, got -1"),
+        ("threshold:0.8,lean=1", "'threshold:0.8,lean=1.0': lean is for learned policies, and this is a rule"),
         ("threshold:0.9,hold_eos", r"'hold_eos' is no option. Did you mean hold-eos\? Write threshold:.*window=N"),
         ("threshold:0.9,window=2,window=3", "window is given twice"),
         ("threshold:0.9,post=3", "post is for edit=T2T"),

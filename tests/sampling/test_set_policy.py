@@ -126,6 +126,7 @@ def sampled(policy: Any, prompts: Any, model: Any = None, **settings: Any) -> An
         (Options(), {"block_length": 4, "temperature": 1.0}),
         (Options(hold_eos=True, window=4), {"alpha": 1.0}),
         (Options(decay=0.4, spacing=2), {"temperature": 0.5}),
+        (Options(lean=0.6, hold_eos=True), {"temperature": 0.5}),
     ],
 )
 def test_rows_do_not_depend_on_their_neighbours(options: Options, settings: dict[str, Any]) -> None:
@@ -149,6 +150,23 @@ def test_the_risk_is_the_dial() -> None:
     assert fast.tolist() == [1] * 6
     assert 1 < usual.float().mean() < LENGTH
     assert sampled(policy, PROMPTS, alpha=None).steps.equal(sampled(policy, PROMPTS, alpha=0.05).steps)
+
+
+@pytest.mark.parametrize("decay", [None, 0.2])
+def test_lean_adds_what_a_threshold_says(decay: float | None) -> None:
+    """By the simulation of each row; leaning on the rule alone leaves the rule."""
+    policy, o = fresh(), replace(observed(24), region=None, bias=None, alpha=torch.full((24,), 0.4))
+    rank = o.allowed.cumsum(1) - 1
+    by_hand = 0.7 * (o.token_confidence.clamp(1e-4, 1 - 1e-4).double().logit() - math.log(9)) - (decay or 0) * rank
+    wanted = [simulated(policy, replace(o, region=o.allowed, bias=by_hand.float()), row, 0.4) for row in range(24)]
+    select = with_options(policy, Options(lean=0.7, decay=decay)).decide(o).select
+    assert [set(row.nonzero().flatten().tolist()) for row in select] == wanted
+    assert wanted != [simulated(policy, replace(o, region=o.allowed, bias=0 * rank), row, 0.4) for row in range(24)]
+    alone = with_options(policy, Options(lean=1e6)).decide(replace(o, alpha=torch.full((24,), 0.01))).select
+    above = o.allowed & (o.token_confidence > 0.9)
+    some = above.any(dim=1)
+    assert 5 < int(some.sum()) < 24
+    assert alone[some].equal(above[some])
 
 
 def test_decay_multiplies_the_odds() -> None:

@@ -10,6 +10,8 @@ on the masked positions of a row's active block, by itself:
   one that stays.
 - ``hold-eos``: a picked position that proposes an end of sequence is taken back if a masked position before it is not
   committed in the same step.
+- ``lean=W``: of learned policies alone. W * (logit(p) - logit(0.9)) is added to their logits, p being the proposal's
+  probability, so that the policy and the rule threshold:0.9 decide together. The more it leans, the more careful it is.
 - ``edit=T2T``: committed tokens of the active block become the model's present proposal where that differs from them
   and is more probable than T2T, as in LLaDA2.1. ``post=N`` (16) bounds the forwards spent on a block without masks;
   with ``scope=all`` tokens of earlier blocks may change, too. From T2T = 1 on nothing is revised.
@@ -20,6 +22,7 @@ that the options allow. With ``hold-eos`` that is one that proposes no end of se
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +32,7 @@ from torch import Tensor
 
 from unmask import ops
 from unmask.ops.reference.choose import log_decay, revisions
+from unmask.ops.reference.select_set import prior_logit
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import Heuristic, Parameter, proposed
 
@@ -38,10 +42,13 @@ NUMBERS = {
     "window": Parameter("window", int, 1),
     "decay": Parameter("decay", float, 0.0),
     "spacing": Parameter("spacing", int, 1),
+    "lean": Parameter("lean", float, 0.0),
     "edit": Parameter("edit", float, 0.0),
     "post": Parameter("post", int, 0),
 }
-USAGE = "hold-eos, window=N, decay=R, spacing=N, edit=T2T, post=N, scope=all"
+USAGE = "hold-eos, window=N, decay=R, spacing=N, lean=W, edit=T2T, post=N, scope=all"
+LEANED_ON = math.log(0.9 / 0.1)
+"""The logit at which the rule of ``lean`` is undecided, that of threshold:0.9."""
 ENTRY = re.compile(r"- ``(.+?)``: (.+?)(?=\n- |\n\n)", re.DOTALL)
 ABOUT = {name: " ".join(text.replace("``", "").split()) for name, text in ENTRY.findall(__doc__ or "")}
 """What the options do, in the words above."""
@@ -55,6 +62,7 @@ class Options:
     window: int | None = None
     decay: float | None = None
     spacing: int | None = None
+    lean: float | None = None
     edit: float | None = None
     post: int | None = None
     scope: str | None = None
@@ -107,7 +115,9 @@ def checked(spec: str, name: str, text: str) -> Any:
 
 
 def with_options(policy: UnmaskingPolicy, options: Options) -> UnmaskingPolicy:
-    """``policy`` under ``options``; itself if these change nothing."""
+    """``policy`` under ``options``; itself if these change nothing. ValueError for one that it cannot have."""
+    if options.lean is not None and not policy.learned:
+        raise ValueError(f"policy '{policy.spec},{options.text}': lean is for learned policies, and this is a rule")
     return policy if options == Options() else WithOptions(policy, options)
 
 
@@ -151,15 +161,17 @@ class WithOptions(Wrapper):
         return replace(decision, select=self.kept(seen, score, action.bool()), revise=revise)
 
     def narrowed(self, o: Observation) -> Observation:
-        """``o`` as a policy sees it that does not know of window and decay."""
+        """``o`` as a policy sees it that does not know of window, decay and lean."""
         rank = o.allowed.cumsum(dim=1) - 1
         window = o.allowed if self.options.window is None else o.allowed & (rank < self.options.window)
         seen = replace(o, allowed=window, region=o.allowed)
+        if self.options.lean:
+            seen = replace(seen, bias=self.options.lean * (prior_logit(o.token_confidence) - LEANED_ON))
         if not self.options.decay:
             return seen
         log = log_decay(rank, self.options.decay)
         if self.learned:
-            return replace(seen, bias=log.float())
+            return replace(seen, bias=log.float() if seen.bias is None else seen.bias + log.float())
         factor = log.exp().float().masked_fill(~o.allowed, 1.0)  # committed tokens stay as they are
         confidence, own = o.confidence * factor[..., None], o.token_confidence * factor
         return replace(seen, confidence=confidence, token_confidence=own)
