@@ -21,7 +21,7 @@ from unmask.sampling.graphs import CudaCapture, StepGraphs, batch_bucket
 RULES = ["threshold:0.5", "confidence:8", "random:8", "margin:8", "entropy:8", "factor:1", "entropy-bound:0.5"]
 OPTIONS = ["threshold:0.5,window=3,spacing=2,hold-eos", "threshold:0.3,decay=0.1,edit=0.2,post=2", "learned,hold-eos"]
 POLICIES = [*RULES, "entropy-threshold:0.5", "klass:0.5,0.1", "learned", "learned block", *OPTIONS]
-POLICIES += ["set", "set,hold-eos,window=5,decay=0.1", "dawn:0.8,0.5,0.3,0.1,0.5,hold-eos", "dapd:0.1,0.3"]
+POLICIES += ["set", "set,hold-eos,window=5,decay=0.1,lean=0.5", "dawn:0.8,0.5,0.3,0.1,0.5,hold-eos", "dapd:0.1,0.3"]
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], *([i, i + 1] for i in range(14))]  # 17 rows, padded to 18
 
 
