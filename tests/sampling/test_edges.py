@@ -106,6 +106,20 @@ def test_a_set_policy_draws_nothing() -> None:
         Sampler.from_pretrained("little", config=SamplerConfig()).generate("Count.", num_return_sequences=2)
 
 
+@pytest.mark.parametrize("options", ["", ",hold-eos"])
+def test_a_policy_of_ones_own_may_draw_its_actions(options: str) -> None:
+    class Own(UnmaskingPolicy):
+        spec = "own"
+
+        def decide(self, observation: Observation) -> Decision:
+            return Decision(logits=torch.zeros_like(observation.confidence[..., 0]))
+
+    sampler = make_sampler(with_options(Own(), split_options(f"own{options}")[1]))
+    assert len(set(sampler.generate([LONG], num_return_sequences=16).steps.tolist())) > 1
+    with pytest.raises(ValueError, match="num_return_sequences=2 would all be the same.*own"):
+        sampler.generate([LONG], num_return_sequences=2, actions="greedy")
+
+
 def test_arguments_win_over_a_generation_config() -> None:
     source = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}
     config = SamplerConfig.from_generation_config(source, temperature=0.0)

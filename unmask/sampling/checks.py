@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from unmask.policies.base import UnmaskingPolicy
+from unmask.policies.heuristics import Heuristic
 from unmask.sampling.canvas import check_blocks
 from unmask.sampling.config import SamplerConfig
 from unmask.sampling.forward import model_attention, shows_attention
@@ -82,6 +83,10 @@ def check_sampling(model: Any, policy: UnmaskingPolicy, tokenizer: Any, config: 
 
 
 def draws(policy: UnmaskingPolicy, config: SamplerConfig) -> bool:
-    """Whether anything is drawn, so that two completions of a prompt may differ."""
-    drawn = (policy.learned and policy.dial != "alpha" and config.actions != "greedy") or "uniform" in policy.needs
+    """Whether anything is drawn, so that two completions of a prompt may differ.
+
+    A policy of one's own may give logits, of which actions are drawn.
+    """
+    selects = isinstance(policy.bare, Heuristic) or policy.dial == "alpha"
+    drawn = (not selects and config.actions != "greedy") or "uniform" in policy.needs
     return config.temperature > 0 or drawn
