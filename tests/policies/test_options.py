@@ -383,7 +383,7 @@ def test_names_with_options_round_trip() -> None:
         ("threshold:0.9,decay=-1", "decay must be a number >= 0, got -1"),
         ("threshold:0.9,spacing=x", "spacing=x is not a number"),
         ("tiny,lean=-1", "lean must be a number >= 0, got -1"),
-        ("threshold:0.8,lean=1", "'threshold:0.8,lean=1.0': lean is for learned policies, and this is a rule"),
+        ("threshold:0.8,lean=1", "'threshold:0.8,lean=1.0': lean is for learned policies, and this is none"),
         ("threshold:0.9,hold_eos", r"'hold_eos' is no option. Did you mean hold-eos\? Write threshold:.*window=N"),
         ("threshold:0.9,window=2,window=3", "window is given twice"),
         ("threshold:0.9,post=3", "post is for edit=T2T"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unmask.config import NonNegative, checked
 from unmask.ops.reference.policy_forward import network, rotary_frequencies, sinusoidal_embedding
-from unmask.ops.reference.select_set import prior_logit
+from unmask.ops.reference.select_set import rule_logit
 from unmask.policies.config import PolicyConfig
 
 # log1p(alpha) runs from 0 to about 2.5 in practice; these frequencies resolve steps of 0.05 in it.
@@ -174,8 +174,7 @@ class PolicyNetwork(nn.Module):
 
     def rule_logits(self, confidence: Tensor) -> Tensor:
         """(B, L) float32: what the rule that the network corrects says of ``confidence`` (B, L, k)."""
-        level = self.config.rule_threshold
-        return self.config.steepness * (prior_logit(confidence[..., 0].float()) - math.log(level / (1 - level)))
+        return self.config.steepness * rule_logit(confidence[..., 0].float(), self.config.rule_threshold)
 
     def _check(self, mask: Tensor, confidence: Tensor, time: Tensor) -> None:
         if mask.dim() != 2 or mask.dtype != torch.bool:

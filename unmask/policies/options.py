@@ -22,7 +22,6 @@ that the options allow. With ``hold-eos`` that is one that proposes no end of se
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from unmask import ops
 from unmask.ops.reference.choose import log_decay, revisions
-from unmask.ops.reference.select_set import prior_logit
+from unmask.ops.reference.select_set import rule_logit
 from unmask.policies.base import Decision, Observation, UnmaskingPolicy, Wrapper
 from unmask.policies.heuristics import Heuristic, Parameter, proposed
 
@@ -47,8 +46,8 @@ NUMBERS = {
     "post": Parameter("post", int, 0),
 }
 USAGE = "hold-eos, window=N, decay=R, spacing=N, lean=W, edit=T2T, post=N, scope=all"
-LEANED_ON = math.log(0.9 / 0.1)
-"""The logit at which the rule of ``lean`` is undecided, that of threshold:0.9."""
+LEANED_ON = 0.9
+"""The threshold of the rule that ``lean`` leans on."""
 ENTRY = re.compile(r"- ``(.+?)``: (.+?)(?=\n- |\n\n)", re.DOTALL)
 ABOUT = {name: " ".join(text.replace("``", "").split()) for name, text in ENTRY.findall(__doc__ or "")}
 """What the options do, in the words above."""
@@ -117,7 +116,7 @@ def checked(spec: str, name: str, text: str) -> Any:
 def with_options(policy: UnmaskingPolicy, options: Options) -> UnmaskingPolicy:
     """``policy`` under ``options``; itself if these change nothing. ValueError for one that it cannot have."""
     if options.lean is not None and not policy.learned:
-        raise ValueError(f"policy '{policy.spec},{options.text}': lean is for learned policies, and this is a rule")
+        raise ValueError(f"policy '{policy.spec},{options.text}': lean is for learned policies, and this is none")
     return policy if options == Options() else WithOptions(policy, options)
 
 
@@ -166,7 +165,7 @@ class WithOptions(Wrapper):
         window = o.allowed if self.options.window is None else o.allowed & (rank < self.options.window)
         seen = replace(o, allowed=window, region=o.allowed)
         if self.options.lean:
-            seen = replace(seen, bias=self.options.lean * (prior_logit(o.token_confidence) - LEANED_ON))
+            seen = replace(seen, bias=self.options.lean * rule_logit(o.token_confidence, LEANED_ON))
         if not self.options.decay:
             return seen
         log = log_decay(rank, self.options.decay)

@@ -149,6 +149,11 @@ def prior_logit(probability: Tensor) -> Tensor:
     return torch.logit(probability.abs().nan_to_num(0.0).clamp(LEAST, 1 - LEAST))
 
 
+def rule_logit(probability: Tensor, level: float) -> Tensor:
+    """What the rule threshold:level says of proposals of this probability, as a logit that is 0 at the level."""
+    return prior_logit(probability) - math.log(level / (1 - level))
+
+
 def num_numbers(confidences: int) -> int:
     """Columns of the matrix for what the network reads of a position beside its token; the last count nothing."""
     return -(-(confidences + 2 + 2 * NUM_PERIODS) // 16) * 16
