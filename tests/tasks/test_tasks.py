@@ -6,11 +6,12 @@ import math
 import random
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from unmask.tasks import TASKS, Hops, Problem, Sudoku, Sums, make_task
+from unmask.tasks import TASKS, Gaps, Hops, Problem, Sudoku, Sums, make_task
 from unmask.tasks.finite import FiniteTask
 from unmask.tasks.sudoku import grids
 
@@ -129,6 +130,9 @@ class Echo(Task):
 
     def grade(self, problem, completion):
         return float(problem.answer in completion)
+
+class Other(Echo):
+    name = "other"
 """
 
 
@@ -152,9 +156,28 @@ def test_a_task_of_ones_own_by_module_and_class(tmp_path: Path, monkeypatch: pyt
         ("broken:Echo", "task 'broken:Echo' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("wrong:Echo", "cannot be imported: SyntaxError: "),
         ("half:Echo", "task 'half:Echo' lacks grade, name"),
+        ("my_tasks:Other", "task 'my_tasks:Other': Other sets name without being a dataclass itself, which has no"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_task(bad)
+
+
+def test_a_field_that_is_set_without_effect_is_refused() -> None:
+    class Longer(Gaps):
+        min_numbers: int = 9
+        TEMPLATES = ("Fill: {series}.", "Gaps: {series}.")
+
+    class Last(Longer):
+        pass
+
+    @dataclass(frozen=True)
+    class Mended(Longer):
+        min_numbers: int = 9
+
+    for kind in (Longer, Last):
+        with pytest.raises(TypeError, match=f"^{kind.__name__} sets min_numbers without .* put @dataclass"):
+            kind()
+    assert min(len(re.findall(r"\d+", p.answer)) for p in Mended().problems(50, 0)) == 9
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, get_type_hints
 
 from unmask.config import checked
-from unmask.tasks.base import Dialogue, Holes, Problem, Task
+from unmask.tasks.base import Dialogue, Holes, Problem, Task, no_effect, without_effect
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.gsm8k import GSM8K
@@ -92,6 +92,8 @@ def imported(name: str) -> type[Task]:
         raise ValueError(f"task {name!r} must be a dataclass derived from unmask.tasks.Task, got {found!r}")
     if missing := sorted(found.__abstractmethods__ | ({"name"} - set(dir(found)))):
         raise ValueError(f"task {name!r} lacks {', '.join(missing)}")
+    if lost := without_effect(found):
+        raise ValueError(f"task {name!r}: {no_effect(found, lost)}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 
@@ -47,11 +47,20 @@ class Problem:
 
 
 class Task(ABC):
-    """A stream of problems and an exact grader. Tasks never import torch."""
+    """A stream of problems and an exact grader. Tasks never import torch.
+
+    Raises TypeError for a class that gives fields of a dataclass new values without being one itself, as these would
+    have no effect.
+    """
 
     name: str
     instructions: ClassVar[bool] = False
     """Whether prompts are instructions in words, which a chat model takes as a user's message."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if lost := without_effect(cls):
+            raise TypeError(no_effect(cls, lost))
+        return super().__new__(cls)
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
@@ -107,3 +116,21 @@ class Task(ABC):
         anywhere. A finite set of problems is repeated in epochs.
         """
         return [self.sample(random.Random(f"{self.name}/train/{seed}/{i}")) for i in range(first, first + count)]
+
+
+def without_effect(kind: type) -> list[str]:
+    """Names of the fields of a dataclass that ``kind`` or a parent sets without being a dataclass by itself."""
+    lost = []
+    for owner in kind.__mro__:
+        if "__dataclass_fields__" in vars(owner):
+            break
+        lost += [f.name for f in fields(kind) if f.name in vars(owner)] if is_dataclass(kind) else []
+    return sorted(set(lost))
+
+
+def no_effect(kind: type, lost: Sequence[str]) -> str:
+    """What to do about ``lost``, the fields of :func:`without_effect`."""
+    return (
+        f"{kind.__name__} sets {', '.join(lost)} without being a dataclass itself, which has no effect: "
+        f"put @dataclass(frozen=True) above its class line"
+    )
