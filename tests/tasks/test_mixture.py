@@ -10,6 +10,9 @@ import pytest
 
 from unmask.tasks import GSM8K, HumanEval, Math, Mixture, make_task, make_tasks, options_of
 from unmask.tasks.competition_math import boxed
+from unmask.tasks.constrained import Line
+from unmask.tasks.mixture import mixture
+from unmask.tasks.reasoning import Story
 
 GSM8K_ROWS = [{"question": f"What is {i} + 1?", "answer": f"So.\n#### {i + 1}"} for i in range(7)]
 MATH_ROWS = [
@@ -114,6 +117,18 @@ def test_generated_tasks_take_turns() -> None:
     assert not stories & {p.prompt for p in make_task("story").problems(2000, 0)}
 
 
+def test_a_generated_task_named_twice_has_two_turns() -> None:
+    task = make_task("line+story+line")
+    problems, lines = task.problems(7, seed=3), make_task("line").problems(5, seed=3)
+    assert [p.metadata["task"] for p in problems] == ["line", "story", "line", "line", "story", "line", "line"]
+    assert [p.prompt for p in problems if p.metadata["task"] == "line"] == [p.prompt for p in lines]
+    assert task.grade_all(problems, [p.response for p in problems]) == [1.0] * 7
+    trained = [p.prompt for p in task.training_problems(0, 2, 5) if p.metadata["task"] == "line"]
+    assert trained == [p.prompt for p in make_task("line").training_problems(0, 1, 4)]
+    with pytest.raises(ValueError, match="different names"):
+        mixture([Line(), Story(), Line(max_people=4)])
+
+
 @pytest.mark.parametrize(
     ("names", "given", "message"),
     [
@@ -122,6 +137,7 @@ def test_generated_tasks_take_turns() -> None:
         (["gsm8k"], {"gsm8k.timeout": 1}, r"no task here has the options gsm8k\.timeout"),
         (["gsm8k+foo"], {}, "unknown task 'foo'; known tasks are "),
         (["gsm8k+hops"], {}, "task 'hops' makes problems without end"),
+        (["gsm8k+math+gsm8k"], {}, "a finite set of problems has no second turn in a mixture, got 'gsm8k"),
         (["gsm8k+gsm8k"], {}, "several tasks of different names, got 'gsm8k"),
     ],
 )
