@@ -105,6 +105,7 @@ def test_options_reach_the_task_they_name(options: dict[str, str]) -> None:
 def test_generated_tasks_take_turns() -> None:
     task = make_task("story+line+letters", **{"line.max_people": 4})
     problems = task.problems(7, seed=3)
+    assert make_task("story+line", split="validation") == mixture([Story(split="validation"), Line(split="validation")])
     assert [p.metadata["task"] for p in problems] == ["story", "line", "letters"] * 2 + ["story"]
     assert [p.prompt for p in problems[1::3]] == [p.prompt for p in make_task("line", max_people=4).problems(2, seed=3)]
     assert task.grade_all(problems, [p.response for p in problems]) == [1.0] * 7
@@ -137,6 +138,11 @@ def test_a_generated_task_named_twice_has_two_turns() -> None:
         (["gsm8k"], {"gsm8k.timeout": 1}, r"no task here has the options gsm8k\.timeout"),
         (["gsm8k+foo"], {}, "unknown task 'foo'; known tasks are "),
         (["gsm8k+hops"], {}, "task 'hops' makes problems without end"),
+        (
+            ["line", "gsm8k"],
+            {"split": "validation"},
+            r"which task's split\? Write line\.split",
+        ),
         (["gsm8k+math+gsm8k"], {}, "a finite set of problems has no second turn in a mixture, got 'gsm8k"),
         (["gsm8k+gsm8k"], {}, "several tasks of different names, got 'gsm8k"),
     ],

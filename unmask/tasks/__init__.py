@@ -14,6 +14,7 @@ from unmask.config import checked
 from unmask.tasks.base import Dialogue, Holes, Problem, Task, no_effect, without_effect
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
+from unmask.tasks.finite import ProblemSet
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hops import Hops
 from unmask.tasks.humaneval import HumanEval
@@ -36,7 +37,7 @@ OTHERS: tuple[type[Task], ...] = (Hops, Sums, Sudoku, GSM8K, Math, Math500, Huma
 TASKS: dict[str, type[Task]] = {**LITTLE, **{kind.name: kind for kind in OTHERS}}
 
 OF_ONE = ("path", "train_path", "split", "train_split", "subset")
-"""Options that select a task's problems. With several tasks they must name the task."""
+"""Options that select a task's problems. Where there are several tasks, those of a finite set must be named."""
 
 
 def make_task(name: str, **options: Any) -> Task:
@@ -59,7 +60,8 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
     if unknown := sorted(set(options) - known):
         listed = "; ".join(f"{part} has {', '.join(fields_of(part))}" for part in dict.fromkeys(parts))
         raise ValueError(f"no task here has the options {', '.join(unknown)}: {listed}")
-    if len(set(parts)) > 1 and (vague := sorted(set(options) & set(OF_ONE))):
+    selecting = {f for part in parts if issubclass(TASKS[part], ProblemSet) for f in fields_of(part)} & set(OF_ONE)
+    if len(set(parts)) > 1 and (vague := sorted(selecting & set(options))):
         raise ValueError(f"which task's {vague[0]}? Write {parts[0]}.{vague[0]}, as there are {', '.join(parts)}")
     tasks = {part: TASKS[part](**fitting(part, options_of(part, options))) for part in parts}
     return [tasks[name] if name in tasks else mixture([tasks[part] for part in name.split("+")]) for name in names]
