@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import torch
 import unmask
 from unmask.cli import COMMANDS, MODULES, main
 from unmask.cli.parsing import parse
+from unmask.tasks import make_tasks
+from unmask.training.config_files import parse_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +52,11 @@ def check(line: str) -> None:
     words = shlex.split(line)[1:]
     kind = of_command(words)
     given = words[2:] if kind.__name__ in ("TrainSet", "TrainDistill") else words[1:]
-    parse(kind, [re.sub(r"\$\w+|\.\.\.", "1", word) for word in given], "unmask")
+    asked = parse(kind, [re.sub(r"\$\w+|\.\.\.", "1", word) for word in given], "unmask")
+    if hasattr(asked, "task_options") and ":" not in "".join(asked.task):
+        names = [asked.task] if isinstance(asked.task, str) else asked.task
+        with suppress(FileNotFoundError):
+            make_tasks(names, parse_pairs(asked.task_options))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -71,6 +78,8 @@ def test_examples_of_the_help_are_commands(command: str) -> None:
 
 
 def test_a_wrong_command_is_noticed() -> None:
+    with pytest.raises(ValueError, match="which task's path"):
+        check("unmask evaluate --task gsm8k math --task-options path=x.jsonl")
     (line,) = commands("    unmask generate hi --polcy threshold:0.9     what it does\n")
     with pytest.raises(ValueError, match="--polcy"):
         check(line)
