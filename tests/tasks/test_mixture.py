@@ -138,11 +138,8 @@ def test_a_generated_task_named_twice_has_two_turns() -> None:
         (["gsm8k"], {"gsm8k.timeout": 1}, r"no task here has the options gsm8k\.timeout"),
         (["gsm8k+foo"], {}, "unknown task 'foo'; known tasks are "),
         (["gsm8k+hops"], {}, "task 'hops' makes problems without end"),
-        (
-            ["line", "gsm8k"],
-            {"split": "validation"},
-            r"which task's split\? Write line\.split",
-        ),
+        (["line", "gsm8k"], {"split": "test"}, r"which task's split\? Write line\.split"),
+        (["line", "gsm8k"], {"path": "x"}, r"which task's path\? Write gsm8k\.path, as there are line, gsm8k"),
         (["gsm8k+math+gsm8k"], {}, "a finite set of problems has no second turn in a mixture, got 'gsm8k"),
         (["gsm8k+gsm8k"], {}, "several tasks of different names, got 'gsm8k"),
     ],

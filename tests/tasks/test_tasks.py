@@ -156,7 +156,7 @@ def test_a_task_of_ones_own_by_module_and_class(tmp_path: Path, monkeypatch: pyt
         ("broken:Echo", "task 'broken:Echo' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("wrong:Echo", "cannot be imported: SyntaxError: "),
         ("half:Echo", "task 'half:Echo' lacks grade, name"),
-        ("my_tasks:Other", "task 'my_tasks:Other': Other sets name without being a dataclass itself, which has no"),
+        ("my_tasks:Other", "task Other sets name without being a dataclass itself, which has no effect: put @"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_task(bad)
@@ -175,7 +175,7 @@ def test_a_field_that_is_set_without_effect_is_refused() -> None:
         min_numbers: int = 9
 
     for kind in (Longer, Last):
-        with pytest.raises(TypeError, match=f"^{kind.__name__} sets min_numbers without .* put @dataclass"):
+        with pytest.raises(ValueError, match=f"^task {kind.__name__} sets min_numbers without .* put @dataclass"):
             kind()
     assert min(len(re.findall(r"\d+", p.answer)) for p in Mended().problems(50, 0)) == 9
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, get_type_hints
 
 from unmask.config import checked
-from unmask.tasks.base import Dialogue, Holes, Problem, Task, no_effect, without_effect
+from unmask.tasks.base import Dialogue, Holes, Problem, Task
 from unmask.tasks.competition_math import Math
 from unmask.tasks.constrained import Grid, Latin, Letters, Line
 from unmask.tasks.finite import ProblemSet
@@ -62,7 +62,8 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
         raise ValueError(f"no task here has the options {', '.join(unknown)}: {listed}")
     selecting = {f for part in parts if issubclass(TASKS[part], ProblemSet) for f in fields_of(part)} & set(OF_ONE)
     if len(set(parts)) > 1 and (vague := sorted(selecting & set(options))):
-        raise ValueError(f"which task's {vague[0]}? Write {parts[0]}.{vague[0]}, as there are {', '.join(parts)}")
+        first = next(part for part in parts if vague[0] in fields_of(part))
+        raise ValueError(f"which task's {vague[0]}? Write {first}.{vague[0]}, as there are {', '.join(parts)}")
     tasks = {part: TASKS[part](**fitting(part, options_of(part, options))) for part in parts}
     return [tasks[name] if name in tasks else mixture([tasks[part] for part in name.split("+")]) for name in names]
 
@@ -94,8 +95,6 @@ def imported(name: str) -> type[Task]:
         raise ValueError(f"task {name!r} must be a dataclass derived from unmask.tasks.Task, got {found!r}")
     if missing := sorted(found.__abstractmethods__ | ({"name"} - set(dir(found)))):
         raise ValueError(f"task {name!r} lacks {', '.join(missing)}")
-    if lost := without_effect(found):
-        raise ValueError(f"task {name!r}: {no_effect(found, lost)}")
     return found
 
 

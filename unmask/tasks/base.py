@@ -49,7 +49,7 @@ class Problem:
 class Task(ABC):
     """A stream of problems and an exact grader. Tasks never import torch.
 
-    Raises TypeError for a class that gives fields of a dataclass new values without being one itself, as these would
+    Raises ValueError for a class that gives fields of a dataclass new values without being one itself, as these would
     have no effect.
     """
 
@@ -59,7 +59,10 @@ class Task(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if lost := without_effect(cls):
-            raise TypeError(no_effect(cls, lost))
+            raise ValueError(
+                f"task {cls.__name__} sets {', '.join(lost)} without being a dataclass itself, which has no effect: "
+                "put @dataclass(frozen=True) above its class line"
+            )
         return super().__new__(cls)
 
     @abstractmethod
@@ -126,11 +129,3 @@ def without_effect(kind: type) -> list[str]:
             break
         lost += [f.name for f in fields(kind) if f.name in vars(owner)] if is_dataclass(kind) else []
     return sorted(set(lost))
-
-
-def no_effect(kind: type, lost: Sequence[str]) -> str:
-    """What to do about ``lost``, the fields of :func:`without_effect`."""
-    return (
-        f"{kind.__name__} sets {', '.join(lost)} without being a dataclass itself, which has no effect: "
-        f"put @dataclass(frozen=True) above its class line"
-    )
