@@ -132,6 +132,8 @@ class Against:
 def against(settings: Sequence[Setting], label: str) -> Against:
     """The policy ``label`` against the rules among ``settings``."""
     learned = sorted((s for s in settings if s[0].policy == label), key=nfe_of)
+    if not learned:
+        raise ValueError(f"{settings[0][0].task} has no rows of {label}: evaluate it there, or leave that task out")
     rules = frontier([s for s in settings if not s[0].learned])
     best, top = rules[-1], max(map(accuracy_of, [*learned, *rules]))
     theirs, ours = (at_accuracy(curve, accuracy_of(best) - 0.01) for curve in (rules, learned))
@@ -210,10 +212,9 @@ def draw(rows: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
     """A figure with a panel for each task: every setting of the rules, the best of them, and the learned policies."""
     from matplotlib import pyplot
 
-    columns = 3
-    figure, panels = pyplot.subplots(
-        -(-len(rows) // columns), columns, figsize=(9, 5.4), layout="constrained", squeeze=False
-    )
+    columns = 4
+    lines = -(-len(rows) // columns)
+    figure, panels = pyplot.subplots(lines, columns, figsize=(11, 2.7 * lines), layout="constrained", squeeze=False)
     for panel, (task, found) in zip(panels.flat, rows.items(), strict=False):
         settings = settings_of(found)
         rules = [s for s in settings if not s[0].learned]
@@ -229,7 +230,9 @@ def draw(rows: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
             )
         panel.set(title=task, xlim=(0, 9), xlabel="forwards per answer", ylabel="accuracy")
         panel.grid(alpha=0.3)
-    for panel in list(panels.flat)[len(rows) :]:
+    unused = list(panels.flat)[len(rows) :]
+    for panel in unused:
         panel.set_axis_off()
-    panels.flat[0].legend(loc="lower right", fontsize="small")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    (unused or panels.flat)[0].legend(handles, labels, loc="upper left" if unused else "lower right", fontsize="small")
     figure.savefig(path, dpi=120)

@@ -155,7 +155,7 @@ class Study:
             name = f"{how}, L = {s.length}, T = {s.temperature:g}"
             rows = {task: read_csv(self.folder / f"{task}-{s}.csv") for task in self.args.tasks}
             print(f"### {name}\n\n{report(rows)}\n")
-            draw({task: rows[task] for task in self.args.tasks[:6]}, self.folder / f"{s}.png")
+            draw({task: rows[task] for task in self.args.tasks[:7]}, self.folder / f"{s}.png")
             for label, tasks in compared(rows).items():
                 cells.setdefault(label, []).append(summary(name, tasks))
         for label, found in cells.items():

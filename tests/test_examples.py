@@ -73,6 +73,8 @@ def test_curves_by_hand(study: ModuleType) -> None:
     assert cells[0] == "here"
     assert cells[2:5] == ["+0.15 to +0.15", "+0.25 to +0.25", "1.32 to 1.32 (1 of 2)"]
     assert cells[5].startswith("`gaps` -0.500 ±")
+    with pytest.raises(ValueError, match="has no rows of other: evaluate it there"):
+        curves.against([fast, good, ours], "other")
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_python_of_the_readme_says_what_it_does(tmp_path: Path, monkeypatch: pyt
     ("policy", "alpha", "answer", "steps"),
     [
         ("entropy-bound:1,hold-eos", None, "puma, seal, swan, swan, ant, lamb, lion.", 4),
-        ("little,hold-eos", 1.0, "puma, seal, swan, sheep, ant, lamb, lion.", 2),
+        ("little,hold-eos", 1.0, "puma, seal, swan, sheep, ant, lion, lamb.", 2),
     ],
 )
 def test_the_picture_of_the_readme(policy: str, alpha: float | None, answer: str, steps: int) -> None:
@@ -158,4 +158,4 @@ def test_the_recorded_walk_is_what_its_script_says() -> None:
     assert [mean.sub("", line) for line in page] == [mean.sub("", line) for line in now]
     for recorded, measured in zip(*(mean.findall("\n".join(lines)) for lines in (page, now)), strict=True):
         assert float(measured) == pytest.approx(float(recorded), rel=0.02, abs=0.3)
-    assert "lamb, fish, hare." in now
+    assert "lynx, fish, hare." in now
