@@ -12,6 +12,7 @@ import torch
 
 from unmask import Policy, Sampler, SamplerConfig
 from unmask.cli import main
+from unmask.cli.options import progress_bar
 from unmask.evaluation import calibrate
 from unmask.policies import PolicyConfig, SetPolicy, SetPolicyConfig
 from unmask.policies.base import Decision, Observation
@@ -154,3 +155,51 @@ def test_calibrating_from_the_command_line(
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_stopped_calibration_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "POINTS", 6)
+    torch.manual_seed(0)
+    policy = SetPolicy(SMALL)
+    for name in ("whole", "stopped"):
+        policy.save_pretrained(tmp_path / name)
+    asked = ["--model", "tiny", "--task", "hops", "--count", "4", "--max-new-tokens", "24", "--block-length", "full"]
+    assert main(["calibrate", str(tmp_path / "whole"), *asked]) == 0
+    [expected] = SetPolicy.from_pretrained(tmp_path / "whole").config.calibration
+    steps, calls = Sampler.steps, []
+
+    def counted(self: Sampler, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return steps(self, *args)
+
+    monkeypatch.setattr(Sampler, "steps", counted)
+    assert main(["calibrate", str(tmp_path / "stopped"), *asked]) == 130
+    notes = tmp_path / "stopped" / "calibration.jsonl"
+    assert len(notes.read_text().splitlines()) == 1 + 3
+    assert main(["calibrate", str(tmp_path / "stopped"), *asked]) == 0
+    assert len(calls) == 4 + 3
+    assert SetPolicy.from_pretrained(tmp_path / "stopped").config.calibration == (expected,)
+    assert not notes.exists()
+
+    calls.clear()  # notes of other prompts are of no use
+    assert main(["calibrate", str(tmp_path / "stopped"), *asked]) == 130
+    assert main(["calibrate", str(tmp_path / "stopped"), *asked, "--seed-problems", "5"]) == 0
+    assert len(calls) == 4 + 6
+    capsys.readouterr()
+
+
+def test_progress_without_a_terminal_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("unmask.cli.options.time.monotonic", lambda: now[0])
+    with progress_bar() as progress:
+        bar = progress.add_task("calibrating", total=24)
+        for _ in range(4):
+            now[0] += 25
+            progress.advance(bar)
+    assert capsys.readouterr().err.split() == ["calibrating", "3/24", "after", "1:15"]

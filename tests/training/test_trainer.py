@@ -19,6 +19,7 @@ from training_helpers import SETTINGS, OneOfMany, assert_same_policy, lines, mak
 import unmask
 from unmask import Policy, PolicyConfig
 from unmask.training import Trainer, TrainerConfig, checkpoint
+from unmask.training.progress import Progress
 from unmask.training.record import run_part, training_record, with_part
 from unmask.training.supervised_config import SetTrainerConfig
 
@@ -289,6 +290,30 @@ def test_progress_is_one_line_in_a_terminal_and_lines_elsewhere(
     stream.truncate(0)
     make_trainer(tmp_path / "hidden", iterations=1).train(progress=False)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_progress_between_entries(monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    stream, now = io.StringIO(), [50.0]
+    stream.isatty = lambda: live  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("unmask.training.progress.time.monotonic", lambda: now[0])
+    progress = Progress(100)
+    for iteration in range(1, 6):
+        now[0] += 25
+        if iteration == 4:
+            progress(iteration, {"loss": 0.5, "survived": 1})
+        else:
+            progress.passed(iteration)
+    if live:
+        shown = [part.rstrip() for part in stream.getvalue().split("\r\x1b[K")[1:]]
+        times = [f"  {seconds // 60}:{seconds % 60:02} left" for seconds in (2450, 2425, 2400, 2375)]
+        assert shown == [
+            "  1/100", f"  2/100{times[0]}", f"  3/100{times[1]}", f"  4/100{times[2]}  loss 0.5  survived 1",
+            f"  5/100{times[3]}  loss 0.5  survived 1",
+        ]  # fmt: skip
+    else:
+        assert stream.getvalue().splitlines() == ["  3/100  after 1:15", "  4/100  loss 0.5  survived 1"]
 
 
 def test_no_signal_no_update(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from unmask.cli import say
 from unmask.cli.options import Decoding, Loading, Prompting, progress_bar
 from unmask.cli.parsing import Command, given
 from unmask.config import Count, PositiveInt
-from unmask.files import check_writable, make_folder
+from unmask.files import check_writable, locked, make_folder
 from unmask.sampling.config import SamplerConfig
 from unmask.tasks import make_task
 from unmask.training.config_files import parse_pairs
+
+NOTES = "calibration.jsonl"
+"""In the folder of the policy while it is calibrated."""
 
 
 class Calibrate(Command):
@@ -22,7 +27,7 @@ class Calibrate(Command):
     into the policy. Then a number of forwards can be asked for: `--target-nfe 8`.
 
     Training does this at its end, in the settings of the training. Another model, task, length or option needs a
-    calibration of its own, which takes the time of 24 evaluations.
+    calibration of its own, which takes the time of 24 evaluations. One that was stopped goes on if asked for again.
 
     examples:
       unmask calibrate runs/set/policy,hold-eos --model tiny --task hops --max-new-tokens 48
@@ -48,9 +53,8 @@ class Calibrate(Command):
     decoding: Decoding = Decoding()
 
     def run(self) -> int:
-        from rich.console import Console
 
-        from unmask.evaluation.calibrate import POINTS, measure_curve
+        from unmask.evaluation.calibrate import POINTS, Notes, measure_curve
         from unmask.policies.calibration import calibrated
         from unmask.policies.options import split_options
         from unmask.policies.registry import make_policy
@@ -78,14 +82,38 @@ class Calibrate(Command):
         )
         sampler = type(sampler)(sampler.model, tokenizer, policy, sampler.config)
         source = f"{len(texts)} prompts of {self.prompts.name if self.prompts else self.task} on {self.loading.model}"
-        with progress_bar(console=Console(stderr=True), transient=True) as progress:
+        notes_file = folder / NOTES
+        with locked(notes_file, wait=False), progress_bar() as progress:
             bar = progress.add_task("calibrating", total=POINTS)
-            curve = measure_curve(sampler, texts, None, source, lambda dial, nfe: progress.advance(bar))
+            notes = Notes(notes_file, self.measured(sampler, texts, source))
+
+            def on_value(dial: float, nfe: float) -> None:
+                notes.add(dial, nfe)
+                progress.advance(bar)
+
+            curve = measure_curve(sampler, texts, None, source, on_value, dict(notes.nfe))
         bare: Any = policy.bare
         bare.config = calibrated(bare.config, (curve,))
         bare.save_pretrained(folder)
+        notes_file.unlink()
         say(f"{curve.setting}, {source}\n\n{'dial':>8}  NFE")
         for dial, nfe in zip(curve.dial, curve.falling, strict=True):
             print(f"{dial:>8g}  {nfe:.2f}")
         say(f"\nwritten to {folder}; ask for --target-nfe {curve.falling[-1]:.2f} to {curve.falling[0]:.2f}")
         return 0
+
+    def measured(self, sampler: Any, prompts: list[Any], source: str) -> dict[str, Any]:
+        """What the calibration is of."""
+        from unmask.commit import package_commit
+        from unmask.evaluation.evaluate import weights_digest
+        from unmask.sampling.prompts import describe_prompts
+
+        return {
+            "source": source,
+            "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+            "policy": [sampler.policy.spec, weights_digest(sampler.policy)],
+            "loading": repr(self.loading),
+            "config": repr(sampler.config),
+            "chat_template": describe_prompts(sampler.tokenizer),
+            "commit": package_commit(),
+        }

@@ -83,7 +83,6 @@ class Evaluate(Command):
     decoding: EvaluatedDecoding = EvaluatedDecoding()
 
     def run(self) -> int:
-        from rich.console import Console
         from rich.markup import escape
 
         from unmask.evaluation.processes import gather, join, leave
@@ -100,7 +99,7 @@ class Evaluate(Command):
         index, count = join()
         jobs = self.jobs(tasks, options)
         own, rows = jobs[index::count], []
-        with progress_bar(console=Console(stderr=True), transient=True, disable=index > 0) as progress:
+        with progress_bar(disable=index > 0) as progress:
             total = progress.add_task("evaluating", total=len(own))
             now = progress.add_task("completions")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +12,7 @@ from unmask.cli.parsing import Flag, options_of
 from unmask.config import Config
 from unmask.sampling.config import SamplerConfig
 from unmask.training.config_files import parse_value
+from unmask.training.progress import QUIET, clock
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -81,10 +84,29 @@ else:
     """Of evaluations, whose regimes are block lengths, and which have samples of their own."""
 
 
-def progress_bar(**settings: Any) -> Any:
-    """The progress bar of the commands that take long: a task's name, a bar, how many of how many, the time left."""
+def progress_bar(disable: bool = False) -> Any:
+    """The progress of a command that takes long, on standard error: a task's name, a bar, how many of how many, the
+    time left. Where standard error is no terminal, a line a minute says how far it is."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), **settings
-    )
+    class Shown(Progress):
+        began = said = time.monotonic()
+
+        def advance(self, task_id: Any, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            self.say()
+
+        def update(self, task_id: Any, **values: Any) -> None:
+            super().update(task_id, **values)
+            self.say()
+
+        def say(self) -> None:
+            if self.disable or self.console.is_terminal or time.monotonic() - self.said < QUIET:
+                return
+            self.said = time.monotonic()
+            parts = [f"{one.description} {one.completed:.0f}/{one.total:.0f}" for one in self.tasks if one.total]
+            print(f"{'; '.join(parts)} after {clock(self.said - self.began)}", file=sys.stderr, flush=True)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Shown(*columns, console=Console(stderr=True), transient=True, disable=disable)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from unmask.files import write_atomically
 from unmask.policies.calibration import RANGES, Curve, between
 from unmask.sampling.dials import curve_of, set_dials
 from unmask.sampling.infill import parts_of
 from unmask.sampling.sampler import Sampler
+from unmask.text import read_text
 
 POINTS = 24
 """Values of the dial: its ends, then again and again the middle of the two of which least is known, see :func:`gap`."""
@@ -26,10 +30,12 @@ def measure_curve(
     overrides: Mapping[str, Any] | None = None,
     source: str = "",
     on_value: Callable[[float, float], None] = lambda dial, nfe: None,
+    known: Mapping[float, float] | None = None,
 ) -> Curve:
     """Decode ``prompts`` at :data:`POINTS` values of the policy's dial, and return the mean NFE at each.
 
-    ``overrides`` replace fields of the sampler's config. ``on_value`` is told each value and its NFE. Raises ValueError
+    ``overrides`` replace fields of the sampler's config. ``on_value`` is told each value and its NFE. ``known``
+    are NFE by values measured before by the same call, which are taken over. Raises ValueError
     for a policy without a dial, and for no prompts; FloatingPointError for undefined logits.
     """
     policy = sampler.policy
@@ -42,7 +48,7 @@ def measure_curve(
     curve_of(policy, config, {0.0: 1.0, 1.0: 1.0}, source)  # refuses what it refuses before any work
     nfe: dict[float, float] = {}
 
-    def measure(value: float) -> None:
+    def measure(value: float) -> float:
         states = [part.state for part in parts_of(sampler, list(prompts), config)]
         for state in states:
             alpha = torch.full_like(state.steps, value, dtype=torch.float32)
@@ -53,15 +59,33 @@ def measure_curve(
             for _ in sampler.steps(state, config):
                 pass
             state.raise_if_undefined()
-        nfe[value] = torch.cat([state.steps for state in states]).float().mean().item()
-        on_value(value, nfe[value])
+        return torch.cat([state.steps for state in states]).float().mean().item()
 
-    for value in RANGES[policy.dial]:
-        measure(value)
     while len(nfe) < POINTS:
-        (low, _), (high, _) = max(pairwise(sorted(nfe.items())), key=gap)
-        measure(between(low, high, 0.5))
+        if len(nfe) < len(RANGES[policy.dial]):
+            value = RANGES[policy.dial][len(nfe)]
+        else:
+            (low, _), (high, _) = max(pairwise(sorted(nfe.items())), key=gap)
+            value = between(low, high, 0.5)
+        nfe[value] = known[value] if known and value in known else measure(value)
+        on_value(value, nfe[value])
     return curve_of(policy, config, dict(sorted(nfe.items())), source)
+
+
+class Notes:
+    """What a calibration has measured so far, in a file, so that one that was stopped goes on."""
+
+    def __init__(self, path: Path, of: Mapping[str, Any]) -> None:
+        """``of`` says what is measured, in JSON's types; notes of anything else in the file are dropped."""
+        self.path, self.of = path, json.dumps(of, sort_keys=True)
+        lines = read_text(path).splitlines() if path.is_file() else []
+        self.nfe: dict[float, float] = dict(map(json.loads, lines[1:])) if lines[:1] == [self.of] else {}
+        """By values of the dial."""
+
+    def add(self, dial: float, nfe: float) -> None:
+        self.nfe[dial] = nfe
+        text = "\n".join([self.of, *(json.dumps(pair) for pair in self.nfe.items())])
+        write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def gap(pair: tuple[tuple[float, float], tuple[float, float]]) -> float:

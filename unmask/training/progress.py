@@ -18,29 +18,44 @@ SET_COLUMNS = (
 """Of runs that train set policies."""
 
 
+QUIET = 60.0
+"""Seconds without a sign of life after which one is given where there is no terminal."""
+
+
 class Progress:
-    """Shows what a run logs, see :meth:`__call__`."""
+    """Shows what a run logs, see :meth:`__call__`, and between two entries how far it is, see :meth:`passed`."""
 
     def __init__(self, total: int, shown: bool = True) -> None:
         self.total, self.shown, self.stream = total, shown and sys.stderr is not None, sys.stderr
         self.live, self.open = self.shown and self.stream.isatty(), False
+        self.said = ""
+        """The last entry, as it was shown."""
+        self.written = self.began = time.monotonic()
         self.first: tuple[int, float] | None = None
-        """The iteration of the first entry, and when it came."""
+        """The first iteration that was seen to end, or the one that the run begins after, and when."""
 
     def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
         """Show an entry of the log. In a terminal evaluations stay, and the others take the place of the one before."""
+        self.said = line(values)
+        self._show(iteration, self.said, stays="eval_reward" in values)
+
+    def passed(self, iteration: int) -> None:
+        """Show that the iteration is over: in a terminal at once, elsewhere after :data:`QUIET` seconds of silence."""
+        if self.live or time.monotonic() - self.written >= QUIET:
+            self._show(iteration, self.said if self.live else f"after {clock(time.monotonic() - self.began)}")
+
+    def _show(self, iteration: int, said: str, stays: bool = False) -> None:
         if not self.shown:
             return
-        count, said = f"{iteration:>{len(str(self.total))}}/{self.total}", line(values)
+        count, now = f"{iteration:>{len(str(self.total))}}/{self.total}", time.monotonic()
+        self.written = now
         if not self.live:
             print(f"{count}  {said}", file=self.stream, flush=True)
             return
-        now = time.monotonic()
         began, since = self.first = self.first or (iteration, now)
         if iteration > began:
-            left = int((now - since) / (iteration - began) * (self.total - iteration))
-            count += f"  {left // 60}:{left % 60:02} left"
-        text, self.open = f"{count}  {said}", "eval_reward" not in values
+            count += f"  {clock((now - since) / (iteration - began) * (self.total - iteration))} left"
+        text, self.open = f"{count}  {said}".rstrip(), not stays
         width = shutil.get_terminal_size().columns - 1
         self.stream.write("\r\x1b[K" + (text[:width] if self.open else f"{text}\n"))
         self.stream.flush()
@@ -49,6 +64,11 @@ class Progress:
         """End the line."""
         if self.open:
             print(file=self.stream)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: "2:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def line(values: Mapping[str, float]) -> str:

@@ -189,6 +189,8 @@ class Run:
             ends = bool(stopped_by) or self.iteration == c.iterations
             if self.iteration % c.logging_steps == 0 or ends:
                 write(averages.take())
+            else:
+                progress.passed(self.iteration)
             self.log_evaluation(write)
             if self.iteration % c.save_steps == 0 or ends:
                 self._save()
