@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unmask import Sampler, load_model
+from unmask.models.loading import load_tokenizer
 from unmask.models.tokenizer import CharTokenizer
 from unmask.pretraining.config import RECIPES
 from unmask.pretraining.loop import Run, build_model, diffusion_loss, encode_batch, make_tokenizer, open_ends, pretrain
@@ -146,13 +147,13 @@ def test_a_model_of_words_is_exported_with_its_tokenizer(tmp_path: Path) -> None
     assert out.finished.all()
 
 
-def test_a_recipe_may_start_from_a_packaged_model() -> None:
-    recipe = RECIPES["tiny-small"]
-    model, tiny = (
-        build_model(recipe, CharTokenizer(str(recipe.characters))).state_dict(),
-        load_model("tiny").state_dict(),
-    )
-    assert len(model) < len(tiny)  # a layer less
-    assert all(value.equal(tiny[name]) for name, value in model.items())
+@pytest.mark.parametrize("name", ["tiny-small", "little-small"])
+def test_a_recipe_may_start_from_a_packaged_model(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name]
+    tokenizer = make_tokenizer(recipe, tmp_path)
+    assert tokenizer.ids == load_tokenizer(str(recipe.start)).ids  # or its embeddings would be of other pieces
+    model, larger = build_model(recipe, tokenizer).state_dict(), load_model(str(recipe.start)).state_dict()
+    assert len(model) < len(larger)  # a layer less
+    assert all(value.equal(larger[name]) for name, value in model.items())
     fresh = dataclasses.replace(recipe, start=None)
-    assert not build_model(fresh, CharTokenizer(str(recipe.characters))).embed.weight.equal(tiny["embed.weight"])
+    assert not build_model(fresh, tokenizer).embed.weight.equal(larger["embed.weight"])

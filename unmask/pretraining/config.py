@@ -99,39 +99,48 @@ HOPS = "abcdefghijklmnopABCDEFGHIJKLMNOP#:="
 SUMS = "0123456789abcdefgh+-=#"
 SUDOKU = "1234.="
 
-OF_TINY: dict[str, Any] = {"task": Hops(shortcut=0.3), "characters": HOPS, "buffers": (24,), "start": "tiny"}
-OF_TINY |= {"muon_lr": 0.005, "adam_lr": 1e-3}
-"""What recipes that go on from the packaged model's weights have in common."""
-
 
 def little(**weights: float) -> Blend:
     return Blend(tuple((LITTLE[name](split="train"), weight) for name, weight in weights.items()))
 
 
+WORDED = little(story=5, parcel=4, line=3, letters=3, latin=3, grid=3, quiz=4, form=2, gaps=1)
+OF_WORDS: dict[str, Any] = {"characters": None, "buffers": (64, 16, 32, 48, 128), "block_length": None}
+OF_WORDS |= {"buffer_weights": (0.15, 0.3, 0.35, 0.15, 0.05), "min_mask_ratio": 0.1, "open_share": 0.5}
+OF_WORDS |= {"hidden_size": 192, "num_heads": 6, "intermediate_size": 352, "group_rows": 32}
+"""What the recipes of models of words have in common."""
+
+OF_TINY: dict[str, Any] = {"task": Hops(shortcut=0.3), "characters": HOPS, "buffers": (24,), "start": "tiny"}
+OF_TINY |= {"muon_lr": 0.005, "adam_lr": 1e-3}
+"""What recipes that go on from the packaged model's weights have in common."""
+
 RECIPES = {
     "little": Recipe(
         # First much of what teaches to copy from the prompt, which all others build on.
         little(story=3, parcel=3, line=6, letters=2, latin=1, grid=2, quiz=2, form=6, gaps=1),
-        characters=None,
-        buffers=(64, 16, 32, 48, 128),
-        buffer_weights=(0.15, 0.3, 0.35, 0.15, 0.05),
-        block_length=None,
-        hidden_size=192,
+        **OF_WORDS,
         num_layers=5,
-        num_heads=6,
-        intermediate_size=352,
         steps=12_000,
         muon_lr=0.002,
         adam_lr=1e-3,
         decay_share=0.25,
         curriculum=(0, 3000),
-        last_task=little(story=5, parcel=4, line=3, letters=3, latin=3, grid=3, quiz=4, form=2, gaps=1),
+        last_task=WORDED,
         last_from=2000,
-        min_mask_ratio=0.1,
-        open_share=0.5,
-        group_rows=32,
         bf16=True,
         seed=4,
+    ),
+    # A model with other weights, and less able, for policies that were trained for "little".
+    "little-small": Recipe(
+        WORDED,
+        **OF_WORDS,
+        num_layers=4,
+        steps=1500,
+        muon_lr=0.001,
+        adam_lr=5e-4,
+        curriculum=(0, 0),
+        seed=6,
+        start="little",
     ),
     # Many short cuts while the look-ups are learned, fewer at the end: with 0.4 to the end, greedy decoding skips
     # the hops in a third of all problems even in blocks of 8.
