@@ -135,7 +135,7 @@ RECIPES = {
         WORDED,
         **OF_WORDS,
         num_layers=4,
-        steps=1500,
+        steps=700,
         muon_lr=0.001,
         adam_lr=5e-4,
         curriculum=(0, 0),
