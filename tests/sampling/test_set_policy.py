@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -183,7 +186,7 @@ def test_a_large_vocabulary_is_read_through_the_models_embedding() -> None:
         policy.decide(observed(2))
     first = sampled(policy, PROMPTS, model)
     saved = copy.deepcopy(policy)
-    assert saved._table is None
+    assert saved._attached.table is None
     assert sampled(saved, PROMPTS, model).completions.equal(first.completions)
     inputs, none = SetInputs.of(observed(8)), torch.zeros(8, LENGTH, dtype=torch.bool)
     before = policy(inputs, none)
@@ -202,12 +205,39 @@ def test_a_large_vocabulary_is_read_through_the_models_embedding() -> None:
         policy.attach(random_model(hidden=16))
 
 
-def test_samplers_of_several_models_may_share_a_policy_and_take_steps_by_turns() -> None:
+def shared() -> tuple[SetPolicy, list[Any], SamplerConfig, list[Any]]:
+    """A policy that reads the model's embedding, two models of other embeddings, and what each decodes alone."""
     policy, models = fresh(embedding_size=32), [random_model() for _ in range(2)]
     with torch.no_grad():
         models[1].embed.weight.copy_(models[0].embed.weight.flip(0))
     config = SamplerConfig(max_new_tokens=LENGTH, alpha=0.05)
     alone = [Sampler(model, None, copy.deepcopy(policy), config).generate(PROMPTS) for model in models]
+    return policy, models, config, alone
+
+
+def test_samplers_in_threads_may_share_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, models, config, alone = shared()
+    both, decide = threading.Barrier(2), policy.decide
+
+    def together(observation: Observation) -> Any:
+        with suppress(threading.BrokenBarrierError):  # the other has finished
+            both.wait()  # each has given the policy its model
+        return decide(observation)
+
+    def decoded(model: Any) -> Any:
+        try:
+            return Sampler(model, None, policy, config).generate(PROMPTS)
+        finally:
+            both.abort()
+
+    monkeypatch.setattr(policy, "decide", together)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(decoded, models))
+    assert [one.completions.tolist() for one in results] == [one.completions.tolist() for one in alone]
+
+
+def test_samplers_of_several_models_may_share_a_policy_and_take_steps_by_turns() -> None:
+    policy, models, config, alone = shared()
     streams = [Sampler(model, None, policy, config).stream(PROMPTS) for model in models]
     last: dict[int, Any] = {}
     for pair in zip_longest(*streams):

@@ -9,6 +9,7 @@ then the surest next with the network run again, while the summed -log p stays b
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,20 @@ PERIODS = (2.2, 64.0)
 """Shortest and longest period, in positions, of the sinusoids that tell a place in the buffer."""
 TABLE_ROWS = 8192
 """Rows of the model's embedding that are projected at a time."""
+
+
+class Attached(threading.local):
+    """The model's embedding of one thread, whose steps another thread's with another model do not disturb."""
+
+    def __init__(self) -> None:
+        self.table: Tensor | None = None
+        """(V, E), on the policy's device."""
+        self.packing = Packing()
+        """Of its projection."""
+
+    def __reduce__(self) -> tuple[type[Attached], tuple[()]]:
+        """A copy has none."""
+        return Attached, ()
 
 
 @dataclass
@@ -126,11 +141,9 @@ class SetPolicy(Pretrained):
         self.register_buffer("frequencies", rotary_frequencies(width // c.num_heads), persistent=False)
         self.register_buffer("pairs", pairs, persistent=False)
         self.register_buffer("places", 2 * math.pi / periods, persistent=False)
-        self._table: Tensor | None = None
-        """The model's embedding on the policy's device."""
-        self._packing, self._table_packing = Packing(), Packing()
+        self._packing, self._attached = Packing(), Attached()
         self._known = WeakIdKeyDictionary()
-        """From each model's embedding to where it was, its ``_table`` and its ``_table_packing``."""
+        """From each model's embedding to where it was, and the ``table`` and ``packing`` of :class:`Attached`."""
         self._packed_parts = [part for part in self.modules() if part is not self.tokens and part._parameters]
 
     @property
@@ -162,7 +175,7 @@ class SetPolicy(Pretrained):
         place, known = (table.data_ptr(), table.dtype, device), self._known.get(table)
         if known is None or known[0] != place:
             known = self._known[table] = (place, table.detach().to(device), Packing())
-        _, self._table, self._table_packing = known
+        _, self._attached.table, self._attached.packing = known
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(..., D): the embedding of ``tokens``, or the projection of the model's."""
@@ -175,15 +188,15 @@ class SetPolicy(Pretrained):
         if isinstance(self.tokens, nn.Embedding):
             return self.tokens.weight
         rows = self._model_table()
-        packed = self._table_packing(
+        packed = self._attached.packing(
             [self.tokens.weight, rows], lambda: [self._projected(some) for some in rows.split(TABLE_ROWS)]
         )
         return packed.view(len(rows), -1).to(self.state.weight.dtype)
 
     def _model_table(self) -> Tensor:
-        if self._table is None:
+        if (table := self._attached.table) is None:
             raise ValueError("the set policy reads the model's embedding: call attach(model), as a Sampler does")
-        return self._table
+        return table
 
     def _projected(self, rows: Tensor) -> Tensor:
         """(..., D): the projection of rows (..., E) of the model's embedding."""
@@ -250,4 +263,4 @@ class SetPolicy(Pretrained):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model's embedding, which a Sampler gives again."""
-        return {**self.__dict__, "_table": None, "_known": WeakIdKeyDictionary()}
+        return {**self.__dict__, "_attached": Attached(), "_known": WeakIdKeyDictionary()}
