@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -24,6 +25,12 @@ def _interruptible() -> None:
     """Ctrl-C works as in a terminal, for the programs of tests as well, where a shell started pytest behind "&"."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _buffered() -> None:
+    """Programs of tests buffer what they print, as they do for users."""
+    os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(autouse=True)

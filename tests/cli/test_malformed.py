@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -149,3 +150,21 @@ def test_output_that_cannot_be_written(words: str) -> None:
     )
     assert (full.returncode, full.stderr.count(b"\n"), b"No space left" in full.stderr) == (2, 1, True)
     assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """It closes the pipe, which is no error."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "unmask", "models"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_lines_in_a_file_are_in_the_order_they_were_written(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "unmask", "generate", "Name animals that begin with l, f, h.", "--seed", "0"]
+    with (tmp_path / "said").open("w") as file:
+        subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=True)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[0] == words[4]
+    assert said[-1].startswith("1 prompt, ")

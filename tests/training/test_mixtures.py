@@ -143,7 +143,7 @@ def test_labels_of_several_models(kind: str, tmp_path: Path, monkeypatch: pytest
     if kind == "set":
         for part in trainer.rounds:
             trainer._fit(part, torch.arange(4))
-            assert trainer.policy._table.data_ptr() == pair[int(part.model[0])].embedding.data_ptr()
+            assert trainer.policy._attached.table.data_ptr() == pair[int(part.model[0])].embedding.data_ptr()
     with pytest.raises(Killed):
         make("parts", pair).train(kill_after_3)
     make("parts", pair, resume_from_checkpoint=True).train()

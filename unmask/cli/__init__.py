@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # in a file, too, lines are in order
     first = words[0] if words else ""
     if first in ("-h", "--help", "--version"):
         return guarded("unmask", partial(about, first))
@@ -107,7 +107,7 @@ def guarded(who: str, action: Callable[[], int], debug: bool = False) -> int:
         sys.stdout.flush()  # an error of it would come too late to be told
         return status
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        sys.stderr.close()
+        drop_output()
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -123,7 +123,17 @@ def guarded(who: str, action: Callable[[], int], debug: bool = False) -> int:
         if not isinstance(error, (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)):
             message = f"{type(error).__name__}: {message} (--debug shows where)"
         print(f"{who}: {printable(message)}", file=sys.stderr)
+        drop_output()
         return 2
+
+
+def drop_output() -> None:
+    """Drop what standard output did not take: at the end Python would try again, and fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 class Printable(logging.Formatter):
