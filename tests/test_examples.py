@@ -25,7 +25,8 @@ from unmask.policies.registry import make_policy
 from unmask.policies.set_policy import SetPolicy
 from unmask.tasks import make_task
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "study.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "examples" / "study.py"
 
 
 @pytest.fixture
@@ -101,6 +102,29 @@ def test_a_study_from_rules_to_its_report(
     table = capsys.readouterr().out.split("### Full diffusion, L = 64, T = 0")[1]
     assert "`mine`" in table
     assert "| `quiz` | `threshold:" in table
+
+
+def test_means_over_tasks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the page's rows; those in two block lengths are kept apart."""
+    script, rows = load_script(SCRIPT.with_name("over_tasks.py")), ROOT / "benchmarks" / "results" / "little-study"
+
+    def shown(name: str, *words: str) -> list[list[str]]:
+        monkeypatch.setattr(sys, "argv", ["over_tasks.py", str(rows / name), *words])
+        assert script.main() == 0
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+
+    found = shown("training-seeds.csv", "--against", "seed 2")
+    assert len(found) == 2 + 12
+    assert ["64, full", "seed 1", "0.1", "0.890 @ 5.39", "+0.014 ± 0.007, +0.01 forwards"] in found
+    assert ["64, full", "seed 2", "1", "0.628 @ 2.68", ""] in found
+    means = {(line[0], line[1], line[2]): line[3] for line in shown("means.csv")[2:]}
+    assert means["64, full", "mean", "0.1"] == "0.925 @ 5.02"
+    assert means["64, 16", "mean", "0.1"] == "0.902 @ 5.13"
+    with pytest.raises(SystemExit):
+        shown("means.csv", "--against", "nobody")
+    assert "--against nobody has no rows; there are before, " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="at None, 64, full, has no rows of grid, "):
+        shown("training-seeds.csv", str(rows / "letters-full-64-0.csv"))
 
 
 def test_antibodies_with_holes(

@@ -178,7 +178,7 @@ def test_a_stopped_calibration_goes_on(
 
     monkeypatch.setattr(Sampler, "steps", counted)
     assert main(["calibrate", str(tmp_path / "stopped"), *asked]) == 130
-    notes = tmp_path / "stopped" / "calibration.jsonl"
+    notes = tmp_path / "stopped" / ".calibration.jsonl"
     assert len(notes.read_text().splitlines()) == 1 + 3
     assert main(["calibrate", str(tmp_path / "stopped"), *asked]) == 0
     assert len(calls) == 4 + 3

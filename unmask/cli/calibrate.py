@@ -18,7 +18,7 @@ from unmask.sampling.config import SamplerConfig
 from unmask.tasks import make_task
 from unmask.training.config_files import parse_pairs
 
-NOTES = "calibration.jsonl"
+NOTES = ".calibration.jsonl"
 """In the folder of the policy while it is calibrated."""
 
 
@@ -53,7 +53,6 @@ class Calibrate(Command):
     decoding: Decoding = Decoding()
 
     def run(self) -> int:
-
         from unmask.evaluation.calibrate import POINTS, Notes, measure_curve
         from unmask.policies.calibration import calibrated
         from unmask.policies.options import split_options
@@ -91,7 +90,7 @@ class Calibrate(Command):
                 notes.add(dial, nfe)
                 progress.advance(bar)
 
-            curve = measure_curve(sampler, texts, None, source, on_value, dict(notes.nfe))
+            curve = measure_curve(sampler, texts, None, source, on_value, notes.nfe)
         bare: Any = policy.bare
         bare.config = calibrated(bare.config, (curve,))
         bare.save_pretrained(folder)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def measure_curve(
     overrides: Mapping[str, Any] | None = None,
     source: str = "",
     on_value: Callable[[float, float], None] = lambda dial, nfe: None,
-    known: Mapping[float, float] | None = None,
+    known: Mapping[float, float] = MappingProxyType({}),
 ) -> Curve:
     """Decode ``prompts`` at :data:`POINTS` values of the policy's dial, and return the mean NFE at each.
 
@@ -67,7 +68,7 @@ def measure_curve(
         else:
             (low, _), (high, _) = max(pairwise(sorted(nfe.items())), key=gap)
             value = between(low, high, 0.5)
-        nfe[value] = known[value] if known and value in known else measure(value)
+        nfe[value] = known[value] if value in known else measure(value)
         on_value(value, nfe[value])
     return curve_of(policy, config, dict(sorted(nfe.items())), source)
 
@@ -83,6 +84,8 @@ class Notes:
         """By values of the dial."""
 
     def add(self, dial: float, nfe: float) -> None:
+        if dial in self.nfe:
+            return
         self.nfe[dial] = nfe
         text = "\n".join([self.of, *(json.dumps(pair) for pair in self.nfe.items())])
         write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
